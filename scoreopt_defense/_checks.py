@@ -1,0 +1,89 @@
+"""Checks of what users pass in: an error names the argument, its value and the rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_choice", "check_count", "check_images", "check_positive", "check_sigma"]
+
+# Black-box attacks query a little outside [0, 1] (SPSA by 0.01); images that were normalised by a
+# mean and a deviation, or that run to 255, go much further.
+_MARGIN = 0.1
+
+
+def check_images(x: object, *, channels: int | None = None) -> Tensor:
+    """Images of shape (B, C, H, W) in [0, 1], float32 or float64, or the error that says why not.
+
+    Raises:
+        TypeError: if ``x`` is no tensor.
+        ValueError: if its rank, channels, dtype or values are not those of such images.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"images must be a torch.Tensor, got {type(x).__name__}")
+    if x.ndim != 4:
+        raise ValueError(f"images must have shape (B, C, H, W), got {tuple(x.shape)}")
+    if channels is not None and x.shape[1] != channels:
+        raise ValueError(
+            f"images must have the denoiser's {channels} channels, got shape {tuple(x.shape)}"
+        )
+    if x.dtype not in (torch.float32, torch.float64):
+        hint = {
+            False: "; divide integer pixels by 255",
+            True: "; for half-precision networks use float32 images under torch.autocast",
+        }[x.is_floating_point()]
+        raise ValueError(f"images must be float32 or float64 in [0, 1], got {x.dtype}{hint}")
+    if x.numel() == 0:
+        return x
+    low, high = (bound.item() for bound in x.detach().aminmax())  # NaN comes out as NaN
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"images must be finite, got values from {low} to {high}")
+    if low < -_MARGIN or high > 1 + _MARGIN:
+        raise ValueError(
+            f"images must be in [0, 1], got values from {low:.4g} to {high:.4g}: divide pixels by "
+            "255, and leave any normalisation to the classifier"
+        )
+    return x
+
+
+def check_sigma(sigma: object, *, valid: tuple[float, float]) -> tuple[float, float]:
+    """A noise level or a (low, high) range of them as a range, within ``valid``."""
+    try:
+        low, high = sigma if isinstance(sigma, Iterable) else (sigma, sigma)
+        low, high = float(low), float(high)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(f"sigma must be a number or a (low, high) pair, got {sigma!r}") from None
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"sigma must satisfy 0 < low <= high, got {sigma!r}")
+    if low < valid[0] or high > valid[1]:
+        raise ValueError(
+            f"sigma must be within [{valid[0]:g}, {valid[1]:g}], the noise levels this denoiser is "
+            f"valid for, got {sigma!r}"
+        )
+    return low, high
+
+
+def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    """``value`` is one of ``allowed``."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+def check_count(name: str, value: object, *, least: int = 1) -> int:
+    """``value`` is a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return value
+
+
+def check_positive(name: str, value: object, *, zero: bool = False) -> float:
+    """``value`` is a finite number above zero (or, with ``zero``, at zero)."""
+    number = float(value) if isinstance(value, (int, float)) else math.nan
+    if not (0 < number < math.inf or (zero and number == 0)):
+        rule = "at least 0" if zero else "above 0"
+        raise ValueError(f"{name} must be a finite number {rule}, got {value!r}")
+    return number

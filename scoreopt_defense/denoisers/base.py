@@ -1,0 +1,80 @@
+"""What every denoiser is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Denoiser"]
+
+
+class Denoiser(nn.Module, ABC):
+    r"""The posterior mean of a clean image given a noised one.
+
+    .. math:: D_\theta(x_t; \sigma) \approx \mathbb E[x \mid x_t], \qquad
+              x_t = x + \sigma\epsilon,\ \epsilon \sim \mathcal N(0, I)
+
+    By Tweedie's formula the score is :math:`(D_\theta(x_t; \sigma) - x_t) / \sigma^2`. Images are
+    in [-1, 1], the paper's and EDM's scale, where :math:`\sigma = 0.25` is 32/255 on pixels.
+
+    An adapter for a new kind of network subclasses this and writes :meth:`denoise`, which only
+    rescales. The network keeps its own mode: ``train()`` and ``eval()`` do not reach it.
+
+    Args:
+        sigma_range: lowest and highest noise level that the network was trained for.
+        channels: image channels, or None where any number will do.
+    """
+
+    def __init__(self, *, sigma_range: tuple[float, float], channels: int | None = None) -> None:
+        super().__init__()
+        low, high = sigma_range
+        if not 0 <= low < high:
+            raise ValueError(f"sigma_range must satisfy 0 <= low < high, got {sigma_range!r}")
+        self.sigma_range = (float(low), float(high))
+        self.channels = channels
+        self.training = False
+
+    def forward(self, x_t: Tensor, sigma: float | Tensor) -> Tensor:
+        """Denoise a batch.
+
+        Args:
+            x_t: noised images, shape ``(B, C, H, W)``, in [-1, 1] plus noise.
+            sigma: noise level on that scale: a number, or one an image, shape ``(B,)`` or
+                ``(B, 1, 1, 1)``.
+
+        Returns:
+            Shape, dtype and device of ``x_t``.
+
+        Raises:
+            ValueError: if ``sigma`` is outside ``sigma_range`` or the shapes do not fit.
+        """
+        if x_t.ndim != 4 or self.channels not in (None, x_t.shape[1]):
+            raise ValueError(
+                f"x_t must have shape (B, {self.channels or 'C'}, H, W), got {tuple(x_t.shape)}"
+            )
+        levels = torch.as_tensor(sigma, dtype=x_t.dtype).flatten()
+        if len(levels) not in (1, len(x_t)):
+            raise ValueError(f"sigma must be one value or {len(x_t)}, got {len(levels)}")
+        low, high = self.sigma_range
+        slack = 1e-6  # rounding of the range's own ends
+        if not ((levels >= low * (1 - slack)) & (levels <= high * (1 + slack))).all():
+            raise ValueError(
+                f"sigma must be within [{low:g}, {high:g}], the noise levels this denoiser is "
+                f"valid for, got values from {levels.min():g} to {levels.max():g}"
+            )
+        levels = levels.to(x_t.device).expand(len(x_t)).reshape(-1, 1, 1, 1)
+        return self.denoise(x_t, levels).to(x_t.dtype)
+
+    @abstractmethod
+    def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """As :meth:`forward`, with ``sigma`` checked and of shape ``(B, 1, 1, 1)``."""
+
+    def train(self, mode: bool = True) -> Denoiser:
+        """Change nothing: the network inside keeps the mode its owner gave it."""
+        return self
+
+    def extra_repr(self) -> str:
+        low, high = self.sigma_range
+        return f"sigma_range=({low:g}, {high:g}), channels={self.channels}"

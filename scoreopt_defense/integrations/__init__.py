@@ -1,0 +1,1 @@
+"""What other libraries need beyond a module from images to logits."""

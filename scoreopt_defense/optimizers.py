@@ -1,0 +1,80 @@
+"""Gradient descent as pure functions: a new point and a new state from the old ones.
+
+``torch.optim`` changes tensors in place and keeps its state to itself, so a step cannot be computed
+again or differentiated. These can.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scoreopt_defense._checks import check_choice
+
+__all__ = ["SGD", "Adam", "Optimizer", "make_optimizer"]
+
+
+class Optimizer(Protocol):
+    """An update rule without memory of its own."""
+
+    def init(self, x: Tensor) -> tuple[Tensor, ...]:
+        """State before the first step."""
+
+    def step(self, count: int, x: Tensor, grad: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """The new ``x`` and the new state; ``count`` is 1 at the first step."""
+
+
+@dataclass(frozen=True)
+class SGD:
+    r"""Plain gradient descent.
+
+    .. math:: x \leftarrow x - \eta \nabla
+    """
+
+    lr: float
+
+    def init(self, x: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+    def step(self, count: int, x: Tensor, grad: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        return (x - self.lr * grad,)
+
+
+@dataclass(frozen=True)
+class Adam:
+    r"""Adam, step for step as ``torch.optim.Adam``.
+
+    .. math::
+        m &\leftarrow \beta_1 m + (1 - \beta_1) \nabla, \quad
+        v \leftarrow \beta_2 v + (1 - \beta_2) \nabla^2 \\
+        x &\leftarrow x - \eta\, \frac{m / (1 - \beta_1^k)}
+            {\sqrt{v / (1 - \beta_2^k)} + \varepsilon}
+
+    Reference:
+        Kingma and Ba, ICLR 2015.
+    """
+
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def init(self, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.zeros_like(x), torch.zeros_like(x)
+
+    def step(self, count: int, x: Tensor, grad: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        m, v = state
+        m = m.lerp(grad, 1 - self.beta1)
+        v = (self.beta2 * v).addcmul(grad, grad, value=1 - self.beta2)
+        scale = (v.sqrt() / (1 - self.beta2**count) ** 0.5) + self.epsilon
+        return x - self.lr / (1 - self.beta1**count) * m / scale, m, v
+
+
+def make_optimizer(name: str, lr: float) -> Optimizer:
+    """The optimiser of that name."""
+    kinds = {"adam": Adam, "sgd": SGD}
+    check_choice("optimizer", name, kinds)
+    return kinds[name](lr)

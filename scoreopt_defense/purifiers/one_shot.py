@@ -1,0 +1,34 @@
+"""One-shot denoising."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from scoreopt_defense.noise import Noise
+from scoreopt_defense.purifiers.base import Purifier
+
+__all__ = ["OneShot"]
+
+
+class OneShot(Purifier):
+    r"""Noise the image once and denoise it once: the first baseline, and the attacks' surrogate.
+
+    .. math:: \hat x = D_\theta(x_a + \sigma\epsilon; \sigma)
+
+    Args:
+        denoiser, sigma, gradient, deterministic, max_batch, seed: as in
+            :class:`~scoreopt_defense.purifiers.base.Purifier`.
+
+    Example:
+        >>> import torch
+        >>> from scoreopt_defense.denoisers import GaussianDenoiser
+        >>> purifier = OneShot(GaussianDenoiser(), sigma=0.25)
+        >>> purifier(torch.rand(8, 3, 32, 32)).shape
+        torch.Size([8, 3, 32, 32])
+
+    Reference:
+        Carlini et al., ICLR 2023; Zhang et al., NeurIPS 2023, eq. (5).
+    """
+
+    def purify(self, x_a: Tensor, noise: Noise) -> Tensor:
+        return self._one_shot(x_a, noise)
