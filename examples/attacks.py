@@ -80,7 +80,7 @@ def spsa(
     """Score-based black-box attack: two queries a sample and step (paper, 4.3)."""
     model = defended(classifier, purifier, "none")
     return torchattacks.SPSA(
-        model, eps=budget.eps, delta=0.01, lr=budget.eps / 4, nb_iter=budget.spsa_steps,
+        model, eps=budget.eps, delta=budget.eps / 4, lr=budget.eps / 2, nb_iter=budget.spsa_steps,
         nb_sample=budget.spsa_samples, max_batch_size=budget.spsa_samples,
     )(x, y)  # fmt: skip
 

@@ -1,0 +1,26 @@
+# Targets make their own virtual environment; PYTHON picks the interpreter that it starts from.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 4 minutes
+	$(BIN)/python examples/quickstart.py
+
+test: $(VENV)/dev.stamp  ## the default tests and the doctests; under 10 minutes
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(VENV)/%.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs
