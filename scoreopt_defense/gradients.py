@@ -2,19 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["GRADIENT_MODES", "differentiate_as", "refuse_gradient"]
+__all__ = [
+    "GRADIENT_MODES",
+    "Runner",
+    "Step",
+    "call",
+    "differentiate_as",
+    "recompute",
+    "refuse_gradient",
+]
 
 #: What ``gradient=`` may be.
-GRADIENT_MODES = ("one-shot", "bpda", "none")
+GRADIENT_MODES = ("one-shot", "bpda", "exact", "none")
 
 TensorMap = Callable[[Tensor], Tensor]
+#: A pure function of its tensors to tensors: one step of an algorithm.
+Step = Callable[..., Sequence[Tensor]]
+#: How an algorithm has its steps carried out: ``run(step, *tensors)``.
+Runner = Callable[..., Sequence[Tensor]]
+
+
+def call(step: Step, *tensors: Tensor) -> Sequence[Tensor]:
+    """Carry a step out and record nothing that it does not record itself."""
+    return step(*tensors)
+
+
+def recompute(step: Step, *tensors: Tensor) -> Sequence[Tensor]:
+    r"""Carry a step out; in the backward pass, carry it out again and differentiate it.
+
+    .. math:: (\bar s, \bar x_a) = J_{step}(s, x_a)^\top \bar s'
+
+    Only the step's inputs are kept, so the memory of many steps is that of one step and their
+    states. The step must give the same result again: it may draw no noise of its own. The second
+    pass takes attention kernels that have a second derivative.
+
+    Raises:
+        RuntimeError: from the backward pass, if something in the step has no second derivative.
+    """
+    return _Recompute.apply(step, *tensors)
+
+
+class _Recompute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, step: Step, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*tensors)
+        ctx.step = step
+        ctx.autocast = _autocast_state(tensors[0].device.type)
+        return tuple(step(*tensors))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        inputs = [
+            tensor.detach().requires_grad_(need) for tensor, need in zip(ctx.saved_tensors, needed)
+        ]
+        try:
+            with (
+                torch.enable_grad(),
+                torch.autocast(**ctx.autocast),
+                sdpa_kernel(SDPBackend.MATH),
+            ):
+                outputs = ctx.step(*inputs)
+            wanted = [tensor for tensor in inputs if tensor.requires_grad]
+            found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
+        except RuntimeError as error:
+            if not any(word in str(error) for word in ("not implemented", "differentiate")):
+                raise
+            raise RuntimeError(
+                "gradient='exact' needs the denoiser's second derivative, and something in it has "
+                f"none ({error}); the modes 'one-shot' and 'bpda' do without"
+            ) from error
+        return None, *(next(found) if need else None for need in needed)
 
 
 def differentiate_as(x: Tensor, value: TensorMap, surrogate: TensorMap) -> Tensor:

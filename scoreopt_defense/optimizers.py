@@ -69,7 +69,9 @@ class Adam:
         m, v = state
         m = m.lerp(grad, 1 - self.beta1)
         v = (self.beta2 * v).addcmul(grad, grad, value=1 - self.beta2)
-        scale = (v.sqrt() / (1 - self.beta2**count) ** 0.5) + self.epsilon
+        # Where v is zero so is its derivative, but that of its square root is infinite.
+        root = torch.where(v > 0, v, 1).sqrt().where(v > 0, 0)
+        scale = root / (1 - self.beta2**count) ** 0.5 + self.epsilon
         return x - self.lr / (1 - self.beta1**count) * m / scale, m, v
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,14 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count, check_images, check_sigma
 from scoreopt_defense.denoisers import Denoiser
-from scoreopt_defense.gradients import GRADIENT_MODES, differentiate_as, refuse_gradient
+from scoreopt_defense.gradients import (
+    GRADIENT_MODES,
+    Runner,
+    call,
+    differentiate_as,
+    recompute,
+    refuse_gradient,
+)
 from scoreopt_defense.noise import Noise
 
 if TYPE_CHECKING:
@@ -21,6 +29,8 @@ if TYPE_CHECKING:
     from scoreopt_defense.purifiers.one_shot import OneShot
 
 __all__ = ["Purifier"]
+
+_T = TypeVar("_T")
 
 
 class Purifier(nn.Module, ABC):
@@ -34,7 +44,9 @@ class Purifier(nn.Module, ABC):
             ``"one-shot"`` backward through one-shot denoising at the same x, noise level and
             noise (paper, 4.2.2), whose final clamp is passed straight through so that saturated
             pixels hide no gradient; ``"bpda"`` backward through the identity (paper, 4.2.1);
-            ``"none"`` no gradient, and an error where one is asked for.
+            ``"exact"`` the true Jacobian through every step, at the memory of one step, for a
+            denoiser that is twice differentiable; ``"none"`` no gradient, and an error where one is
+            asked for.
         deterministic: give every image the same fixed noise, so that the purifier is a function.
         max_batch: purify at most so many images at a time; the result is the same.
         seed: where the stream of noise starts. Each call goes on in the stream, so that repeated
@@ -138,8 +150,21 @@ class Purifier(nn.Module, ABC):
         return torch.cat([self._purify_chunk(rows[chunk], noise[chunk]) for chunk in chunks])
 
     def _purify_chunk(self, x: Tensor, noise: Noise) -> Tensor:
-        def purified(x: Tensor) -> Tensor:
-            return _to_unit(self.purify(2 * x - 1, noise)).clamp(0, 1)
+        settings = self._settings()
+
+        def checked(step: Callable[..., _T]) -> Callable[..., _T]:
+            def checked_step(*tensors: Tensor) -> _T:
+                if self._settings() != settings:
+                    raise RuntimeError(
+                        "the purifier's settings were changed between a forward pass and its "
+                        f"backward pass, from {settings} to {self._settings()}"
+                    )
+                return step(*tensors)
+
+            return checked_step
+
+        def purified(x: Tensor, run: Runner = call) -> Tensor:
+            return _to_unit(self.purify(2 * x - 1, noise, run)).clamp(0, 1)
 
         def one_shot(x: Tensor) -> Tensor:
             return _to_unit(self._one_shot(2 * x - 1, noise))
@@ -147,10 +172,17 @@ class Purifier(nn.Module, ABC):
         if not (torch.is_grad_enabled() and x.requires_grad):
             with torch.no_grad():
                 return purified(x)
+        if self.gradient == "exact":
+            return purified(x, lambda step, *tensors: recompute(checked(step), *tensors))
         if self.gradient == "none":
             return refuse_gradient(x, purified)
         surrogate = {"one-shot": one_shot, "bpda": lambda x: x}[self.gradient]
-        return differentiate_as(x, purified, surrogate)
+        return differentiate_as(x, purified, checked(surrogate))
+
+    def _settings(self) -> dict[str, Any]:
+        """What the result depends on, but for the images and the noise."""
+        public = {name: value for name, value in vars(self).items() if name[0] != "_"}
+        return public | {"denoiser": id(self.denoiser)}
 
     def _one_shot(self, x_a: Tensor, noise: Noise) -> Tensor:
         r""":math:`D_\\theta(x_a + \\sigma\\epsilon_1; \\sigma)`, the first step's draw."""
@@ -164,12 +196,13 @@ class Purifier(nn.Module, ABC):
         return _seed_of(self._stream.spawn(1)[0])
 
     @abstractmethod
-    def purify(self, x_a: Tensor, noise: Noise) -> Tensor:
+    def purify(self, x_a: Tensor, noise: Noise, run: Runner = call) -> Tensor:
         """The algorithm, on the denoiser's scale.
 
         Args:
             x_a: attacked images, shape ``(B, C, H, W)``, in [-1, 1].
             noise: every random number of this call.
+            run: carries out each step that calls the denoiser, as ``run(step, *tensors)``.
 
         Returns:
             Purified images, same shape and scale, not clamped.

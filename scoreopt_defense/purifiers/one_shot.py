@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from scoreopt_defense.gradients import Runner, call
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.purifiers.base import Purifier
 
@@ -30,5 +31,6 @@ class OneShot(Purifier):
         Carlini et al., ICLR 2023; Zhang et al., NeurIPS 2023, eq. (5).
     """
 
-    def purify(self, x_a: Tensor, noise: Noise) -> Tensor:
-        return self._one_shot(x_a, noise)
+    def purify(self, x_a: Tensor, noise: Noise, run: Runner = call) -> Tensor:
+        (x,) = run(lambda x_a: [self._one_shot(x_a, noise)], x_a)
+        return x

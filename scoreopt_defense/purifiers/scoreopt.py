@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from scoreopt_defense._checks import check_choice, check_count, check_positive
 from scoreopt_defense.denoisers import Denoiser
+from scoreopt_defense.gradients import Runner, call
 from scoreopt_defense.noise import Draw, Noise
 from scoreopt_defense.objectives import (
     denoising_error,
@@ -33,11 +35,14 @@ class Loss(Protocol):
     def __call__(self, x_t: Tensor, x: Tensor, x_a: Tensor, *, draw: Draw, j: int) -> Tensor: ...
 
 
-def scoreopt_o(x_a: Tensor, *, loss: Loss, optimizer: Optimizer, noise: Noise, M: int) -> Tensor:
+def scoreopt_o(
+    x_a: Tensor, *, loss: Loss, optimizer: Optimizer, noise: Noise, M: int, run: Runner = call
+) -> Tensor:
     """Algorithm 1: optimise the attacked image."""
     x, state = x_a, list(optimizer.init(x_a))
     for i in range(M):
-        x, *state = step_o(x_a, x, *state, i=i, loss=loss, optimizer=optimizer, draw=noise.at(i))
+        step = partial(step_o, i=i, loss=loss, optimizer=optimizer, draw=noise.at(i))
+        x, *state = run(step, x_a, x, *state)
     return x
 
 
@@ -60,26 +65,26 @@ def scoreopt_n(
     M: int,
     N: int,
     anchored: bool = False,
+    run: Runner = call,
 ) -> Tensor:
     """Algorithm 2: optimise the noised attacked image, then denoise it once."""
-    x = x_a
+    x_i = x_a
     for i in range(M):
         draw = noise.at(i)
-        sigma, eps_1 = draw.sigma.to(x), draw.eps_1(x)
-        anchor = x if anchored else None
-        x_t, state = x + sigma * eps_1, list(optimizer.init(x))
+        sigma, eps_1 = draw.sigma.to(x_a), draw.eps_1(x_a)
+        x_t, state = x_i + sigma * eps_1, list(optimizer.init(x_a))
+        step = partial(
+            step_n, loss=loss, optimizer=optimizer, draw=draw, eps_1=eps_1, anchored=anchored
+        )
         for j in range(N):
-            x_t, *state = step_n(
-                x_a, anchor, x_t, *state,
-                j=j, loss=loss, optimizer=optimizer, draw=draw, eps_1=eps_1,
-            )  # fmt: skip
-        x = denoiser(x_t, sigma)
-    return x
+            x_t, *state = run(partial(step, j=j), x_a, x_i, x_t, *state)
+        (x_i,) = run(lambda x_t, sigma=sigma: [denoiser(x_t, sigma)], x_t)
+    return x_i
 
 
 def step_n(
     x_a: Tensor,
-    anchor: Tensor | None,
+    x_i: Tensor,
     x_t: Tensor,
     *state: Tensor,
     j: int,
@@ -87,26 +92,31 @@ def step_n(
     optimizer: Optimizer,
     draw: Draw,
     eps_1: Tensor,
+    anchored: bool,
 ) -> Sequence[Tensor]:
     """One inner step of Algorithm 2: the new x_t and optimiser state, pure as :func:`step_o`.
 
     The image in the loss is the one that ``x_t`` stands for, ``x_t - sigma * eps_1``, and moves
-    with it; or ``anchor``, as the paper's box is printed.
+    with it; or, ``anchored``, it is ``x_i``, as the paper's box is printed.
     """
     sigma = draw.sigma.to(x_t)
 
     def loss_at(x_t: Tensor) -> Tensor:
-        x = x_t - sigma * eps_1 if anchor is None else anchor
+        x = x_i if anchored else x_t - sigma * eps_1
         return loss(x_t, x, x_a, draw=draw, j=j)
 
     return optimizer.step(j + 1, x_t, gradient(loss_at, x_t), *state)
 
 
 def gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Gradient of each image's loss with respect to that image."""
+    """Gradient of each image's loss with respect to that image.
+
+    Where gradients are being recorded, so is this one: a step can be differentiated.
+    """
+    record = torch.is_grad_enabled() and x.requires_grad
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(loss(x).sum(), x)[0]
+        x = x.view_as(x) if record else x.detach().requires_grad_()  # x may be x_a itself
+        return torch.autograd.grad(loss(x).sum(), x, create_graph=record)[0]
 
 
 class ScoreOpt(Purifier):
@@ -215,10 +225,12 @@ class ScoreOpt(Purifier):
         """
         return cls(denoiser, **(preset(name) | overrides))
 
-    def purify(self, x_a: Tensor, noise: Noise) -> Tensor:
+    def purify(self, x_a: Tensor, noise: Noise, run: Runner = call) -> Tensor:
         optimizer = make_optimizer(self.optimizer, self.lr)
         if self.variant == "O":
-            return scoreopt_o(x_a, loss=self._loss, optimizer=optimizer, noise=noise, M=self.steps)
+            return scoreopt_o(
+                x_a, loss=self._loss, optimizer=optimizer, noise=noise, M=self.steps, run=run
+            )
         return scoreopt_n(
             x_a,
             denoiser=self.denoiser,
@@ -228,6 +240,7 @@ class ScoreOpt(Purifier):
             M=self.outer_steps,
             N=self.steps,
             anchored=self.anchor == "fixed",
+            run=run,
         )
 
     def _loss(self, x_t: Tensor, x: Tensor, x_a: Tensor, *, draw: Draw, j: int) -> Tensor:
