@@ -30,6 +30,7 @@ class Settings:
     """What one training run depends on; a run resumes only under the same settings."""
 
     source: str
+    init: str | None
     holdout: int
     images: int
     batch: int
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: object) -> None:
     add = parser.add_argument
     add("source", help="'mnist', a zip of class/image files, a torchvision CIFAR root, or a folder")
     add("--out", type=Path, required=True, help="folder for checkpoints, plot and weights")
+    add("--init", help="checkpoint of another run, to start from its averaged weights")
     add("--images", type=int, help="training images to see in all")
     add("--batch", type=int, help="images a step")
     add("--lr", type=float, help="peak of the cosine schedule")
@@ -105,6 +107,8 @@ def train(
     """
     torch.manual_seed(settings.seed)
     device = torch.device(args.device)
+    if settings.init:
+        model.load_state_dict(torch.load(settings.init, weights_only=True)["averaged"])
     model.to(device, memory_format=torch.channels_last)
     averaged = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(

@@ -1,0 +1,200 @@
+"""Exact gradients through ScoreOpt: what they break, what surrogates miss, what they cost.
+
+    python benchmarks/exact_gradient.py attacks path/to/cifar    # the check of the paper, and more
+    python benchmarks/exact_gradient.py cosines path/to/cifar    # agreement against steps
+    python benchmarks/exact_gradient.py costs                    # memory and time, fresh processes
+
+Each part writes its own result file and goes on where it was if it is stopped and run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torchattacks
+from common import RESULTS, proportion, write
+from torch import Tensor
+from tqdm import tqdm
+
+from scoreopt_defense import EOT, DefendedModel, ScoreOpt, data, pretrained
+from scoreopt_defense.diagnostics import gradient_agreement
+from scoreopt_defense.noise import Noise
+
+NAME = "cifar10-tiny"
+MODES = ("exact", "one-shot", "bpda")
+NORMS: dict[str, Callable[..., Any]] = {
+    "linf 8/255": lambda model, steps: torchattacks.PGD(
+        model, eps=8 / 255, alpha=2 / 255, steps=steps, random_start=False
+    ),
+    "l2 0.5": lambda model, steps: torchattacks.PGDL2(
+        model, eps=0.5, alpha=0.125, steps=steps, random_start=False
+    ),
+}
+
+
+def attacks(args: argparse.Namespace) -> None:
+    """Attack success of PGD+EOT by gradient mode and number of optimisation steps.
+
+    Success is over the images that the defence, under the judge's noise, gets right when clean.
+    """
+    classifier, denoiser = pretrained.classifier(NAME), pretrained.denoiser(NAME)
+    budget = {"pgd_steps": args.pgd_steps, "eot": args.eot}
+    plan = [(1, 128), (5, 128), (20, 32)]
+    cells = [
+        (variant, steps, images, norm, mode)
+        for steps, images in plan
+        for variant in ("N", "O")
+        for norm in NORMS
+        for mode in MODES
+    ]
+    with _resumed("exact_gradient_attacks", args, **budget) as rows:
+        for variant, steps, count, norm, mode in tqdm(cells, unit="attack"):
+            key = {"variant": variant, "steps": steps, "norm": norm, "gradient": mode}
+            if rows.has(key):
+                continue
+            x, y, _ = data.load(args.source, n=count, seed=args.seed)
+            purifier = ScoreOpt.from_preset(
+                f"{NAME}/{variant}", denoiser, steps=steps, seed=args.seed, max_batch=32
+            )
+            model = DefendedModel(classifier, purifier)
+            started = time.monotonic()
+            attack = NORMS[norm](EOT(model.with_gradient(mode), args.eot), args.pgd_steps)
+            attacked = torch.cat([attack(a, b) for a, b in zip(x.split(32), y.split(32))])
+            with torch.no_grad():
+                clean = model(x, seed=args.seed).argmax(1) == y
+                robust = model(attacked, seed=args.seed + 1).argmax(1) == y
+            broken = (clean & ~robust).sum().item()
+            rows.add(
+                key
+                | {"clean accuracy": proportion(clean.sum().item(), count),
+                   "robust accuracy": proportion((clean & robust).sum().item(), count),
+                   "attack success": proportion(broken, clean.sum().item()),
+                   "seconds": round(time.monotonic() - started, 1)}
+            )  # fmt: skip
+
+
+def cosines(args: argparse.Namespace) -> None:
+    """Agreement of each surrogate with the exact gradient, by steps, variant and loss."""
+    classifier, denoiser = pretrained.classifier(NAME), pretrained.denoiser(NAME)
+    x, y, _ = data.load(args.source, n=32, seed=args.seed)
+    cells = [
+        (variant, loss, steps)
+        for variant in ("N", "O")
+        for loss in ("diff", "mse", "sr", "noise")
+        for steps in (1, 5, 10, 20)
+    ]
+    with _resumed("exact_gradient_cosines", args, images=len(y)) as rows:
+        for variant, loss, steps in tqdm(cells, unit="setting"):
+            key = {"variant": variant, "loss": loss, "steps": steps}
+            if rows.has(key):
+                continue
+            purifier = ScoreOpt.from_preset(
+                f"{NAME}/{variant}", denoiser, loss=loss, steps=steps, max_batch=32
+            )
+            found = gradient_agreement(
+                DefendedModel(classifier, purifier), x, y, modes=MODES[1:], seed=args.seed
+            )
+            for mode in MODES[1:]:
+                key[f"{mode} cosine"] = _mean(found.cosine[mode])
+                key[f"{mode} sign"] = _mean(found.sign[mode])
+            rows.add(key)
+
+
+def costs(args: argparse.Namespace) -> None:
+    """Peak memory and time of a forward and backward pass, exact against naive autograd."""
+    with _resumed("exact_gradient_costs", args, images=32) as rows:
+        for variant in ("N", "O"):
+            for steps in (1, 5, 10, 20, 50):
+                for how in ("exact", "naive"):
+                    key = {"variant": variant, "steps": steps, "how": how}
+                    if rows.has(key):
+                        continue
+                    command = [sys.executable, __file__, "one-cost", variant, str(steps), how]
+                    runs = [
+                        json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+                        for _ in range(3)
+                    ]
+                    middle = sorted(runs, key=lambda run: run["seconds"])[1]
+                    rows.add(key | middle)
+                    print(rows.rows[-1])
+
+
+def one_cost(variant: str, steps: int, how: str) -> None:
+    """One measurement, in a process of its own: memory above what was used before it."""
+    purifier = ScoreOpt.from_preset(
+        f"{NAME}/{variant}", pretrained.denoiser(NAME), steps=steps, gradient="exact"
+    )
+    x = torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    noise = Noise.of_batch(0, purifier.sigma, len(x), 1, shared=False)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.monotonic()
+    if how == "exact":
+        y = purifier(x, seed=0)
+    else:  # the same steps, recorded whole by autograd
+        y = (purifier.purify(2 * x - 1, noise).clamp(-1, 1) + 1) / 2
+    y.square().sum().backward()
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": round(seconds, 3), "megabytes": (peak - before) // 1024}))
+
+
+def _mean(values: Tensor) -> dict[str, float]:
+    """Mean with the normal limit's 95 % interval."""
+    half = 1.96 * values.std().item() / len(values) ** 0.5
+    mean = values.mean().item()
+    return {"value": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+
+
+class _resumed:
+    """Rows of a result file, written after each, kept from a run that was stopped."""
+
+    def __init__(self, name: str, args: argparse.Namespace, **about: Any) -> None:
+        self.name = name
+        self.about = about | {"seed": args.seed, "data": args.describe}
+        path = RESULTS / f"{name}.json"
+        old = json.loads(path.read_text()) if path.exists() else {}
+        same = all(old.get(key) == value for key, value in self.about.items())
+        self.rows: list[dict[str, Any]] = old.get("rows", []) if same else []
+
+    def __enter__(self) -> _resumed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        write(self.name, **self.about, rows=self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    def has(self, key: dict[str, Any]) -> bool:
+        return any(key.items() <= row.items() for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        write(self.name, **self.about, rows=self.rows)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["one-cost"]:
+        variant, steps, how = sys.argv[2:]
+        return one_cost(variant, int(steps), how)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["attacks", "cosines", "costs"])
+    parser.add_argument("source", nargs="?", help="CIFAR-10 test images")
+    parser.add_argument("--describe", default="CIFAR-10 test images, re-encoded as JPEG")
+    parser.add_argument("--pgd-steps", type=int, default=10)
+    parser.add_argument("--eot", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    return {"attacks": attacks, "cosines": cosines, "costs": costs}[args.part](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""What a defence's gradients are worth: each function returns data that can draw itself.
+
+A purifier can look robust because an attack was shown a poor gradient. These measure how poor: the
+surrogates against the exact gradient, the noise of a gradient against the number of purifications
+that it is averaged over, whether the purifier's own optimisation converges, and whether the loss
+really grows where the gradient points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scoreopt_defense._checks import check_choice, check_count
+from scoreopt_defense._optional import optional
+from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.gradients import GRADIENT_MODES, Step
+from scoreopt_defense.noise import Noise
+from scoreopt_defense.objectives import denoising_error
+from scoreopt_defense.purifiers import ScoreOpt
+
+__all__ = [
+    "Agreement",
+    "Curves",
+    "GradientNoise",
+    "LossAlong",
+    "gradient_agreement",
+    "gradient_noise",
+    "input_gradient",
+    "loss_along",
+    "optimization_curves",
+]
+
+
+def input_gradient(
+    model: DefendedModel, x: Tensor, y: Tensor, *, samples: int = 1, seed: int | None = None
+) -> Tensor:
+    r"""Gradient that PGD+EOT takes its sign of, image by image.
+
+    .. math:: \nabla_x\, \mathrm{CE}\Big(\frac1k \sum_{r=1}^k f(P_r(x)),\, y\Big)
+
+    Args:
+        model: differentiated in its purifier's mode.
+        x: images, shape ``(B, C, H, W)``, in [0, 1].
+        y: labels, shape ``(B,)``.
+        samples: purifications k that the logits are averaged over, times the model's votes.
+        seed: of the noise; the same seed shows every mode the same function.
+
+    Returns:
+        Shape of ``x``.
+    """
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = F.cross_entropy(model(x, seed=seed, samples=samples), y, reduction="sum")
+    return torch.autograd.grad(loss, x)[0]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a mode's gradient agrees with the exact one: by mode, one value an image.
+
+    Attributes:
+        cosine: of the angle between the two, in [-1, 1].
+        sign: share of pixels on which both have the same sign; 0.5 is chance.
+    """
+
+    cosine: dict[str, Tensor]
+    sign: dict[str, Tensor]
+
+    def plot(self, axes: Any = None) -> Any:
+        """Box plots of both, a box a mode; returns the matplotlib axes."""
+        axes = _axes(axes)
+        values = [
+            (f"{mode}\n{what}", data[mode].tolist())
+            for what, data in (("cosine", self.cosine), ("sign", self.sign))
+            for mode in data
+        ]
+        axes.boxplot([value for _, value in values], tick_labels=[name for name, _ in values])
+        axes.set(ylabel="agreement with the exact gradient", ylim=(-1, 1))
+        return axes
+
+
+def gradient_agreement(
+    model: DefendedModel,
+    x: Tensor,
+    y: Tensor,
+    *,
+    modes: Sequence[str] = ("one-shot", "bpda"),
+    samples: int = 1,
+    seed: int = 0,
+) -> Agreement:
+    """Compare surrogate gradients with the exact one, on the same images and noise.
+
+    Args:
+        model: its denoiser must be twice differentiable.
+        x: images, shape ``(B, C, H, W)``, in [0, 1].
+        y: labels, shape ``(B,)``.
+        modes: which surrogates.
+        samples: purifications that each gradient is averaged over.
+        seed: of the noise.
+    """
+    for mode in modes:
+        check_choice("modes", mode, [mode for mode in GRADIENT_MODES if mode != "none"])
+    settings = {"samples": samples, "seed": seed}
+    exact = input_gradient(model.with_gradient("exact"), x, y, **settings).flatten(1)
+    found = {
+        mode: input_gradient(model.with_gradient(mode), x, y, **settings).flatten(1)
+        for mode in modes
+    }
+    return Agreement(
+        cosine={mode: F.cosine_similarity(g, exact, dim=1) for mode, g in found.items()},
+        sign={mode: (g.sign() == exact.sign()).float().mean(1) for mode, g in found.items()},
+    )
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    r"""A gradient's noise against the number k of purifications that it is averaged over.
+
+    Attributes:
+        samples: the values of k.
+        signal_to_noise: :math:`\|\mathbb E g\|^2 / (\mathrm{tr}\,\mathrm{Cov}(g) / k)`, shape
+            ``(len(samples), B)``. Below 1, most of the gradient is noise.
+        sign: share of pixels whose sign at k is that of an independent average over as many as
+            were drawn in all, same shape; where it levels off, more purifications buy nothing.
+    """
+
+    samples: tuple[int, ...]
+    signal_to_noise: Tensor
+    sign: Tensor
+
+    def plot(self, axes: Any = None) -> Any:
+        """Mean sign agreement and median signal-to-noise against k."""
+        axes = _axes(axes)
+        axes.plot(self.samples, self.sign.mean(1), marker="o")
+        axes.set(xlabel="EOT samples", ylabel="share of settled signs", xscale="log")
+        twin = axes.twinx()
+        twin.plot(self.samples, self.signal_to_noise.median(1).values, marker="s", color="C1")
+        twin.set(ylabel="signal to noise (median image)", yscale="log")
+        return axes
+
+
+def gradient_noise(
+    model: DefendedModel,
+    x: Tensor,
+    y: Tensor,
+    *,
+    samples: Sequence[int] = (1, 2, 4, 8, 16),
+    seed: int = 0,
+) -> GradientNoise:
+    """How many purifications an attack must average before its gradient's sign settles.
+
+    Draws twice the largest k of single-purification gradients: one half is averaged, the other
+    is what the averages are compared with.
+
+    Args:
+        model: differentiated in its purifier's mode.
+        x: images, shape ``(B, C, H, W)``, in [0, 1].
+        y: labels, shape ``(B,)``.
+        samples: the values of k, each at least 1.
+        seed: of the noise; gradient r uses ``seed + r``.
+    """
+    ks = tuple(check_count("samples", k) for k in samples)
+    most = max(ks)
+    draws = torch.stack(
+        [input_gradient(model, x, y, seed=seed + r).flatten(1) for r in range(2 * most)]
+    )
+    half, reference = draws[:most], draws[most:].mean(0)
+    variance = draws.var(0).sum(1)
+    # The squared norm of a mean of n draws is too large by the mean's own variance.
+    signal = (draws.mean(0).square().sum(1) - variance / len(draws)).clamp_min(0)
+    return GradientNoise(
+        samples=ks,
+        signal_to_noise=torch.stack([signal / (variance / k) for k in ks]),
+        sign=torch.stack(
+            [(half[:k].mean(0).sign() == reference.sign()).float().mean(1) for k in ks]
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A purifier's optimisation, step by step; step 0 is before the first.
+
+    Attributes:
+        loss: Diff loss of the image at each step under one fixed set of noise draws, shape
+            ``(steps + 1, B)``: it falls if the optimisation converges.
+        distance: l2 distance from the attacked image, images in [-1, 1], same shape.
+        margin: logit of the true label less the largest other; negative where misclassified.
+    """
+
+    loss: Tensor
+    distance: Tensor
+    margin: Tensor
+
+    def plot(self, axes: Any = None) -> Any:
+        """The three means, each divided by its largest absolute value, against the step."""
+        axes = _axes(axes)
+        for name in ("loss", "distance", "margin"):
+            mean = getattr(self, name).mean(1)
+            axes.plot(mean / mean.abs().max(), label=f"{name} (largest {mean.abs().max():.3g})")
+        axes.set(xlabel="step", ylabel="mean, relative to its largest")
+        axes.legend()
+        return axes
+
+
+@torch.no_grad()
+def optimization_curves(
+    purifier: ScoreOpt,
+    classifier: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    probes: int = 4,
+    seed: int = 0,
+) -> Curves:
+    """Follow ScoreOpt over its steps: the convergence that the paper leaves open.
+
+    The image at a step is the one that would be returned if the purifier stopped there, so for
+    ScoreOpt-N the denoised ``x_t``.
+
+    Args:
+        purifier: a ScoreOpt of one outer step.
+        classifier: from images in [0, 1] to logits.
+        x: images, shape ``(B, C, H, W)``, in [0, 1].
+        y: labels, shape ``(B,)``.
+        probes: noise draws, within the purifier's noise levels, that the loss is averaged over.
+        seed: of the noise.
+    """
+    if purifier.outer_steps != 1:
+        raise ValueError(f"the curves are of one outer step, got {purifier.outer_steps}")
+    x_a = 2 * x - 1
+    noise = Noise.of_batch(seed, purifier.sigma, len(x), 1, shared=purifier.deterministic)
+    probe = Noise.of_batch(seed + 1, purifier.sigma, len(x), 1, shared=False)
+    sigma = noise.at(0).sigma.to(x)
+    states = [x_a if purifier.variant == "O" else x_a + sigma * noise.at(0).eps_1(x_a)]
+
+    def recorded(step: Step, *tensors: Tensor) -> Sequence[Tensor]:
+        outputs = step(*tensors)
+        states.append(outputs[0])
+        return outputs
+
+    purifier.purify(x_a, noise, recorded)
+    if purifier.variant == "N":  # the last state is already the denoised one
+        states = [purifier.denoiser(x_t, sigma) for x_t in states[:-1]]
+
+    def loss(image: Tensor) -> Tensor:
+        values = []
+        for i in range(probes):
+            draw = probe.at(i)
+            level = draw.sigma.to(image)
+            denoised = purifier.denoiser(image + level * draw.eps_1(image), level)
+            values.append(denoising_error(denoised, image))
+        return torch.stack(values).mean(0)
+
+    def margin(image: Tensor) -> Tensor:
+        logits = classifier(((image + 1) / 2).clamp(0, 1))
+        others = logits.scatter(1, y[:, None], -torch.inf)
+        return logits.gather(1, y[:, None])[:, 0] - others.amax(1)
+
+    return Curves(
+        loss=torch.stack([loss(image) for image in states]),
+        distance=torch.stack([(image - x_a).flatten(1).norm(dim=1) for image in states]),
+        margin=torch.stack([margin(image) for image in states]),
+    )
+
+
+@dataclass(frozen=True)
+class LossAlong:
+    """Cross-entropy of the defended model on the way out from an image.
+
+    Attributes:
+        radii: l-infinity distances from the image, shape ``(R,)``.
+        attack: along the sign of the gradient, shape ``(R, B)``.
+        random: along a random sign vector, same shape. A gradient that does no better than this
+            is no use to an attack.
+    """
+
+    radii: Tensor
+    attack: Tensor
+    random: Tensor
+
+    def plot(self, axes: Any = None) -> Any:
+        """Both means against the distance."""
+        axes = _axes(axes)
+        axes.plot(self.radii, self.attack.mean(1), label="along the gradient's sign")
+        axes.plot(self.radii, self.random.mean(1), label="along a random sign vector")
+        axes.set(xlabel="l-infinity distance", ylabel="cross-entropy")
+        axes.legend()
+        return axes
+
+
+def loss_along(
+    model: DefendedModel,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    points: int = 9,
+    samples: int = 4,
+    seed: int = 0,
+) -> LossAlong:
+    """The loss along the attack's direction and along a random one.
+
+    Args:
+        model: differentiated in its purifier's mode, once, at ``x``.
+        x: images, shape ``(B, C, H, W)``, in [0, 1].
+        y: labels, shape ``(B,)``.
+        eps: farthest l-infinity distance.
+        points: distances from 0 to ``eps``.
+        samples: purifications that gradient and logits are averaged over.
+        seed: of the gradient's noise and the random direction; the loss is taken under other
+            noise, the same at every distance.
+    """
+    attack = input_gradient(model, x, y, samples=samples, seed=seed).sign()
+    generator = torch.Generator().manual_seed(seed)
+    random = (torch.randint(2, x.shape, generator=generator) * 2 - 1).to(x)
+    radii = torch.linspace(0, eps, check_count("points", points, least=2))
+
+    @torch.no_grad()
+    def loss(direction: Tensor, radius: float) -> Tensor:
+        moved = (x + radius * direction).clamp(0, 1)
+        logits = model(moved, seed=seed + 1, samples=samples)
+        return F.cross_entropy(logits, y, reduction="none")
+
+    return LossAlong(
+        radii=radii,
+        attack=torch.stack([loss(attack, radius) for radius in radii.tolist()]),
+        random=torch.stack([loss(random, radius) for radius in radii.tolist()]),
+    )
+
+
+def _axes(axes: Any) -> Any:
+    if axes is not None:
+        return axes
+    pyplot = optional("matplotlib.pyplot", extra="plots")
+    return pyplot.subplots(layout="constrained")[1]
