@@ -81,7 +81,8 @@ def main() -> None:
         return edm_loss(model, x, sigma, sigma_data, generator)
 
     def measure(model: nn.Module) -> dict[str, float]:
-        return {f"PSNR@{s:g}": psnr(model, held_out.x[:500], s) for s in MEASURED_SIGMAS}
+        sigmas = MEASURED_SIGMAS if settings.holdout else ()
+        return {f"PSNR@{s:g}": psnr(model, held_out.x[:500], s) for s in sigmas}
 
     averaged = train(net, images, settings, args, loss_of, measure)
     if averaged is not None:

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,10 +24,13 @@ from tqdm import tqdm
 
 from scoreopt_defense import data
 
+# Options that the weights do not depend on: a run resumes under any value of these.
+_FREE_OPTIONS = {"out", "device", "checkpoint_minutes", "stop_after"}
+
 
 @dataclass(frozen=True)
 class Settings:
-    """What one training run depends on; a run resumes only under the same settings."""
+    """What every training run depends on, whatever it trains."""
 
     source: str
     init: str | None
@@ -101,7 +104,8 @@ def train(
         model: the network; its initial weights are the caller's.
         images: what to train on.
         settings: all that the result depends on.
-        args: where to write, on which device, how often to save.
+        args: all of the script's options; a run resumes only under the same, but for where to
+            write, on which device, and when to save or stop.
         loss_of: ``(model, x, y, generator)`` to a scalar loss.
         measure: numbers of the averaged model, logged at each checkpoint.
     """
@@ -118,9 +122,10 @@ def train(
     checkpoint = args.out / "checkpoint.pt"
     args.out.mkdir(parents=True, exist_ok=True)
     start, losses, log = 0, [], []
+    options = {name: value for name, value in vars(args).items() if name not in _FREE_OPTIONS}
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["settings"] != asdict(settings):
+        if state["settings"] != options:
             raise SystemExit(f"{checkpoint} was made with other settings: {state['settings']}")
         model.load_state_dict(state["model"])
         averaged.load_state_dict(state["averaged"])
@@ -131,7 +136,7 @@ def train(
         log.append({"step": step, **measure(averaged)})
         temporary = checkpoint.with_suffix(".tmp")
         torch.save(
-            {"settings": asdict(settings), "step": step, "losses": losses, "log": log,
+            {"settings": options, "step": step, "losses": losses, "log": log,
              "model": model.state_dict(), "averaged": averaged.state_dict(),
              "optimizer": optimizer.state_dict()},
             temporary,
@@ -237,6 +242,7 @@ def _plot(losses: list[float], log: list[dict[str, float]], path: Path) -> None:
     for name in (log[0].keys() - {"step"}) if log else ():
         right.plot([row["step"] for row in log], [row[name] for row in log], label=name)
     right.set(xlabel="step", title="held-out training images")
-    right.legend()
+    if right.lines:
+        right.legend()
     figure.savefig(path, bbox_inches="tight")
     plt.close(figure)

@@ -52,8 +52,10 @@ def check_images(x: object, *, channels: int | None = None) -> Tensor:
 def check_sigma(sigma: object, *, valid: tuple[float, float]) -> tuple[float, float]:
     """A noise level or a (low, high) range of them as a range, within ``valid``."""
     try:
-        low, high = sigma if isinstance(sigma, Iterable) else (sigma, sigma)
-        low, high = float(low), float(high)  # type: ignore[arg-type]
+        ends = tuple(sigma) if isinstance(sigma, Iterable) else (sigma, sigma)
+        if any(isinstance(end, (str, bytes, bool)) for end in (sigma, *ends)):
+            raise TypeError  # float() would take them
+        low, high = (float(end) for end in ends)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise ValueError(f"sigma must be a number or a (low, high) pair, got {sigma!r}") from None
     if not 0 < low <= high < math.inf:
@@ -82,7 +84,8 @@ def check_count(name: str, value: object, *, least: int = 1) -> int:
 
 def check_positive(name: str, value: object, *, zero: bool = False) -> float:
     """``value`` is a finite number above zero (or, with ``zero``, at zero)."""
-    number = float(value) if isinstance(value, (int, float)) else math.nan
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = float(value) if is_number else math.nan  # type: ignore[arg-type]
     if not (0 < number < math.inf or (zero and number == 0)):
         rule = "at least 0" if zero else "above 0"
         raise ValueError(f"{name} must be a finite number {rule}, got {value!r}")

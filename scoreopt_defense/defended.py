@@ -85,16 +85,19 @@ class DefendedModel(_KeepsModes):
         repeats = self.votes * check_count("samples", samples)
         purified = self.purifier(x, seed=seed, repeats=repeats)
         logits = self._classify(purified)
-        return logits.reshape(repeats, len(x), -1).mean(0) if repeats > 1 else logits
+        return logits.unflatten(0, (repeats, len(x))).mean(0) if repeats > 1 else logits
 
     def _classify(self, x: Tensor) -> Tensor:
         size = self.purifier.max_batch
         if size is None or len(x) <= size:
-            logits = self.classifier(x)
-        else:  # a checkpointed chunk keeps no activations, so that max_batch bounds memory here too
-            logits = torch.cat(
-                [checkpoint(self.classifier, chunk, use_reentrant=False) for chunk in x.split(size)]
-            )
+            return self._logits(x)
+        # a checkpointed chunk keeps no activations, so that max_batch bounds memory here too
+        return torch.cat(
+            [checkpoint(self._logits, chunk, use_reentrant=False) for chunk in x.split(size)]
+        )
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = self.classifier(x)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(

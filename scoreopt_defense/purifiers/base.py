@@ -130,6 +130,8 @@ class Purifier(nn.Module, ABC):
         """
         x = check_images(x, channels=self.denoiser.channels)
         check_count("repeats", repeats)
+        if max_batch is not None:
+            check_count("max_batch", max_batch)
         if torch.is_inference_mode_enabled() or x.is_inference():  # where autograd does not work
             with torch.inference_mode(False):
                 return self.forward(x.clone(), seed=seed, repeats=repeats, max_batch=max_batch)

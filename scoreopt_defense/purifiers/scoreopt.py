@@ -187,7 +187,8 @@ class ScoreOpt(Purifier):
             seed=seed,
         )
         check_choice("variant", variant, ("O", "N"))
-        loss = loss or {"O": "diff", "N": "noise"}[variant]
+        if loss is None:
+            loss = {"O": "diff", "N": "noise"}[variant]
         check_choice("loss", loss, ("diff", "mse", "sr", "noise"))
         check_choice("anchor", anchor, ("moving", "fixed"))
         if variant == "O" and outer_steps != 1:

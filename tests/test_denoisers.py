@@ -1,0 +1,122 @@
+"""The protocol and the EDM adapter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from toys import MEAN, BentNet, gaussian, mid_images, shrinkage
+
+from scoreopt_defense.denoisers import EDMDenoiser, GaussianDenoiser
+
+
+class Shrinks(nn.Module):
+    """D of zero-mean, unit-variance images, which counts what it is given."""
+
+    def forward(self, x_t, sigma, class_labels=None):
+        self.seen = (x_t.dtype, tuple(sigma.shape), class_labels)
+        return x_t / (1 + sigma.reshape(-1, 1, 1, 1) ** 2)
+
+
+@pytest.mark.parametrize("shape", ["number", "(1,)", "(B,)", "(B, 1, 1, 1)"])
+def test_noise_levels_may_be_given_in_every_shape(shape):
+    x_t = mid_images(3)
+    levels = torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64)
+    sigma = {"number": 0.5, "(1,)": levels[:1], "(B,)": levels,
+             "(B, 1, 1, 1)": levels.reshape(3, 1, 1, 1)}[shape]  # fmt: skip
+    net = Shrinks()
+    torch.testing.assert_close(EDMDenoiser(net)(x_t, sigma), x_t / 1.25, rtol=1e-12, atol=0)
+    assert net.seen[1] == (3,)
+
+
+def test_one_noise_level_an_image_denoises_each_by_its_own():
+    x_t, sigma = mid_images(3), torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
+    got = gaussian()(x_t, sigma)
+    for i in range(3):
+        want = MEAN + shrinkage(sigma[i]) * (x_t[i] - MEAN)
+        torch.testing.assert_close(got[i], want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1, 1), (1, 3, 8, 8)])
+def test_the_gaussian_may_differ_by_channel_and_pixel(shape):
+    mean, std = torch.rand(shape, dtype=torch.float64), 0.1 + torch.rand(shape, dtype=torch.float64)
+    x_t = mid_images(2)
+    got = GaussianDenoiser(mean=mean, std=std)(x_t, 0.3)
+    want = (std**2 * x_t + 0.09 * mean) / (std**2 + 0.09)  # precision-weighted mean
+    torch.testing.assert_close(got, want.expand_as(x_t), rtol=1e-12, atol=0)
+
+
+def test_class_labels_reach_the_network_one_row_an_image():
+    net = Shrinks()
+    EDMDenoiser(net, class_labels=torch.tensor([[0, 1, 0]]))(mid_images(2), 0.5)
+    assert net.seen[2].tolist() == [[0, 1, 0], [0, 1, 0]]
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("images", [torch.float32, torch.float64])
+def test_the_network_gets_its_own_type_and_the_caller_gets_theirs_back(weights, images):
+    net = Shrinks()
+    net.weight = nn.Parameter(torch.ones(1, dtype=weights))
+    denoised = EDMDenoiser(net)(mid_images(2, dtype=images), 0.5)
+    assert net.seen[0] == weights
+    assert denoised.dtype == images
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({}, (0.002, 80.0)),
+        ({"sigma_min": 0.0, "sigma_max": float("inf")}, (0.002, 80.0)),
+        ({"sigma_min": 0.02, "sigma_max": 50.0}, (0.02, 50.0)),
+    ],
+)
+def test_the_edm_range_is_the_networks_own_within_edms(attributes, expected):
+    net = Shrinks()
+    for name, value in attributes.items():
+        setattr(net, name, value)
+    assert EDMDenoiser(net).sigma_range == expected
+    assert EDMDenoiser(net, sigma_range=(0.1, 1.0)).sigma_range == (0.1, 1.0)
+
+
+def test_channels_are_the_networks_own_unless_given():
+    assert EDMDenoiser(BentNet()).channels == 3
+    assert EDMDenoiser(Shrinks()).channels is None
+    assert EDMDenoiser(Shrinks(), channels=1).channels == 1
+
+
+@pytest.mark.parametrize(
+    ("x_t", "sigma", "message"),
+    [
+        (torch.zeros(2, 3, 8), 0.5, r"x_t must have shape \(B, 3, H, W\), got \(2, 3, 8\)"),
+        (torch.zeros(2, 1, 8, 8), 0.5, r"x_t must have shape \(B, 3, H, W\)"),
+        (torch.zeros(2, 3, 8, 8), torch.ones(3), "sigma must be one value or 2, got 3"),
+        (torch.zeros(2, 3, 8, 8), 3.0, r"sigma must be within \[0.01, 2\].*from 3 to 3"),
+        (
+            torch.zeros(2, 3, 8, 8),
+            torch.tensor([0.5, 0.001]),
+            r"sigma must be within.*0.001 to 0.5",
+        ),
+        (torch.zeros(2, 3, 8, 8), float("nan"), r"sigma must be within.*nan"),
+    ],
+)
+def test_bad_calls_name_what_is_wrong(bent_denoiser, x_t, sigma, message):
+    with pytest.raises(ValueError, match=message):
+        bent_denoiser(x_t, sigma)
+
+
+def test_train_and_eval_do_not_reach_the_network():
+    net = BentNet().eval()
+    EDMDenoiser(net).train()
+    assert not net.training
+    net.train()
+    EDMDenoiser(net).eval()
+    assert net.training
+
+
+def test_bad_construction_names_the_argument():
+    with pytest.raises(
+        ValueError, match=r"sigma_range must satisfy 0 <= low < high, got \(2.0, 1.0\)"
+    ):
+        EDMDenoiser(BentNet(), sigma_range=(2.0, 1.0))
+    with pytest.raises(ValueError, match="std must be above 0, got 0"):
+        GaussianDenoiser(std=0)

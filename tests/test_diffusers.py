@@ -1,0 +1,220 @@
+"""Networks of diffusers: a Gaussian one must come out as the analytic denoiser."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toys import MEAN, STD, gaussian, mid_images, to_symmetric
+
+from scoreopt_defense import DefendedModel, ScoreOpt
+from scoreopt_defense.denoisers import (
+    DiffusersDDPMDenoiser,
+    DiffusersEDMDenoiser,
+    diffusers_denoiser,
+)
+
+diffusers = pytest.importorskip("diffusers")
+
+PREDICTIONS = ["epsilon", "sample", "v_prediction"]
+
+
+class GaussianVPNet(nn.Module):
+    """The best prediction for Gaussian images, from the network's own view of the time."""
+
+    def __init__(self, alphas_cumprod, prediction_type):
+        super().__init__()
+        alphas_cumprod = alphas_cumprod.double().numpy()
+        with np.errstate(divide="ignore"):  # a zero-SNR schedule ends at sigma = inf
+            self.log_sigmas = np.log(np.sqrt((1 - alphas_cumprod) / alphas_cumprod))
+        self.prediction_type = prediction_type
+        self.config = SimpleNamespace(in_channels=3)
+
+    def forward(self, z, t):
+        assert t.shape == (len(z),)
+        sigma = np.exp(
+            np.interp(t.double().numpy(), np.arange(len(self.log_sigmas)), self.log_sigmas)
+        )
+        sigma = torch.from_numpy(sigma).to(z).reshape(-1, 1, 1, 1)
+        alpha, beta = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
+        # z = alpha x + beta eps with x ~ N(MEAN, STD^2): the posterior mean of x, then of eps
+        gain = alpha * STD**2 / (alpha**2 * STD**2 + beta**2)
+        sample = MEAN + gain * (z - alpha * MEAN)
+        epsilon = (z - alpha * sample) / beta
+        predictions = {
+            "sample": sample, "epsilon": epsilon, "v_prediction": alpha * epsilon - beta * sample,
+        }  # fmt: skip
+        return SimpleNamespace(sample=predictions[self.prediction_type])
+
+
+class GaussianEDMNet(nn.Module):
+    """F of Karras et al., Table 1, such that c_skip x_t + c_out F is the analytic denoiser."""
+
+    def __init__(self, sigma_data, prediction_type):
+        super().__init__()
+        self.sigma_data, self.prediction_type = sigma_data, prediction_type
+        self.config = SimpleNamespace(in_channels=3)
+
+    def forward(self, x_in, c_noise):
+        assert c_noise.shape == (len(x_in),)
+        sigma = torch.exp(4 * c_noise).reshape(-1, 1, 1, 1)
+        total = (sigma**2 + self.sigma_data**2).sqrt()
+        x_t = x_in * total
+        denoised = MEAN + STD**2 / (STD**2 + sigma**2) * (x_t - MEAN)
+        c_out = sigma * self.sigma_data / total
+        if self.prediction_type == "v_prediction":  # diffusers flips the sign there
+            c_out = -c_out
+        f = (denoised - self.sigma_data**2 / total**2 * x_t) / c_out
+        return SimpleNamespace(sample=f)
+
+
+def vp(prediction_type, **schedule):
+    scheduler = diffusers.DDPMScheduler(prediction_type=prediction_type, **schedule)
+    return DiffusersDDPMDenoiser(
+        GaussianVPNet(scheduler.alphas_cumprod, prediction_type), scheduler
+    ), scheduler
+
+
+def levels(scheduler):
+    sigma = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).double().sqrt()
+    on = sigma[[20, 100, 400]]
+    between = (sigma[[20, 100, 400]] * sigma[[21, 101, 401]]).sqrt()
+    beyond_the_middle = 0.3 * sigma[[20, 100, 400]] + 0.7 * sigma[[21, 101, 401]]
+    return torch.cat([on, between, beyond_the_middle])
+
+
+@pytest.mark.parametrize("schedule", [{}, {"beta_schedule": "squaredcos_cap_v2"}], ids=str)
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_a_ddpm_network_is_the_denoiser_it_was_trained_to_be(prediction_type, schedule):
+    denoiser, scheduler = vp(prediction_type, **schedule)
+    sigma = levels(scheduler)
+    x_t = to_symmetric(mid_images(len(sigma))) + sigma.reshape(-1, 1, 1, 1) * torch.randn(
+        len(sigma), 3, 8, 8, dtype=torch.float64
+    )
+    # the time is float32, as diffusers' embeddings are: that bounds the agreement
+    torch.testing.assert_close(denoiser(x_t, sigma), gaussian()(x_t, sigma), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("step", [0, 1, 500, 998, 999])
+def test_on_a_step_the_time_is_that_step_and_between_two_it_lies_between(step):
+    denoiser, _ = vp("epsilon")
+    knots = denoiser.log_sigmas.exp()
+    assert denoiser.timestep(knots[step : step + 1]).item() == pytest.approx(step, abs=1e-4)
+    if step < 999:
+        between = (knots[step] * knots[step + 1]).sqrt().reshape(1)
+        assert denoiser.timestep(between).item() == pytest.approx(step + 0.5, abs=1e-3)
+
+
+def test_the_range_is_the_schedulers_and_a_zero_snr_end_is_left_out():
+    denoiser, scheduler = vp("epsilon")
+    alphas = scheduler.alphas_cumprod.double()
+    ends = ((1 - alphas) / alphas).sqrt()[[0, -1]].tolist()
+    assert denoiser.sigma_range == pytest.approx(ends, rel=1e-6)
+    zero_snr, scheduler = vp("v_prediction", rescale_betas_zero_snr=True)
+    assert np.isfinite(zero_snr.sigma_range[1])
+    x_t = mid_images(2)
+    torch.testing.assert_close(zero_snr(x_t, 0.5), gaussian()(x_t, 0.5), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("sigma_data", [0.5, 0.3])
+def test_an_edm_network_is_the_denoiser_it_was_trained_to_be(prediction_type, sigma_data):
+    scheduler = diffusers.EDMEulerScheduler(prediction_type=prediction_type, sigma_data=sigma_data)
+    denoiser = DiffusersEDMDenoiser(GaussianEDMNet(sigma_data, prediction_type), scheduler)
+    assert denoiser.sigma_range == (scheduler.config.sigma_min, scheduler.config.sigma_max)
+    sigma = torch.tensor([0.002, 0.05, 0.25, 1.0, 20.0], dtype=torch.float64)
+    x_t = mid_images(5) + sigma.reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(denoiser(x_t, sigma), gaussian()(x_t, sigma), rtol=0, atol=1e-9)
+
+
+def tiny_unet():
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, norm_num_groups=4,
+        block_out_channels=(8, 8), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=4,
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "kind"),
+    [
+        ("DDPMScheduler", DiffusersDDPMDenoiser),
+        ("DDIMScheduler", DiffusersDDPMDenoiser),
+        ("EDMEulerScheduler", DiffusersEDMDenoiser),
+        ("EDMDPMSolverMultistepScheduler", DiffusersEDMDenoiser),
+    ],
+)
+def test_the_factory_tells_the_adapter_by_the_scheduler_and_a_real_unet_goes_through(
+    scheduler, kind
+):
+    unet, scheduler = tiny_unet(), getattr(diffusers, scheduler)()
+    denoiser = diffusers_denoiser(unet, scheduler)
+    assert type(denoiser) is kind
+    assert denoiser.channels == 3
+    x = mid_images(2, dtype=torch.float32)
+    if kind is DiffusersDDPMDenoiser:
+        alpha = (1 + 0.25**2) ** -0.5
+        t = denoiser.timestep(torch.full((2,), 0.25))
+        want = x - 0.25 * unet(alpha * x, t).sample
+    else:
+        f = unet(x / (0.25**2 + 0.25) ** 0.5, torch.full((2,), 0.25).log() / 4).sample
+        want = 0.25 / (0.25**2 + 0.25) * x + 0.25 * 0.5 / (0.25**2 + 0.25) ** 0.5 * f
+    torch.testing.assert_close(denoiser(x, 0.25), want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_real_unet_defends_and_is_differentiated():
+    denoiser = diffusers_denoiser(tiny_unet(), diffusers.DDPMScheduler())
+    head = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval()
+    model = DefendedModel(head, ScoreOpt(denoiser, steps=2, sigma=(0.1, 0.4), deterministic=True))
+    x = mid_images(2, dtype=torch.float32).requires_grad_()
+    model(x)[:, 0].sum().backward()
+    surrogate_x = x.detach().clone().requires_grad_()
+    g = head[1].weight[0].reshape(1, 3, 8, 8).expand(2, 3, 8, 8)
+    model.purifier.surrogate()(surrogate_x).backward(g)
+    torch.testing.assert_close(x.grad, surrogate_x.grad, rtol=1e-4, atol=1e-6)
+
+
+CASTS = {
+    "float": lambda denoiser: denoiser.float(),
+    "double": lambda denoiser: denoiser.to(torch.float64),
+    "half": lambda denoiser: denoiser.half(),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS.values(), ids=CASTS.keys())
+def test_casting_the_defence_does_not_break_the_ddpm_times(cast):
+    denoiser, _ = vp("epsilon")
+    x_t = mid_images(2)
+    want = denoiser(x_t, 0.25)
+    torch.testing.assert_close(cast(denoiser)(x_t, 0.25), want, rtol=0, atol=1e-3)
+
+
+def test_a_class_label_is_given_to_the_network():
+    seen = {}
+
+    class Conditional(nn.Module):
+        config = SimpleNamespace(in_channels=3)
+
+        def forward(self, z, t, class_labels=None):
+            seen["labels"] = class_labels
+            return SimpleNamespace(sample=z)
+
+    diffusers_denoiser(Conditional(), diffusers.DDPMScheduler(), class_label=7)(mid_images(2), 0.3)
+    assert seen["labels"].tolist() == [7, 7]
+
+
+def test_unknown_schedulers_and_predictions_are_refused():
+    with pytest.raises(TypeError, match=r"scheduler must have alphas_cumprod.*got object"):
+        diffusers_denoiser(tiny_unet(), object())
+    scheduler = SimpleNamespace(
+        alphas_cumprod=torch.linspace(0.99, 0.01, 10),
+        config=SimpleNamespace(prediction_type="flow"),
+    )
+    with pytest.raises(
+        ValueError, match=r"prediction_type must be one of .*'epsilon'.* got 'flow'"
+    ):
+        diffusers_denoiser(tiny_unet(), scheduler)

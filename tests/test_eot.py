@@ -1,0 +1,127 @@
+"""EOT as a module around the model, for every attack of every library."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from toys import bent, labels, mid_images, smooth_classifier
+
+from scoreopt_defense import EOT, DefendedModel, ScoreOpt
+
+torchattacks = pytest.importorskip("torchattacks")
+
+
+def defended(dtype=torch.float64, **settings):
+    settings = {"steps": 1, "lr": 0.01, "sigma": (0.2, 0.4)} | settings
+    votes = settings.pop("votes", 1)
+    return DefendedModel(smooth_classifier(dtype), ScoreOpt(bent(dtype), **settings), votes=votes)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5])
+@pytest.mark.parametrize("votes", [1, 3])
+def test_it_is_the_mean_of_the_replicates_logits(samples, votes, x):
+    got = EOT(defended(seed=4, votes=votes), samples)(x)
+    twin = defended(seed=4)
+    purified = twin.purifier(x, repeats=samples * votes)
+    replicates = twin.classifier(purified).reshape(samples * votes, len(x), -1)
+    torch.testing.assert_close(got, replicates.mean(0), rtol=0, atol=1e-12)
+
+
+def test_repeats_are_independent_and_the_first_is_the_single_call(x):
+    purifier = defended().purifier
+    twice = purifier(x, seed=3, repeats=2)
+    assert torch.equal(twice[:4], purifier(x, seed=3))
+    assert (twice[4:] - twice[:4]).abs().max() > 0.01
+
+
+def test_more_samples_vary_less(x):
+    def spread(samples):
+        model = EOT(defended(seed=0), samples)
+        return torch.stack([model(x) for _ in range(12)]).std(0).mean()
+
+    assert spread(16) < 0.5 * spread(1)  # a quarter, but for the estimate's own error
+
+
+class Jitter(nn.Module):
+    """A randomised module that is no DefendedModel."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append(len(x))
+        return (x + torch.randn_like(x)).flatten(1)[:, :5]
+
+
+def test_it_wraps_any_randomised_module_and_calls_it_once(x):
+    net = Jitter()
+    torch.manual_seed(2)
+    got = EOT(net, 6)(x)
+    assert net.calls == [24]
+    torch.manual_seed(2)
+    replicates = net(x.repeat(6, 1, 1, 1)).reshape(6, 4, 5)
+    torch.testing.assert_close(got, replicates.mean(0), rtol=0, atol=1e-12)
+
+
+def test_its_modes_do_not_reach_the_model():
+    model = defended()
+    EOT(model, 2).train()
+    assert not model.classifier.training
+    assert not model.training
+    net = nn.Sequential(nn.Dropout(), nn.Flatten()).train()
+    EOT(net, 2).eval()
+    assert net.training
+
+
+@pytest.mark.parametrize("samples", [0, -1, 1.5, True, "3"])
+def test_samples_is_a_count(samples):
+    with pytest.raises(ValueError, match="samples must be a whole number of at least 1"):
+        EOT(defended(), samples)
+    with pytest.raises(ValueError, match="samples must be a whole number of at least 1"):
+        defended()(mid_images(), samples=samples)
+
+
+EPS = 0.1
+ATTACKS = {
+    "PGD": lambda m: torchattacks.PGD(m, eps=EPS, alpha=EPS / 4, steps=4),
+    "PGDL2": lambda m: torchattacks.PGDL2(m, eps=1.0, alpha=0.25, steps=4),
+    "EOTPGD": lambda m: torchattacks.EOTPGD(m, eps=EPS, alpha=EPS / 4, steps=4, eot_iter=2),
+    "SPSA": lambda m: torchattacks.SPSA(
+        m, eps=EPS, delta=0.05, lr=0.05, nb_iter=4, nb_sample=32, max_batch_size=32
+    ),
+    "APGD": lambda m: torchattacks.APGD(m, eps=EPS, steps=4, n_restarts=1),
+    "APGDT": lambda m: torchattacks.APGDT(m, eps=EPS, steps=3, n_restarts=1, n_classes=4),
+    "Square": lambda m: torchattacks.Square(m, eps=EPS, n_queries=20, n_restarts=1),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
+def test_torchattacks_run_on_it_within_their_budget_and_lower_the_confidence(attack, request):
+    x, y = mid_images(dtype=torch.float32), labels()
+    model = EOT(defended(torch.float32, seed=0), 4)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    adversarial = attack(model)(x, y)
+
+    distance = adversarial - x
+    if request.node.callspec.id == "PGDL2":
+        assert distance.flatten(1).norm(dim=1).max() <= 1.0 + 1e-5
+    else:
+        assert distance.abs().max() <= EPS + 1e-6
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    judge = EOT(defended(torch.float32, seed=1), 32)
+    with torch.no_grad():
+        before, after = F.cross_entropy(judge(x), y), F.cross_entropy(judge(adversarial), y)
+    assert after > before
+
+
+def test_a_black_box_attack_needs_no_gradient():
+    x, y = mid_images(dtype=torch.float32), labels()
+    model = defended(torch.float32, gradient="none")
+    attack = torchattacks.SPSA(model, eps=EPS, delta=0.01, nb_iter=2, nb_sample=4, max_batch_size=4)
+    assert (attack(x, y) - x).abs().max() <= EPS + 1e-6
+    assert (attack(x, y) - x).abs().max() > 0

@@ -1,0 +1,249 @@
+"""What an image's result does not depend on."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from toys import BentNet, bent, gaussian, mid_images, smooth_classifier
+
+from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt
+from scoreopt_defense.noise import Noise
+
+PURIFIERS = {
+    "ScoreOpt-O": lambda prior, **kw: ScoreOpt(
+        prior, variant="O", steps=3, lr=0.02, sigma=(0.2, 0.4), **kw
+    ),
+    "ScoreOpt-O, SR": lambda prior, **kw: ScoreOpt(
+        prior, variant="O", loss="sr", steps=2, lr=0.02, sigma=(0.2, 0.4), **kw
+    ),
+    "ScoreOpt-N": lambda prior, **kw: ScoreOpt(prior, steps=3, lr=0.02, sigma=(0.2, 0.4), **kw),
+    "ScoreOpt-N, SR, twice": lambda prior, **kw: ScoreOpt(
+        prior, loss="sr", steps=2, lr=0.02, sigma=(0.2, 0.4), outer_steps=2, **kw
+    ),
+    "one-shot": lambda prior, **kw: OneShot(prior, sigma=(0.2, 0.4), **kw),
+}
+every_purifier = pytest.mark.parametrize("make", PURIFIERS.values(), ids=PURIFIERS.keys())
+
+
+@every_purifier
+def test_the_rest_of_the_batch(make, x):
+    """The same place and seed give the same result, whoever the neighbours are."""
+    purifier, others = make(bent()), torch.rand_like(x)
+    others[1] = x[1]
+    together, elsewhere = purifier(x, seed=3), purifier(others, seed=3)
+    torch.testing.assert_close(together[1], elsewhere[1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(together[:2], purifier(x[:2], seed=3), rtol=0, atol=1e-12)
+
+
+@every_purifier
+def test_the_place_in_the_batch_if_deterministic(make, x):
+    purifier = make(bent(), deterministic=True)
+    whole = purifier(x)
+    torch.testing.assert_close(purifier(x.flip(0)).flip(0), whole, rtol=0, atol=1e-12)
+    for i in range(len(x)):
+        torch.testing.assert_close(purifier(x[i : i + 1])[0], whole[i], rtol=0, atol=1e-12)
+
+
+@every_purifier
+def test_different_places_see_different_noise_unless_deterministic(make, x):
+    alike = x[:1].expand(3, -1, -1, -1)
+    apart = make(gaussian())(alike, seed=3)
+    assert (apart[0] - apart[1]).abs().max() > 1e-3
+    same = make(gaussian(), deterministic=True)(alike)
+    assert torch.equal(same[0], same[1])
+
+
+@every_purifier
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+def test_the_chunk_size(make, repeats, size, x):
+    whole = make(gaussian())(x, seed=3, repeats=repeats)
+    assert torch.equal(make(gaussian(), max_batch=size)(x, seed=3, repeats=repeats), whole)
+    assert torch.equal(make(gaussian())(x, seed=3, repeats=repeats, max_batch=size), whole)
+    through_a_network = make(bent(), max_batch=size)(x, seed=3, repeats=repeats)
+    torch.testing.assert_close(
+        through_a_network, make(bent())(x, seed=3, repeats=repeats), rtol=0, atol=1e-12
+    )
+
+
+class Recorder(BentNet):
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def forward(self, x_t, sigma):
+        self.sizes.append(len(x_t))
+        return super().forward(x_t, sigma)
+
+
+def test_the_calls_own_chunk_size_wins_and_bounds_the_network(x):
+    from scoreopt_defense.denoisers import EDMDenoiser
+
+    net = Recorder().double()
+    purifier = OneShot(EDMDenoiser(net), sigma=0.3, max_batch=2)
+    purifier(x, repeats=2)
+    assert net.sizes == [2, 2, 2, 2]
+    net.sizes.clear()
+    purifier(x, repeats=2, max_batch=3)
+    assert net.sizes == [3, 3, 2]
+
+
+@every_purifier
+def test_how_gradients_are_recorded(make, x):
+    purifier = make(bent())
+    want = purifier(x, seed=3)
+    with torch.no_grad():
+        assert torch.equal(purifier(x, seed=3), want)
+    with torch.inference_mode():
+        assert torch.equal(purifier(x, seed=3), want)
+        inside = x.clone()
+    assert inside.is_inference()
+    assert torch.equal(purifier(inside, seed=3), want)
+    with torch.enable_grad():
+        assert torch.equal(purifier(x, seed=3), want)
+    assert torch.equal(purifier(x.clone().requires_grad_(), seed=3), want)
+    with torch.no_grad():
+        assert not purifier(x.clone().requires_grad_(), seed=3).requires_grad
+
+
+def test_a_defended_model_runs_in_inference_mode(classifier, x):
+    model = DefendedModel(classifier, PURIFIERS["ScoreOpt-N"](bent(), max_batch=3), votes=2)
+    want = model(x, seed=3)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x, seed=3), want.detach(), rtol=0, atol=1e-12)
+
+
+@every_purifier
+def test_train_and_eval(make, x):
+    purifier = make(bent())
+    want = purifier.eval()(x, seed=3)
+    assert torch.equal(purifier.train()(x, seed=3), want)
+
+
+@every_purifier
+def test_how_the_images_lie_in_memory(make, x):
+    purifier = make(gaussian())
+    want = purifier(x, seed=3)
+    assert torch.equal(purifier(x.to(memory_format=torch.channels_last), seed=3), want)
+    assert torch.equal(purifier(x.flip(3).flip(3), seed=3), want)
+    assert torch.equal(purifier(torch.cat([x, x], dim=3)[..., :8], seed=3), want)
+
+
+@every_purifier
+def test_a_seeded_call_is_repeatable_and_unseeded_ones_go_on(make, x):
+    purifier = make(gaussian())
+    assert torch.equal(purifier(x, seed=3), purifier(x, seed=3))
+    assert not torch.equal(purifier(x, seed=3), purifier(x, seed=4))
+    assert not torch.equal(purifier(x), purifier(x))
+
+
+@every_purifier
+def test_a_seeded_stream_is_repeatable_and_its_calls_differ(make, x):
+    streams = [[purifier(x) for _ in range(3)] for purifier in (make(gaussian(), seed=0),) * 1]
+    again = make(gaussian(), seed=0)
+    assert all(torch.equal(a, again(x)) for a in streams[0])
+    assert not torch.equal(streams[0][0], streams[0][1])
+    assert not torch.equal(streams[0][0], make(gaussian(), seed=1)(x))
+    assert not torch.equal(make(gaussian())(x), make(gaussian())(x))
+
+
+def test_a_seeded_call_does_not_advance_the_stream(x):
+    plain, interrupted = (PURIFIERS["ScoreOpt-N"](gaussian(), seed=0) for _ in range(2))
+    interrupted(x, seed=9)
+    assert torch.equal(plain(x), interrupted(x))
+
+
+@every_purifier
+def test_a_deterministic_purifier_is_one_function_everywhere(make, x):
+    purifier = make(gaussian(), deterministic=True)
+    want = purifier(x)
+    assert torch.equal(purifier(x), want)
+    assert torch.equal(make(gaussian(), deterministic=True)(x), want)
+    assert torch.equal(purifier.with_gradient("bpda")(x), want)
+    assert not torch.equal(make(gaussian(), deterministic=True, seed=1)(x), want)
+
+
+def test_copies_draw_noise_of_their_own(x):
+    model = DefendedModel(smooth_classifier(), PURIFIERS["ScoreOpt-N"](gaussian(), seed=0))
+    twins = [model, model.with_gradient("bpda"), model.surrogate(), model.with_gradient("none")]
+    noises = [twin.purifier.surrogate()(x) for twin in twins]
+    for i, a in enumerate(noises):
+        for b in noises[:i]:
+            assert (a - b).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_it_can_be_copied_and_pickled(duplicate, classifier, x):
+    model = EOT(DefendedModel(classifier, PURIFIERS["ScoreOpt-N"](bent(), seed=0)), 2)
+    twin = duplicate(model)
+    assert torch.equal(model(x), twin(x))
+
+
+@every_purifier
+def test_single_precision(make, x):
+    double = make(bent(torch.float64))(x, seed=3)
+    single = make(bent(torch.float32))(x.float(), seed=3)
+    assert single.dtype == torch.float32
+    # Adam divides by the gradient's size, which amplifies rounding where that is small
+    assert ((single - double).abs() < 1e-4).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("sigma", [0.3, (0.2, 0.4)])
+def test_single_precision_without_adam(sigma, x):
+    settings = {"steps": 3, "lr": 0.01, "sigma": sigma, "optimizer": "sgd"}
+    double = ScoreOpt(bent(torch.float64), **settings)(x, seed=3)
+    single = ScoreOpt(bent(torch.float32), **settings)(x.float(), seed=3)
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-5)
+
+
+def test_noise_levels_are_uniform_in_their_range_and_shared_by_the_batch():
+    levels = []
+    for seed in range(400):
+        sigma = Noise.of_batch(seed, (0.2, 0.4), 3, 2, shared=False).at(0).sigma.flatten()
+        assert sigma[0] == sigma[1] == sigma[2]
+        assert sigma[3] == sigma[4] == sigma[5]
+        levels += [sigma[0], sigma[3]]
+    levels = torch.stack(levels).sort().values
+    steps = torch.linspace(0.2, 0.4, len(levels), dtype=torch.float64)
+    # Kolmogorov-Smirnov: 1.63 / sqrt(n) is the 1 % bound
+    assert (levels - steps).abs().max() / 0.2 < 1.63 / len(levels) ** 0.5
+
+
+def test_noise_is_normal_and_independent_over_every_index():
+    like = torch.empty(2, 3, 32, 32)
+    values = {}
+    for seed in range(2):
+        noise = Noise.of_batch(seed, (0.2, 0.4), 2, 1, shared=False)
+        for i in range(2):
+            draw = noise.at(i)
+            drawn = {"eps_1": draw.eps_1(like), 0: draw.eps_2(0, like), 1: draw.eps_2(1, like)}
+            for use, eps in drawn.items():
+                for image in range(2):
+                    values[seed, i, use, image] = eps[image].flatten().double()
+    other_repeat = Noise.of_batch(0, (0.2, 0.4), 2, 2, shared=False)[slice(2, 4)].at(0)
+    for image, eps in enumerate(other_repeat.eps_1(like)):
+        values["second repeat", image] = eps.flatten().double()
+    table = torch.stack(list(values.values()))
+    assert abs(table.mean()) < 4 / table.numel() ** 0.5
+    assert abs(table.var() - 1) < 4 * (2 / table.numel()) ** 0.5
+    assert abs((table**4).mean() - 3) < 4 * (96 / table.numel()) ** 0.5
+    correlation = torch.corrcoef(table) - torch.eye(len(table), dtype=torch.float64)
+    assert correlation.abs().max() < 5 / table.shape[1] ** 0.5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@every_purifier
+def test_the_device(make, x):
+    on_cpu = make(bent())(x, seed=3)
+    on_gpu = make(bent()).cuda()(x.cuda(), seed=3)
+    assert on_gpu.is_cuda
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-8)
+
+
+def test_seeds_of_every_size_are_taken():
+    purifier, x = PURIFIERS["one-shot"](gaussian()), mid_images(1)
+    results = [purifier(x, seed=seed) for seed in (0, 1, 2**63, 2**64 - 1)]
+    assert len({r.sum().item() for r in results}) == 4

@@ -1,0 +1,91 @@
+"""The core works without the optional libraries, and says which extra brings one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from scoreopt_defense._optional import optional
+
+BLOCK = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Block())
+"""
+
+
+def run_without(blocked, code):
+    script = BLOCK.format(blocked=set(blocked)) + textwrap.dedent(code)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+OPTIONAL = ["art", "torchattacks", "diffusers", "mlxtend", "PIL", "torchvision", "matplotlib",
+            "foolbox", "hypothesis", "scipy", "recoloradv"]  # fmt: skip
+
+
+def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():
+    out = run_without(
+        OPTIONAL,
+        """
+        import torch
+        import scoreopt_defense as so
+        from scoreopt_defense import data
+
+        denoiser, classifier = (
+            load("mnist-tiny") for load in (so.pretrained.denoiser, so.pretrained.classifier)
+        )
+        purifier = so.ScoreOpt.from_preset("mnist-tiny/N", denoiser, steps=1)
+        print(tuple(so.DefendedModel(classifier, purifier)(torch.rand(2, 1, 28, 28)).shape))
+        for attempt in (
+            lambda: so.PurifierPreprocessor(purifier),
+            lambda: data.mnist(),
+            lambda: data.cifar("."),
+            lambda: data.image_folder("."),
+        ):
+            try:
+                attempt()
+            except ImportError as error:
+                print(error)
+        """,
+    ).splitlines()
+    assert out[0] == "(2, 10)"
+    wanted = [("art", "art"), ("mlxtend", "data"), ("torchvision", "data"), ("PIL", "data")]
+    for line, (package, extra) in zip(out[1:], wanted, strict=True):
+        assert line.startswith(f"this needs {package}, which could not be imported")
+        assert line.endswith(f"pip install 'scoreopt-defense[{extra}]'")
+
+
+def test_importing_the_package_loads_no_optional_library():
+    out = run_without(
+        [],
+        f"""
+        import sys
+        import scoreopt_defense, scoreopt_defense.data, scoreopt_defense.denoisers
+        print(sorted(set({OPTIONAL!r}) & set(sys.modules)))
+        """,
+    )
+    assert out.strip() == "[]"
+
+
+def test_optional_gives_the_module_or_says_what_to_install():
+    assert optional("json.decoder", extra="x").JSONDecoder
+    with pytest.raises(ImportError, match=r"needs nothing_here.*scoreopt-defense\[some\]"):
+        optional("nothing_here.inside", extra="some")
+
+
+def test_an_unknown_attribute_of_the_package_is_an_attribute_error():
+    import scoreopt_defense
+
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        scoreopt_defense.Nothing  # noqa: B018
+    assert all(hasattr(scoreopt_defense, name) for name in scoreopt_defense.__all__)

