@@ -72,6 +72,7 @@ class _Recompute(torch.autograd.Function):
                 sdpa_kernel(SDPBackend.MATH),
             ):
                 outputs = ctx.step(*inputs)
+            _refuse_once_differentiable(outputs)
             wanted = [tensor for tensor in inputs if tensor.requires_grad]
             found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
         except RuntimeError as error:
@@ -117,6 +118,24 @@ class _DifferentiateAs(torch.autograd.Function):
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
             y = ctx.surrogate(x)
         return torch.autograd.grad(y, x, grad)[0], None, None
+
+
+def _refuse_once_differentiable(outputs: Sequence[Tensor]) -> None:
+    """Raise where a function of the graph was differentiated that can be so only once.
+
+    Autograd marks it by a node that raises, on a branch that leads to no input: a gradient with
+    respect to the inputs alone never visits it, and would lack terms without a word.
+    """
+    waiting = [output.grad_fn for output in outputs]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("a function that can be differentiated once only")
+        seen.add(node)
+        waiting += [parent for parent, _ in node.next_functions]
 
 
 def refuse_gradient(x: Tensor, value: TensorMap) -> Tensor:

@@ -7,12 +7,14 @@ import itertools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from toys import bent, mid_images, smooth_classifier
 from torch import Tensor, nn
+from toys import bent, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, PurifierPreprocessor, ScoreOpt
 from scoreopt_defense.denoisers import EDMDenoiser
@@ -143,10 +145,9 @@ def test_votes_eot_and_chunks_are_the_mean_over_repetitions(y: Tensor) -> None:
 def test_arrives_through_every_door(y: Tensor) -> None:
     torchattacks = pytest.importorskip("torchattacks")
     foolbox = pytest.importorskip("foolbox")
+    ep = pytest.importorskip("eagerpy")
     classification = pytest.importorskip("art.estimators.classification")
-    purifier = ScoreOpt(
-        bent(torch.float32), steps=3, lr=0.02, gradient="exact", deterministic=True
-    )
+    purifier = ScoreOpt(bent(torch.float32), steps=3, lr=0.02, gradient="exact", deterministic=True)
     classifier, x = smooth_classifier(torch.float32), mid_images(dtype=torch.float32)
     model = DefendedModel(classifier, purifier)
     exact = input_gradient(model, x, y)
@@ -157,24 +158,26 @@ def test_arrives_through_every_door(y: Tensor) -> None:
         classifier, nn.CrossEntropyLoss(reduction="sum"), (3, 8, 8), 4, clip_values=(0, 1),
         preprocessing_defences=[PurifierPreprocessor(purifier)], device_type="cpu",
     )  # fmt: skip
-    through_art = torch.from_numpy(estimator.loss_gradient(x.numpy(), y.numpy()))
+    through_art = torch.from_numpy(
+        estimator.loss_gradient(x.numpy(), np.eye(4, dtype=np.float32)[y])
+    )
     torch.testing.assert_close(through_art, exact, **close)
 
-    _, through_foolbox = foolbox.gradient_estimators.ep.value_and_grad_fn(
-        foolbox.gradient_estimators.ep.astensor(x),
-        lambda x: F.cross_entropy(model(x.raw), y, reduction="sum"),
-    )(foolbox.gradient_estimators.ep.astensor(x)) if False else (None, None)  # fmt: skip
+    attack = foolbox.attacks.LinfPGD()
+    fmodel = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=torch.device("cpu"))
+    loss = attack.get_loss_fn(fmodel, ep.astensor(y))
+    through_foolbox = attack.value_and_grad(loss, ep.astensor(x))[1].raw
+    torch.testing.assert_close(through_foolbox, exact, **close)
 
-    for attack in (
-        torchattacks.PGD(model, eps=0.1, alpha=0.05, steps=1, random_start=False),
-        torchattacks.EOTPGD(
-            model, eps=0.1, alpha=0.05, steps=1, eot_iter=2, random_start=False
-        ),
-        torchattacks.PGD(EOT(model, 2), eps=0.1, alpha=0.05, steps=1, random_start=False),
+    for attack, target in (
+        (torchattacks.PGD, model),
+        (partial(torchattacks.EOTPGD, eot_iter=2), model),
+        (torchattacks.PGD, EOT(model, 2)),
     ):
-        settled = exact.abs() > 1e-3 * exact.abs().max()
-        stepped = attack(x, y)
-        torch.testing.assert_close(stepped[settled], (x + 0.05 * exact.sign())[settled])
+        gradient = input_gradient(model, x, y, samples=getattr(target, "samples", 1))
+        settled = gradient.abs() > 1e-3 * gradient.abs().max()
+        stepped = attack(target, eps=0.1, alpha=0.05, steps=1, random_start=False)(x, y)
+        torch.testing.assert_close(stepped[settled], (x + 0.05 * gradient.sign())[settled])
     apgd = torchattacks.APGD(model, eps=0.1, steps=3, eot_iter=2)(x, y)
     before = F.cross_entropy(model(x), y)
     assert F.cross_entropy(model(apgd), y) > before
