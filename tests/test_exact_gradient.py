@@ -178,7 +178,7 @@ def test_arrives_through_every_door(y: Tensor) -> None:
         settled = gradient.abs() > 1e-3 * gradient.abs().max()
         stepped = attack(target, eps=0.1, alpha=0.05, steps=1, random_start=False)(x, y)
         torch.testing.assert_close(stepped[settled], (x + 0.05 * gradient.sign())[settled])
-    apgd = torchattacks.APGD(model, eps=0.1, steps=3, eot_iter=2)(x, y)
+    apgd = torchattacks.APGD(model, eps=0.4, steps=10, eot_iter=2)(x, y)  # keeps what breaks
     before = F.cross_entropy(model(x), y)
     assert F.cross_entropy(model(apgd), y) > before
 
