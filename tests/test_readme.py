@@ -1,19 +1,23 @@
-"""The README's Python runs as it is printed."""
+"""The Python of the README and of the docs runs as it is printed."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
-SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+ROOT = Path(__file__).parent.parent
+SNIPPETS = [
+    pytest.param(snippet, id=f"{page.name}-{i}")
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for i, snippet in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda code: code.splitlines()[1][:40])
+@pytest.mark.parametrize("snippet", SNIPPETS)
 def test_snippet_runs(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchattacks")
     pytest.importorskip("art")
-    exec(compile(snippet, str(README), "exec"), {})
+    exec(compile(snippet, "snippet", "exec"), {})
     printed = capsys.readouterr().out
     if "robust:" in snippet:
         assert 0 <= float(printed.split("robust:")[1]) <= 1
