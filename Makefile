@@ -2,11 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The demo's data: mnist, which ships with a package, or cifar10 with CIFAR10=path/to/test/images.
+DATA ?= mnist
+CIFAR10 ?=
 
 .PHONY: demo test lint clean
 
 demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 4 minutes
-	$(BIN)/python examples/quickstart.py
+	$(BIN)/python examples/quickstart.py --data $(DATA) $(if $(CIFAR10),--cifar10 "$(CIFAR10)")
 
 test: $(VENV)/dev.stamp  ## the default tests and the doctests; under 10 minutes
 	$(BIN)/python -m pytest

@@ -35,6 +35,22 @@ ABOUT = {
             "--images 120000 --stem 16 --widths 32 64 --holdout 200",
         ],
     },
+    "cifar10-tiny": {
+        "data": "the 50,000 training images of CIFAR-10 in a JPEG re-encoding (quality 75, chroma "
+        "subsampled), less 1,000 kept out to tune on",
+        "test": "5,000 CIFAR-10 test images, in the same JPEG re-encoding",
+        "licence": "MIT for the weights; CIFAR-10 has no licence of its own",
+        "limits": "images other than CIFAR-10's, and claims about ScoreOpt: this network has 1/30 "
+        "of the paper's parameters, and a small denoiser is a weak prior.",
+        "commands": [
+            "python examples/train_denoiser.py TRAIN.zip --out runs/first --images 1000000 "
+            "--precision bfloat16 --stop-after 6084",
+            "python examples/train_denoiser.py TRAIN.zip --out runs/denoiser --init "
+            "runs/first/checkpoint.pt --images 300000 --lr 0.001 --seed 1 --precision bfloat16",
+            "python examples/train_classifier.py TRAIN.zip --out runs/classifier --images 1000000 "
+            "--shift 4 --stem 32 --widths 64 128 128 --precision bfloat16",
+        ],
+    },
 }
 
 

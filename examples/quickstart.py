@@ -1,6 +1,7 @@
-"""Real attacks on a defended classifier of real digits, offline, in minutes on a CPU.
+"""Real attacks on a defended classifier of real images, offline, in minutes on a CPU.
 
 python examples/quickstart.py
+python examples/quickstart.py --data cifar10 --cifar10 path/to/cifar10
 """
 
 from __future__ import annotations
@@ -13,26 +14,34 @@ from attacks import Budget
 
 from scoreopt_defense import OneShot, ScoreOpt, data, pretrained
 
+# By data set: l-infinity bound, noise level of one-shot denoising, images that fit the time
+SETTINGS = {"mnist": (0.3, 0.75, 100), "cifar10": (8 / 255, 0.25, 24)}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--data", choices=SETTINGS, default="mnist")
+    parser.add_argument("--cifar10", help="a zip, a folder or a torchvision root of test images")
+    parser.add_argument("--images", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     args = parser.parse_args()
+    if args.data == "cifar10" and not args.cifar10:
+        parser.error("--data cifar10 needs --cifar10, the path of its test images")
 
-    classifier = pretrained.classifier("mnist-tiny")
-    denoiser = pretrained.denoiser("mnist-tiny")
+    eps, sigma, count = SETTINGS[args.data]
+    name = f"{args.data}-tiny"
+    denoiser = pretrained.denoiser(name)
     run(
-        classifier,
+        pretrained.classifier(name),
         {
             "undefended": None,
-            "one-shot": OneShot(denoiser, sigma=0.75, seed=args.seed),
-            "ScoreOpt-O": ScoreOpt.from_preset("mnist-tiny/O", denoiser, seed=args.seed),
-            "ScoreOpt-N": ScoreOpt.from_preset("mnist-tiny/N", denoiser, seed=args.seed),
+            "one-shot": OneShot(denoiser, sigma=sigma, seed=args.seed),
+            "ScoreOpt-O": ScoreOpt.from_preset(f"{name}/O", denoiser, seed=args.seed),
+            "ScoreOpt-N": ScoreOpt.from_preset(f"{name}/N", denoiser, seed=args.seed),
         },
-        data.mnist(n=args.images, seed=args.seed),
-        Budget(eps=0.3),
+        data.load(args.cifar10 or "mnist", n=args.images or count, seed=args.seed),
+        Budget(eps=eps),
         args.out,
         seed=args.seed,
     )

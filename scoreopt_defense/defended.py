@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from scoreopt_defense._checks import check_count
-from scoreopt_defense.purifiers import Purifier
+from scoreopt_defense.purifiers import OneShot, Purifier
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -115,7 +115,7 @@ class DefendedModel(_KeepsModes):
 
         What the authors' code attacks; the defended model itself then judges the result.
         """
-        return self._behind(self.purifier.surrogate())
+        return self._behind(OneShot.surrogate_of(self.purifier))
 
     def _behind(self, purifier: Purifier) -> DefendedModel:
         twin = copy.copy(self)

@@ -174,7 +174,7 @@ def test_a_real_unet_defends_and_is_differentiated():
     model(x)[:, 0].sum().backward()
     surrogate_x = x.detach().clone().requires_grad_()
     g = head[1].weight[0].reshape(1, 3, 8, 8).expand(2, 3, 8, 8)
-    model.purifier.surrogate()(surrogate_x).backward(g)
+    OneShot.surrogate_of(model.purifier)(surrogate_x).backward(g)
     torch.testing.assert_close(x.grad, surrogate_x.grad, rtol=1e-4, atol=1e-6)
 
 

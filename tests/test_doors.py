@@ -41,7 +41,7 @@ def expected(classifier, purifier, x, y):
     upstream = torch.autograd.grad(loss, purified)[0]
     if purifier.gradient == "bpda":
         return upstream
-    one_shot, leaf = purifier.surrogate(), x.clone().requires_grad_()
+    one_shot, leaf = OneShot.surrogate_of(purifier), x.clone().requires_grad_()
     return torch.autograd.grad(one_shot(leaf), leaf, upstream)[0]
 
 

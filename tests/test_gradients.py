@@ -51,7 +51,7 @@ def test_one_shot_sends_it_through_the_jacobian_of_one_shot_denoising(make):
     got = gradient_of_loss(DefendedModel(classifier, purifier), x, y, seed=SEED)
 
     upstream = classifiers_gradient_at(purifier(x, seed=SEED), y, classifier)
-    one_shot = purifier.surrogate()
+    one_shot = OneShot.surrogate_of(purifier)
     assert one_shot(x, seed=SEED).min() > 0
     assert one_shot(x, seed=SEED).max() < 1
     step, want = 1e-5, torch.zeros_like(x)

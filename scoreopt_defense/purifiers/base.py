@@ -26,7 +26,6 @@ from scoreopt_defense.noise import Noise
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from scoreopt_defense.purifiers.one_shot import OneShot
 
 __all__ = ["Purifier"]
 
@@ -215,22 +214,6 @@ class Purifier(nn.Module, ABC):
         twin = copy.copy(self)
         twin.__dict__ |= {"_modules": dict(self._modules), "_stream": self._stream.spawn(1)[0]}
         twin.gradient = mode
-        return twin
-
-    def surrogate(self) -> OneShot:
-        """One-shot denoising with this purifier's denoiser, noise levels and settings.
-
-        The authors attack this, forward and backward, and let the purifier judge the result.
-        """
-        from scoreopt_defense.purifiers.one_shot import OneShot
-
-        twin = OneShot(
-            self.denoiser,
-            sigma=self.sigma,
-            deterministic=self.deterministic,
-            max_batch=self.max_batch,
-        )
-        twin._stream, twin._fixed_seed = self._stream.spawn(1)[0], self._fixed_seed
         return twin
 
     def train(self, mode: bool = True) -> Self:

@@ -31,6 +31,19 @@ class OneShot(Purifier):
         Carlini et al., ICLR 2023; Zhang et al., NeurIPS 2023, eq. (5).
     """
 
+    @classmethod
+    def surrogate_of(cls, purifier: Purifier) -> OneShot:
+        """One-shot denoising with a purifier's denoiser, noise levels and settings."""
+        twin = cls(
+            purifier.denoiser,
+            sigma=purifier.sigma,
+            deterministic=purifier.deterministic,
+            max_batch=purifier.max_batch,
+        )
+        twin._stream = purifier._stream.spawn(1)[0]
+        twin._fixed_seed = purifier._fixed_seed
+        return twin
+
     def purify(self, x_a: Tensor, noise: Noise, run: Runner = call) -> Tensor:
         (x,) = run(lambda x_a: [self._one_shot(x_a, noise)], x_a)
         return x
