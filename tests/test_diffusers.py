@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from toys import MEAN, STD, gaussian, mid_images, to_symmetric
 
-from scoreopt_defense import DefendedModel, ScoreOpt
+from scoreopt_defense import DefendedModel, OneShot, ScoreOpt
 from scoreopt_defense.denoisers import (
     DiffusersDDPMDenoiser,
     DiffusersEDMDenoiser,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from toys import bent, mid_images, smooth_classifier
 
-from scoreopt_defense import DefendedModel, PurifierPreprocessor, ScoreOpt
+from scoreopt_defense import DefendedModel, OneShot, PurifierPreprocessor, ScoreOpt
 
 EPS = 0.02
 
