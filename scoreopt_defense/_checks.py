@@ -56,7 +56,7 @@ def check_sigma(sigma: object, *, valid: tuple[float, float]) -> tuple[float, fl
         ends = tuple(sigma) if isinstance(sigma, Iterable) else (sigma, sigma)
         if any(isinstance(end, (str, bytes, bool)) for end in (sigma, *ends)):
             raise TypeError  # float() would take them
-        low, high = (float(end) for end in ends)  # type: ignore[arg-type]
+        low, high = (float(end) for end in ends)
     except (TypeError, ValueError):
         raise ValueError(f"sigma must be a number or a (low, high) pair, got {sigma!r}") from None
     if not 0 < low <= high < math.inf:
