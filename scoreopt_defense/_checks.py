@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -77,14 +78,14 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
 
 def check_count(name: str, value: object, *, least: int = 1) -> int:
     """``value`` is a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    return value
+    return int(value)
 
 
 def check_positive(name: str, value: object, *, zero: bool = False) -> float:
     """``value`` is a finite number above zero (or, with ``zero``, at zero)."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
     number = float(value) if is_number else math.nan  # type: ignore[arg-type]
     if not (0 < number < math.inf or (zero and number == 0)):
         rule = "at least 0" if zero else "above 0"

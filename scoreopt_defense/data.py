@@ -155,7 +155,12 @@ def _from_files(
     names: list[str], opener: Callable, source: str | Path, n: int | None, seed: int
 ) -> Images:
     image = optional("PIL.Image", extra="data")
-    names = sorted(name for name in names if Path(name).suffix.lower() in _IMAGE_SUFFIXES)
+    names = sorted(
+        name
+        for name in names
+        if Path(name).suffix.lower() in _IMAGE_SUFFIXES
+        and not Path(name).name.startswith(".")  # what macOS leaves beside each file
+    )
     if not names:
         raise ValueError(f"no images in {source}: expected class/image files, {_IMAGE_SUFFIXES}")
     parents = [Path(name).parent.name for name in names]
@@ -164,8 +169,10 @@ def _from_files(
     arrays = []
     for i in keep:
         with image.open(opener(names[i])) as file:
-            grey = file.mode in ("L", "1", "I;16")
-            arrays.append(np.asarray(file.convert("L" if grey else "RGB")))
+            if file.mode.startswith("I;16"):  # Pillow's own conversion clips these at 255
+                arrays.append((np.asarray(file) >> 8).astype(np.uint8))
+            else:
+                arrays.append(np.asarray(file.convert("L" if file.mode in ("L", "1") else "RGB")))
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
         raise ValueError(f"the images in {source} must share one size, got {sorted(shapes)[:5]}")

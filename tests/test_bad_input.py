@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -154,8 +155,8 @@ BAD_SETTINGS = [
     ("loss", "l2", r"loss must be one of \['diff', 'mse', 'sr', 'noise'\], got 'l2'"),
     ("loss", "", r"loss must be one of \['diff', 'mse', 'sr', 'noise'\], got ''"),
     ("optimizer", "lbfgs", r"optimizer must be one of \['adam', 'sgd'\], got 'lbfgs'"),
-    ("gradient", "true", r"gradient must be one of \['one-shot', 'bpda', 'exact', 'none'\], got 'true'"),
-    ("gradient", None, r"gradient must be one of \['one-shot', 'bpda', 'exact', 'none'\], got None"),
+    ("gradient", "true", r"gradient must be one of \[.*'one-shot', .*\], got 'true'"),
+    ("gradient", None, r"gradient must be one of \[.*'one-shot', .*\], got None"),
     ("anchor", "floating", r"anchor must be one of \['moving', 'fixed'\], got 'floating'"),
     ("steps", -1, "steps must be a whole number of at least 0, got -1"),
     ("steps", 2.0, "steps must be a whole number of at least 0, got 2.0"),
@@ -202,6 +203,16 @@ def test_every_range_of_noise_levels_within_the_denoisers_is_taken(low, high):
     assert scoreopt(sigma=(low, high)).sigma == (low, high)
     assert scoreopt(sigma=[low, high]).sigma == (low, high)
     assert scoreopt(sigma=low).sigma == (low, low)
+
+
+def test_numpys_numbers_are_numbers(x):
+    numpys = scoreopt(
+        steps=np.int64(2), lr=np.float32(0.1), sigma=np.float32(0.25), seed=np.int64(1)
+    )
+    assert torch.equal(
+        numpys(x), scoreopt(steps=2, lr=float(np.float32(0.1)), sigma=0.25, seed=1)(x)
+    )
+    assert torch.equal(PURIFIER(x, seed=np.uint64(2**64 - 1)), PURIFIER(x, seed=2**64 - 1))
 
 
 @pytest.mark.parametrize("denoiser", [nn.Conv2d(3, 3, 1), None, lambda x, sigma: x])

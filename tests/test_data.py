@@ -111,6 +111,31 @@ def test_other_files_are_left_out(folder):
     assert len(data.image_folder(root).y) == 6
 
 
+def test_images_of_16_bits_keep_their_grey_levels(tmp_path):
+    (tmp_path / "a").mkdir()
+    levels = np.array([0, 257, 128 * 257, 65535], dtype=np.uint16)
+    Image.fromarray(np.tile(levels, (8, 2))).save(tmp_path / "a" / "x.png")
+    image = data.image_folder(tmp_path).x
+    assert image.shape == (1, 1, 8, 8)
+    assert torch.equal(image[0, 0, 0, :4], torch.tensor([0, 1, 128, 255]) / 255)
+
+
+def test_what_macos_leaves_in_a_zip_is_no_image(folder, tmp_path):
+    archive = write_zip(tmp_path / "mac.zip", folder[0])
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("__MACOSX/ant/._a.png", b"no image")
+    assert data.image_zip(archive).classes == ("ant", "cow", "zebra")
+
+
+@pytest.mark.xfail(strict=True, reason="load() of a folder of train/ and test/ reads both as one")
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_folder_of_splits_gives_only_the_split_that_was_asked_for(split, tmp_path):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test")
+    images = data.load(tmp_path, split=split)
+    assert len(images.y) == 6
+
+
 class TestErrors:
     def test_nothing_there(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no images at .*missing"):

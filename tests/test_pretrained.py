@@ -161,7 +161,6 @@ def test_scoreopt_recovers_most_of_what_a_transferred_attack_took(
     assert accuracy(model, adversarial, images.y) > 0.75
 
 
-@pytest.mark.xfail(strict=True, reason="cards/mnist-tiny.md is not in the package yet")
 def test_each_network_has_a_card():
     card = pretrained.card("mnist-tiny")
     assert "MNIST" in card

@@ -40,11 +40,6 @@ def archive(tmp_path_factory):
     return path
 
 
-@pytest.fixture(autouse=True)
-def _paths(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-
-
 def run(monkeypatch, script, source, out, *options):
     """Seven steps of eight images, so that a batch spans two epochs."""
     arguments = [
@@ -169,7 +164,7 @@ def test_an_exported_denoiser_carries_its_card(archive, tmp_path, monkeypatch):
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
 
 
-def test_noise_levels_of_training_reach_from_low_to_high(monkeypatch):
+def test_noise_levels_of_training_reach_from_low_to_high():
     from train_denoiser import draw_sigma
 
     sigma = draw_sigma(20_000, 0.05, 1.0, torch.Generator().manual_seed(0))
@@ -178,10 +173,10 @@ def test_noise_levels_of_training_reach_from_low_to_high(monkeypatch):
     assert sigma.median().item() == pytest.approx((0.05 * 1.0) ** 0.5, rel=0.03)
 
 
-def test_augmentation_keeps_the_images_pixels(monkeypatch):
+def test_augmentation_keeps_the_images_pixels():
     from training import Settings, _augment
 
-    settings = {"source": "", "holdout": 0, "images": 1, "batch": 1, "lr": 1.0, "ema": 0.9,
+    settings = {"init": None, "source": "", "holdout": 0, "images": 1, "batch": 1, "lr": 1.0, "ema": 0.9,
                 "weight_decay": 0.0, "precision": "float32", "seed": 0}  # fmt: skip
     x = torch.rand(50, 2, 6, 6)
     same = _augment(x, Settings(**settings, flip=False, shift=0), torch.Generator())
