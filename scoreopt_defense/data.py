@@ -38,7 +38,8 @@ def load(source: str | Path, *, split: str = "test", n: int | None = None, seed:
     Args:
         source: ``"mnist"``; a ``.zip`` of ``class/image`` files; a torchvision root that holds
             CIFAR-10 or CIFAR-100; or a folder of ``class/image`` files.
-        split: ``"train"`` or ``"test"``, for the sources that have both.
+        split: ``"train"`` or ``"test"``, for the sources that have both. A zip or a folder has both
+            if its class folders are below folders of those names (or ``val``, taken for test).
         n: how many images, drawn without replacement; all of them by default. The paper takes 512.
         seed: of that draw; the same seed and source give the same images.
 
@@ -46,18 +47,19 @@ def load(source: str | Path, *, split: str = "test", n: int | None = None, seed:
         FileNotFoundError: if there is nothing at ``source``.
         ValueError: if it holds no images, or fewer than ``n``.
     """
+    _check_split(split)
     if str(source) == "mnist":
         return mnist(split=split, n=n, seed=seed)
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"no images at {path}: expected 'mnist', a zip file or a folder")
     if path.suffix == ".zip":
-        return image_zip(path, n=n, seed=seed)
+        return image_zip(path, split=split, n=n, seed=seed)
     if (path / "cifar-10-batches-py").is_dir():
         return cifar(path, classes=10, split=split, n=n, seed=seed)
     if (path / "cifar-100-python").is_dir():
         return cifar(path, classes=100, split=split, n=n, seed=seed)
-    return image_folder(path, n=n, seed=seed)
+    return image_folder(path, split=split, n=n, seed=seed)
 
 
 def mnist(*, split: str = "test", n: int | None = None, seed: int = 0) -> Images:
@@ -134,21 +136,41 @@ def hold_out(images: Images, n: int, *, seed: int = 0) -> tuple[Images, Images]:
     )
 
 
-def image_folder(path: str | Path, *, n: int | None = None, seed: int = 0) -> Images:
-    """A folder of ``class/image`` files, as ImageNet is kept; classes in sorted order."""
+def image_folder(
+    path: str | Path, *, split: str | None = None, n: int | None = None, seed: int = 0
+) -> Images:
+    """A folder of ``class/image`` files, as ImageNet is kept; classes in sorted order.
+
+    ``split`` chooses among folders ``train`` and ``test`` (or ``val``), if it has any.
+    """
     root = Path(path)
     names = [str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()]
-    return _from_files(names, lambda name: root / name, path, n, seed)
+    return _from_files(_of_split(names, split, path), lambda name: root / name, path, n, seed)
 
 
-def image_zip(path: str | Path, *, n: int | None = None, seed: int = 0) -> Images:
-    """A zip of ``class/image`` files; classes in sorted order. Nothing is unpacked to disk."""
+def image_zip(
+    path: str | Path, *, split: str | None = None, n: int | None = None, seed: int = 0
+) -> Images:
+    """As :func:`image_folder`, from a zip. Nothing is unpacked to disk."""
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is not a readable zip file: {error}") from error
     with archive:
-        return _from_files(archive.namelist(), archive.open, path, n, seed)
+        names = _of_split(archive.namelist(), split, path)
+        return _from_files(names, archive.open, path, n, seed)
+
+
+def _of_split(names: list[str], split: str | None, source: str | Path) -> list[str]:
+    """The names below a folder of that split; all of them where there are no such folders."""
+    above = {name: set(Path(name).parts[:-2]) for name in names}
+    present = {"train", "test", "val"} & set().union(*above.values())
+    if split is None or not present:
+        return names
+    folder = "val" if split == "test" and "test" not in present else split
+    if folder not in present:
+        raise ValueError(f"{source} has no {split} images, only folders {sorted(present)}")
+    return [name for name in names if folder in above[name]]
 
 
 def _from_files(

@@ -265,7 +265,7 @@ ATTACKS = {
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_attacks_keep_their_budget_and_lower_the_confidence(attack, deterministic, monkeypatch):
-    # AutoAttack imports this package, which ART does not ask for, and needs it only to parallelise
+    # AutoAttack imports this package, which the art extra brings, to parallelise; not needed here
     monkeypatch.setitem(sys.modules, "multiprocess", multiprocessing)
     np.random.seed(0)  # noqa: NPY002, ART draws from the global generator
     x = torch.cat([X[:2], X[2:].mul(2).sub(0.5).clamp(0, 1)])  # two of them reach 0 and 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,13 +128,21 @@ def test_what_macos_leaves_in_a_zip_is_no_image(folder, tmp_path):
     assert data.image_zip(archive).classes == ("ant", "cow", "zebra")
 
 
-@pytest.mark.xfail(strict=True, reason="load() of a folder of train/ and test/ reads both as one")
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_folder_of_splits_gives_only_the_split_that_was_asked_for(split, tmp_path):
     write_folder(tmp_path / "train")
     write_folder(tmp_path / "test")
     images = data.load(tmp_path, split=split)
     assert len(images.y) == 6
+    archive = tmp_path / "archive.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for image in (tmp_path / "train").rglob("*.png"):
+            file.write(image, Path("root") / image.relative_to(tmp_path))
+    if split == "train":
+        assert len(data.load(archive, split=split).y) == 6
+    else:
+        with pytest.raises(ValueError, match=r"has no test images, only folders \['train'\]"):
+            data.load(archive, split=split)
 
 
 class TestErrors:

@@ -176,8 +176,8 @@ def test_noise_levels_of_training_reach_from_low_to_high():
 def test_augmentation_keeps_the_images_pixels():
     from training import Settings, _augment
 
-    settings = {"init": None, "source": "", "holdout": 0, "images": 1, "batch": 1, "lr": 1.0, "ema": 0.9,
-                "weight_decay": 0.0, "precision": "float32", "seed": 0}  # fmt: skip
+    settings = {"source": "", "init": None, "holdout": 0, "images": 1, "batch": 1, "lr": 1.0,
+                "ema": 0.9, "weight_decay": 0.0, "precision": "float32", "seed": 0}  # fmt: skip
     x = torch.rand(50, 2, 6, 6)
     same = _augment(x, Settings(**settings, flip=False, shift=0), torch.Generator())
     assert torch.equal(same, x)
