@@ -47,11 +47,10 @@ def attacks(args: argparse.Namespace) -> None:
     """
     classifier, denoiser = pretrained.classifier(NAME), pretrained.denoiser(NAME)
     budget = {"pgd_steps": args.pgd_steps, "eot": args.eot}
-    plan = [(1, 128), (5, 128), (20, 32)]
     cells = [
         (variant, steps, images, norm, mode)
-        for steps, images in plan
         for variant in ("N", "O")
+        for steps, images in ((1, 128), (5, 128), (20, 32))
         for norm in NORMS
         for mode in MODES
     ]
@@ -189,8 +188,8 @@ def main() -> None:
     parser.add_argument("part", choices=["attacks", "cosines", "costs"])
     parser.add_argument("source", nargs="?", help="CIFAR-10 test images")
     parser.add_argument("--describe", default="CIFAR-10 test images, re-encoded as JPEG")
-    parser.add_argument("--pgd-steps", type=int, default=10)
-    parser.add_argument("--eot", type=int, default=4)
+    parser.add_argument("--pgd-steps", type=int, default=7)
+    parser.add_argument("--eot", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     return {"attacks": attacks, "cosines": cosines, "costs": costs}[args.part](args)

