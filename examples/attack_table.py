@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from attacks import ATTACKS, Budget
+from scipy.stats import binomtest
 from torch import nn
 from tqdm import tqdm
 
@@ -84,6 +85,12 @@ def run(
     last = list(purifiers)[-1]
     _draw(classifier, purifiers[last], images, attacked[last, "PGD+EOT"], out / "purified.png")
     print(f"\nWrote {out / 'results.json'} and {out / 'purified.png'}.")
+
+
+def _interval(right: int, total: int) -> list[float]:
+    """Exact (Clopper-Pearson) 95 % confidence interval of a share."""
+    interval = binomtest(right, total).proportion_ci(0.95)
+    return [round(float(interval.low), 3), round(float(interval.high), 3)]
 
 
 def _print_table(results: list[dict[str, object]], rows: list[str]) -> None:

@@ -26,7 +26,9 @@ class PurifierPreprocessor(PreprocessorPyTorch):
     """Purify images before an ART classifier sees them.
 
     For ``PyTorchClassifier(..., preprocessing_defences=[PurifierPreprocessor(purifier)])``. The
-    gradient that ART's attacks see is the one that the purifier was set to.
+    gradient that ART's attacks see is the one that the purifier was set to. ART refuses a list that
+    mixes this with preprocessors written in NumPy; in front of those, give ART a
+    :class:`~scoreopt_defense.DefendedModel` as the model instead.
 
     Args:
         purifier: on the device that the ART classifier uses.
