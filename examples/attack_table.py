@@ -70,7 +70,8 @@ def run(
             seconds = round(time.monotonic() - started, 1)
             results.append(
                 {"defence": row, "attack": name, "accuracy": right / len(images.y),
-                 "interval": _interval(right, len(images.y)), "images": len(images.y), "seed": seed, "seconds": seconds}
+                 "interval": _interval(right, len(images.y)), "images": len(images.y),
+                 "seed": seed, "seconds": seconds}
             )  # fmt: skip
     _print_table(results, list(purifiers))
     out.mkdir(parents=True, exist_ok=True)
