@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: object) -> None:
     add = parser.add_argument
     add("source", help="'mnist', a zip of class/image files, a torchvision CIFAR root, or a folder")
     add("--out", type=Path, required=True, help="folder for checkpoints, plot and weights")
-    add("--init", help="checkpoint of another run, to start from its averaged weights")
+    add("--init", help="checkpoint or exported weights of another run, to start from")
     add("--images", type=int, help="training images to see in all")
     add("--batch", type=int, help="images a step")
     add("--lr", type=float, help="peak of the cosine schedule")
@@ -112,7 +112,7 @@ def train(
     torch.manual_seed(settings.seed)
     device = torch.device(args.device)
     if settings.init:
-        model.load_state_dict(torch.load(settings.init, weights_only=True)["averaged"])
+        model.load_state_dict(_initial_weights(Path(settings.init)))
     model.to(device, memory_format=torch.channels_last)
     averaged = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(
@@ -174,6 +174,13 @@ def export(model: nn.Module, path: Path, card: dict[str, object]) -> None:
         for name, value in model.state_dict().items()
     }
     save_file(weights, path, metadata={"card": json.dumps(card, sort_keys=True)})
+
+
+def _initial_weights(path: Path) -> dict[str, Tensor]:
+    """Averaged weights of a checkpoint, or exported ones, which are in half precision."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)["averaged"]
 
 
 def _batch(

@@ -21,6 +21,10 @@ __all__ = ["card", "classifier", "denoiser", "names"]
 # SHA-256 of each weight file: a truncated or altered one must not pass for a model.
 _CHECKSUMS = {
     (
+        "denoiser",
+        "cifar10-tiny",
+    ): "c84e0c11a5e4a5c3340365c8b6e161ba36369d61167db76c9370bae1dcae009b",
+    (
         "classifier",
         "mnist-tiny",
     ): "a634cfe3e61b22aa0b0a2f5b250109793d63f53047de9817ef2002d3a3ef2601",
