@@ -48,7 +48,8 @@ class PreconditionedDenoiser(ClassConditionalDenoiser):
         sigma_range, channels: as in :class:`~scoreopt_defense.denoisers.base.Denoiser`.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: naming the argument; and, from a call, of kind ``"vp"`` with half-precision
+            weights, in which its times cannot be told apart.
 
     Example:
         >>> denoiser = PreconditionedDenoiser(lambda x, c_noise, labels: 0 * x, kind="edm")
@@ -96,6 +97,11 @@ class PreconditionedDenoiser(ClassConditionalDenoiser):
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         c_skip, c_out, c_in, c_noise = self.scalings(sigma)
         dtype = network_dtype(self.net, x_t.dtype)
+        if self.kind == "vp" and dtype.itemsize < 4:
+            raise ValueError(
+                f"a network told times up to {self.steps - 1} must have float32 weights, got "
+                f"{dtype}: use torch.autocast, which leaves the times exact"
+            )
         residual = self.raw((c_in * x_t).to(dtype), c_noise.flatten().to(dtype))
         return c_skip * x_t + c_out * residual.to(sigma.dtype)
 
