@@ -173,7 +173,7 @@ def _diffusers(source: str) -> Denoiser:
             f"in the cache already ({str(error)[:300]})"
         ) from error
     scheduler: Any = getattr(diffusers, str(config.get("_class_name")), None)
-    if not (isinstance(scheduler, type) and issubclass(scheduler, diffusers.SchedulerMixin)):
+    if not hasattr(scheduler, "from_config") or not hasattr(scheduler, "step"):
         raise ValueError(f"hf:{source} has an unknown scheduler, {config.get('_class_name')!r}")
     return diffusers_denoiser(unet.eval().requires_grad_(False), scheduler.from_config(config))
 
