@@ -19,7 +19,7 @@ from torch import Tensor
 __all__ = ["Record", "RefusedError", "load"]
 
 # NVIDIA's CIFAR-10 networks take about 80,000; each creates at most one object of some 200 bytes.
-_MAX_OPCODES = 1_000_000
+_MAX_OPCODES = 500_000
 
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
