@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense.denoisers.base import Denoiser
 from scoreopt_defense.denoisers.data_range import on_data_range
+from scoreopt_defense.denoisers.edm import network_dtype
 from scoreopt_defense.denoisers.guided_diffusion import GuidedDiffusionDenoiser
 from scoreopt_defense.denoisers.preconditioned import PreconditionedDenoiser
 
@@ -79,7 +80,11 @@ class DeepinvDenoiser(Denoiser):
         self.net = net
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        return on_data_range(lambda x, s: self.net(x, s.flatten()), x_t, sigma, (0.0, 1.0))
+        return on_data_range(self._denoise, x_t, sigma, (0.0, 1.0))
+
+    def _denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        dtype = network_dtype(self.net, x_t.dtype)
+        return self.net(x_t.to(dtype), sigma.flatten().to(dtype)).to(sigma.dtype)
 
 
 class DeepinvUNetDenoiser(PreconditionedDenoiser):
