@@ -198,6 +198,34 @@ def test_other_safetensors_are_refused(tmp_path):
         pretrained.denoiser(f"edm:{path}")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_blocks": -1}, "num_blocks"),
+        ({"num_blocks": 10**9}, "num_blocks"),
+        ({"in_channels": True}, "in_channels"),
+        ({"attn_resolutions": "16"}, "attn_resolutions"),
+        ({"dropout": float("nan")}, "dropout"),
+        ({"model_type": "os.system"}, "model_type"),
+        ({"pretrained": "download"}, "pretrained"),
+        ({"out_channels": 6}, "out_channels"),
+    ],
+)
+def test_the_configuration_in_a_converted_file_is_checked(change, message, small, tmp_path):
+    import json
+
+    import safetensors.torch
+
+    config, weights = read_snapshot(small)
+    metadata = vars(config) | {"network": config.network | change}
+    path = tmp_path / "altered.safetensors"
+    safetensors.torch.save_file(
+        weights, path, {"format": "scoreopt-edm-1", "config": json.dumps(metadata)}
+    )
+    with pytest.raises(ValueError, match=f"no converted EDM network.*{message}"):
+        pretrained.denoiser(f"edm:{path}")
+
+
 # --- what is not such a network -----------------------------------------------------------------
 
 
