@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scoreopt_defense import OneShot
+from scoreopt_defense import OneShot, denoisers
 from scoreopt_defense.denoisers import (
     AzulaDenoiser,
     DDPMDenoiser,
@@ -30,6 +32,7 @@ from scoreopt_defense.denoisers import (
     score_sde_denoiser,
 )
 from scoreopt_defense.denoisers.guided_diffusion import linear_alphas_cumprod
+from scoreopt_defense.pretrained import hub
 
 ABAR = linear_alphas_cumprod()
 SIGMAS = ((1 - ABAR) / ABAR).sqrt()
@@ -484,18 +487,19 @@ def test_channels_last_changes_nothing(name):
 
 
 @every_case
-def test_autocast_and_half_precision_weights_pass_through(name):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_and_half_precision_weights_pass_through(name, dtype):
     it = case(name)
     x_t = noised(it, it.sigmas[1])
     with torch.no_grad():
         expected = it.denoiser(x_t, it.sigmas[1])
         scale = (expected - x_t).abs().max()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype):
             d = it.denoiser(x_t, it.sigmas[1])
         assert d.dtype == torch.float32
         assert (d - expected).abs().max() < 0.1 * scale
         if it.half:
-            d = copy.deepcopy(it.denoiser).bfloat16()(x_t, it.sigmas[1])
+            d = copy.deepcopy(it.denoiser).to(dtype)(x_t, it.sigmas[1])
             assert d.dtype == torch.float32
             assert (d - expected).abs().max() < 0.1 * scale
 
@@ -676,3 +680,17 @@ def test_wrong_calls_raise_at_once(build, message):
 def test_the_wrong_kind_of_network_is_a_type_error(build):
     with pytest.raises(TypeError):
         build()
+
+
+def test_the_documentation_names_what_there_is():
+    """Every adapter is in the table of docs/score-models.md, and nothing else is."""
+    page = (Path(__file__).parents[1] / "docs" / "score-models.md").read_text()
+    named = set(re.findall(r"\bD\.(\w+)", page))
+    assert named <= set(denoisers.__all__)
+    bases = {"Denoiser", "GaussianDenoiser"}
+    chosen = {"DeepinvDenoiser", "DeepinvUNetDenoiser", "DiffUNetDenoiser", "DiffusersDDPMDenoiser",
+              "DiffusersEDMDenoiser", "ScoreSDEVEDenoiser", "ScoreSDEVPDenoiser",
+              "match_edm_groups"}  # fmt: skip
+    assert set(denoisers.__all__) - named == bases | chosen
+    for name in hub.downloaded_names():
+        assert f'pretrained.denoiser("{name}")' in page

@@ -246,6 +246,7 @@ def altered(path: Path, change) -> Path:
         (lambda outer, unet: unet["_init_kwargs"].update(encoder_type="skip"), "neither DDPM"),
         (lambda outer, unet: unet["_init_kwargs"].update(novelty=1), "novelty"),
         (lambda outer, unet: unet.update(_init_args=(16,)), "not recorded by name"),
+        (lambda outer, unet: unet.update(_init_args=torch.ones(2)), "could be rebuilt"),
         (lambda outer, unet: outer.update(sigma_data=torch.ones(2)), "sigma_data"),
         (lambda outer, unet: outer.update(sigma_max=-1.0), "sigma_range"),
         (lambda outer, unet: outer["_modules"].clear(), "model"),
@@ -421,13 +422,18 @@ def test_operations_beyond_data_and_broken_ones_are_refused(operation, tmp_path)
 
 
 def storage_bytes(
-    *, declared: int = 4, again: int | None = None, body: bytes = b"\0" * 16, kind: str = "Float"
+    *,
+    declared: int = 4,
+    again: int | None = None,
+    body: bytes = b"\0" * 16,
+    kind: str = "Float",
+    key: bytes = b"X\x01\0\0\0k",
 ) -> bytes:
     """A storage as torch.save writes it in the old format, with lengths of one's choice."""
     again = declared if again is None else again
     parts = [pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
     parts += [b"\x80\x02(X\x07\0\0\0storagectorch\n", kind.encode(), b"Storage\n"]
-    parts += [b"X\x01\0\0\0kX\x03\0\0\0cpu", pickle.dumps(declared, 2)[2:-1], b"NtQ."]
+    parts += [key, b"X\x03\0\0\0cpu", pickle.dumps(declared, 2)[2:-1], b"NtQ."]
     return b"".join(
         [*parts, pickle.dumps(["k"], 2), again.to_bytes(8, "little", signed=True), body]
     )
@@ -475,6 +481,10 @@ BOMBS = {
     "a storage of an unknown kind": (
         lambda: tensor_pickle(storage_bytes(kind="Quantum")),
         "torch.QuantumStorage",
+    ),
+    "a storage whose key takes exponential time": (
+        lambda: tensor_pickle(storage_bytes(key=nested_key(60)[1:-3])),
+        "tuple in place of str",
     ),
     "a storage that calls": (
         lambda: tensor_pickle(pickle.dumps(Call(os.system, "true"))),

@@ -86,7 +86,7 @@ def read_snapshot(path: str | Path) -> tuple[EDMConfig, dict[str, Tensor]]:
         return _config(network), _state_dict(network.state["_modules"]["model"])
     except RefusedError as error:
         raise ValueError(f"{path} was refused, and nothing in it was run: it has {error}") from None
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} was refused, and nothing in it was run: it has no EDM network under 'ema' "
             f"that could be rebuilt ({type(error).__name__}: {str(error)[:200]})"

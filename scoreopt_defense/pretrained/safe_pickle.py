@@ -258,13 +258,13 @@ def _storage(blob: Any, budget: _Budget) -> _Storage:
     """
     stream = io.BytesIO(_expect(blob, bytes))
     storage = _Storage()
-    declared: list[tuple[torch.dtype, Any, int]] = []
+    declared: list[tuple[torch.dtype, str, int]] = []
 
     def persistent(pid: Any) -> _Storage:
         kind, dtype, key, _location, length = _expect(pid, tuple)[:5]
         if kind != "storage" or pid[5:] not in ((), (None,)) or declared:
             raise TypeError("a persistent id that is no storage")
-        declared.append((_expect(dtype, _Known).stand_in, key, _expect(length, int)))
+        declared.append((_expect(dtype, _Known).stand_in, _expect(key, str), _expect(length, int)))
         return storage
 
     magic, version, system = (_run(stream, {}, budget) for _ in range(3))
