@@ -48,13 +48,22 @@ class Denoiser(nn.Module, ABC):
             Shape, dtype and device of ``x_t``.
 
         Raises:
-            ValueError: if ``sigma`` is outside ``sigma_range`` or the shapes do not fit.
+            ValueError: if ``sigma`` is outside ``sigma_range``, the shapes do not fit, or the
+                network is on another device.
         """
         if x_t.ndim != 4 or self.channels not in (None, x_t.shape[1]):
             raise ValueError(
                 f"x_t must have shape (B, {self.channels or 'C'}, H, W), got {tuple(x_t.shape)}"
             )
-        levels = torch.as_tensor(sigma, dtype=x_t.dtype).flatten()
+        device = next((p.device for p in self.parameters()), x_t.device)
+        if device != x_t.device:
+            raise ValueError(
+                f"the denoiser's network is on {device} and the images are on {x_t.device}: move "
+                "one of them, as in denoiser.to(images.device)"
+            )
+        # in float32 at least: rounded to half precision, a noise level is another one
+        exact = torch.promote_types(x_t.dtype, torch.float32)
+        levels = torch.as_tensor(sigma, dtype=exact).flatten()
         if len(levels) not in (1, len(x_t)):
             raise ValueError(f"sigma must be one value or {len(x_t)}, got {len(levels)}")
         low, high = self.sigma_range

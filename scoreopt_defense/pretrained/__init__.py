@@ -1,10 +1,15 @@
-"""Small networks that ship with the package, by name. These names never touch the network."""
+"""Networks by name: small ones that ship with the package, and published ones.
+
+The names of ``names("denoiser")`` and ``names("classifier")`` ship with the package and never touch
+the network.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -20,37 +25,53 @@ __all__ = ["card", "classifier", "denoiser", "names"]
 
 # SHA-256 of each weight file: a truncated or altered one must not pass for a model.
 _CHECKSUMS = {
-    (
-        "denoiser",
-        "cifar10-tiny",
-    ): "c84e0c11a5e4a5c3340365c8b6e161ba36369d61167db76c9370bae1dcae009b",
-    (
-        "classifier",
-        "mnist-tiny",
-    ): "a634cfe3e61b22aa0b0a2f5b250109793d63f53047de9817ef2002d3a3ef2601",
-    ("denoiser", "mnist-tiny"): "a374ee5d2a24a4b35dc5c778534db43aa6ccfcec813ed1778d9b66cf2d5b5516",
+    "classifier": {
+        "mnist-tiny": "a634cfe3e61b22aa0b0a2f5b250109793d63f53047de9817ef2002d3a3ef2601",
+    },
+    "denoiser": {
+        "cifar10-tiny": "c84e0c11a5e4a5c3340365c8b6e161ba36369d61167db76c9370bae1dcae009b",
+        "mnist-tiny": "a374ee5d2a24a4b35dc5c778534db43aa6ccfcec813ed1778d9b66cf2d5b5516",
+    },
 }
 
 
 def names(kind: str) -> list[str]:
-    """The names that :func:`denoiser` (``"denoiser"``) or :func:`classifier` knows."""
-    check_choice("kind", kind, ("classifier", "denoiser"))
-    return sorted(name for known, name in _CHECKSUMS if known == kind)
+    """The names of :func:`denoiser` (``"denoiser"``) or :func:`classifier` that ship here."""
+    check_choice("kind", kind, _CHECKSUMS)
+    return sorted(_CHECKSUMS[kind])
 
 
-def denoiser(name: str) -> Denoiser:
-    """A denoiser that ships with the package, on the CPU, in float32 and eval mode.
+def denoiser(name: str, *, path: str | Path | None = None) -> Denoiser:
+    """A pretrained denoiser, on the CPU, in float32 and eval mode, its weights frozen.
 
     Args:
-        name: one of ``names("denoiser")``; an unknown name lists them.
+        name: what to load; an unknown name lists all.
+
+            - One of ``names("denoiser")`` ships with the package.
+            - ``"edm-cifar10-32x32-uncond-vp"``, ``"edm-cifar10-32x32-uncond-ve"`` and
+              ``"guided-diffusion-imagenet-256-uncond"``, the paper's models, are downloaded on
+              first use to torch's hub cache, unless ``HF_HUB_OFFLINE`` is set.
+            - ``"hf:<id or folder>"`` is a pixel-space diffusers model, such as
+              ``"hf:google/ddpm-cifar10-32"``.
+            - ``"edm:<file>"`` is a training of your own: NVIDIA's ``network-snapshot-*.pkl``, which
+              is read without being run, or what ``scoreopt convert-edm`` made of it.
+        path: for a name that is downloaded, the file, or the folder that holds it, to load instead.
 
     Raises:
-        ValueError: if the name is unknown or the installed weight file is damaged.
+        ValueError: if the name is unknown or a weight file is damaged or not what it should be.
+        OSError: if there is no such file, or a download is impossible.
+        ImportError: if the library whose network it is is missing.
 
     Example:
         >>> denoiser("mnist-tiny").sigma_range
         (0.1, 2.0)
     """
+    if name not in names("denoiser"):
+        from scoreopt_defense.pretrained import hub
+
+        return hub.denoiser(name, path=path)
+    if path is not None:
+        raise ValueError(f"path must be None for {name!r}, which ships with the package")
     weights, about = _load("denoiser", name)
     net = _restore(TinyUNet(**about["config"]), weights)
     return EDMDenoiser(net, sigma_range=tuple(about["sigma_range"]))
@@ -75,7 +96,7 @@ def classifier(name: str) -> nn.Module:
 
 def card(name: str) -> str:
     """The model card of that name's denoiser and classifier, as Markdown."""
-    check_choice("name", name, sorted({known for _, known in _CHECKSUMS}))
+    check_choice("name", name, names("denoiser"))
     return resources.files(__name__).joinpath(f"cards/{name}.md").read_text()
 
 
@@ -83,7 +104,7 @@ def _load(kind: str, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     check_choice(kind, name, names(kind))
     resource = resources.files(__name__).joinpath(f"weights/{name}-{kind}.safetensors")
     blob = resource.read_bytes()
-    if hashlib.sha256(blob).hexdigest() != _CHECKSUMS[kind, name]:
+    if hashlib.sha256(blob).hexdigest() != _CHECKSUMS[kind][name]:
         raise ValueError(
             f"the weights of {kind} {name!r} are truncated or altered ({resource}): reinstall "
             "scoreopt-defense"

@@ -1,0 +1,57 @@
+"""Class labels of class-conditional networks."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from scoreopt_defense.denoisers.base import Denoiser
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["ClassConditionalDenoiser"]
+
+
+class ClassConditionalDenoiser(Denoiser):
+    r"""A denoiser that may know the class, :math:`D_\theta(x_t; \sigma, y)`.
+
+    Args:
+        sigma_range, channels: as in :class:`~scoreopt_defense.denoisers.base.Denoiser`.
+        class_label: one label for all images, or one an image, shape ``(B,)``; None for an
+            unconditional network.
+
+    Raises:
+        ValueError: from a call, if there is neither one label nor one an image.
+    """
+
+    def __init__(
+        self,
+        *,
+        sigma_range: tuple[float, float],
+        channels: int | None = None,
+        class_label: int | Tensor | None = None,
+    ) -> None:
+        super().__init__(sigma_range=sigma_range, channels=channels)
+        self.class_label = class_label
+
+    def with_class_label(self, class_label: int | Tensor | None) -> Self:
+        """The same network under another label: nothing is copied."""
+        twin = copy.copy(self)
+        twin.__dict__["class_label"] = class_label
+        return twin
+
+    def labels(self, x: Tensor) -> Tensor | None:
+        """The label of each image of a batch, int64, shape ``(B,)``; or None."""
+        if self.class_label is None:
+            return None
+        labels = torch.as_tensor(self.class_label, device=x.device).flatten()
+        if len(labels) not in (1, len(x)):
+            raise ValueError(
+                f"class_label must be one label or one an image, got {len(labels)} for a batch of "
+                f"{len(x)}"
+            )
+        return labels.long().expand(len(x))

@@ -1,0 +1,153 @@
+"""Raw networks under the preconditionings of EDM's Table 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scoreopt_defense._checks import check_choice, check_count
+from scoreopt_defense.denoisers.edm import network_dtype
+from scoreopt_defense.denoisers.labels import ClassConditionalDenoiser
+
+__all__ = ["PreconditionedDenoiser", "vp_time"]
+
+_VP_TIMES = (1e-5, 1.0)  # lowest and highest, Table 1
+
+
+class PreconditionedDenoiser(ClassConditionalDenoiser):
+    r"""A raw network inside its preconditioning.
+
+    .. math:: D(x_t; \sigma) = c_{skip} x_t + c_{out} F_\theta(c_{in} x_t;\, c_{noise})
+
+    .. math::
+        \text{edm:}\quad c_{skip} &= s^2/\rho^2, & c_{out} &= \sigma s/\rho, &
+            c_{in} &= 1/\rho, & c_{noise} &= \tfrac14 \ln\sigma \\
+        \text{vp:}\quad c_{skip} &= 1, & c_{out} &= -\sigma, &
+            c_{in} &= 1/\sqrt{1 + \sigma^2}, & c_{noise} &= 999\,t \\
+        \text{ve:}\quad c_{skip} &= 1, & c_{out} &= \sigma, &
+            c_{in} &= 1, & c_{noise} &= \ln\tfrac12\sigma
+
+    with :math:`s` the standard deviation of the data, :math:`\rho^2 = \sigma^2 + s^2` and t the
+    time of :func:`vp_time`.
+
+    Args:
+        net: called as ``net(x, c_noise, labels)`` with ``c_noise`` of shape ``(B,)`` and one-hot
+            ``labels`` of shape ``(B, label_dim)``, or None without classes.
+        kind: ``"edm"``, ``"vp"`` or ``"ve"``, as NVIDIA's ``EDMPrecond``, ``VPPrecond`` and
+            ``VEPrecond``.
+        sigma_data: s, on [-1, 1].
+        beta_d, beta_min: of the VP schedule.
+        steps: of the VP schedule: its times run from 0 to ``steps - 1``.
+        label_dim: classes; 0 for an unconditional network.
+        class_label: which; None is the zero vector, as in NVIDIA's code.
+        sigma_range, channels: as in :class:`~scoreopt_defense.denoisers.base.Denoiser`.
+
+    Raises:
+        ValueError: naming the argument; and, from a call, of kind ``"vp"`` with half-precision
+            weights, in which its times cannot be told apart.
+
+    Example:
+        >>> denoiser = PreconditionedDenoiser(lambda x, c_noise, labels: 0 * x, kind="edm")
+        >>> denoiser(torch.ones(1, 3, 8, 8), sigma=0.5).shape
+        torch.Size([1, 3, 8, 8])
+
+    Reference:
+        Karras et al., NeurIPS 2022, Table 1.
+    """
+
+    net: Any
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        *,
+        kind: str = "edm",
+        sigma_data: float = 0.5,
+        beta_d: float = 19.9,
+        beta_min: float = 0.1,
+        steps: int = 1000,
+        label_dim: int = 0,
+        class_label: int | Tensor | None = None,
+        sigma_range: tuple[float, float] | None = None,
+        channels: int | None = None,
+    ) -> None:
+        check_choice("kind", kind, ("edm", "vp", "ve"))
+        low, high = (vp_sigma(time, beta_d=beta_d, beta_min=beta_min) for time in _VP_TIMES)
+        known = {"edm": (0.002, 80.0), "vp": (low, high), "ve": (0.02, 100.0)}  # Table 1
+        super().__init__(
+            sigma_range=sigma_range or known[kind],
+            channels=channels,
+            class_label=class_label,
+        )
+        self.label_dim = check_count("label_dim", label_dim, least=0)
+        if class_label is not None and not label_dim:
+            raise ValueError(
+                f"class_label must be None for an unconditional network, got {class_label}"
+            )
+        self.net = net
+        self.kind = kind
+        self.sigma_data = sigma_data
+        self.beta_d, self.beta_min, self.steps = beta_d, beta_min, steps
+
+    def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        c_skip, c_out, c_in, c_noise = self.scalings(sigma)
+        dtype = network_dtype(self.net, x_t.dtype)
+        if self.kind == "vp" and dtype.itemsize < 4:
+            raise ValueError(
+                f"a network told times up to {self.steps - 1} must have float32 weights, got "
+                f"{dtype}: use torch.autocast, which leaves the times exact"
+            )
+        residual = self.raw((c_in * x_t).to(dtype), c_noise.flatten().to(dtype))
+        return c_skip * x_t + c_out * residual.to(sigma.dtype)
+
+    def raw(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        """The network itself, F."""
+        return self.net(x, c_noise, self.one_hot(x))
+
+    def one_hot(self, x: Tensor) -> Tensor | None:
+        """Labels as the network takes them, shape ``(B, label_dim)``."""
+        if not self.label_dim:
+            return None
+        labels = self.labels(x)
+        if labels is None:
+            return x.new_zeros(len(x), self.label_dim)
+        return F.one_hot(labels, self.label_dim).to(x.dtype)
+
+    def scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """c_skip, c_out, c_in and c_noise, each of the shape of ``sigma``."""
+        one = torch.ones_like(sigma)
+        if self.kind == "vp":
+            time = vp_time(sigma, beta_d=self.beta_d, beta_min=self.beta_min)
+            return one, -sigma, (1 + sigma**2).rsqrt(), (self.steps - 1) * time
+        if self.kind == "ve":
+            return one, sigma, one, (sigma / 2).log()
+        s, total = self.sigma_data, (sigma**2 + self.sigma_data**2).sqrt()
+        return s**2 / total**2, sigma * s / total, 1 / total, sigma.log() / 4
+
+
+def vp_time(sigma: Tensor, *, beta_d: float = 19.9, beta_min: float = 0.1) -> Tensor:
+    r"""The time at which a continuous VP schedule has that noise.
+
+    .. math:: \sigma(t)^2 = e^{\frac12 \beta_d t^2 + \beta_{min} t} - 1
+
+    Args:
+        sigma: any shape, above 0.
+        beta_d: :math:`\beta_{max} - \beta_{min}`.
+        beta_min: of the schedule.
+
+    Reference:
+        Song et al., ICLR 2021; Karras et al., NeurIPS 2022, Table 1.
+    """
+    log = (sigma**2).log1p()
+    # (sqrt(b^2 + 2dL) - b) / d, without the cancellation at small sigma
+    return 2 * log / ((beta_min**2 + 2 * beta_d * log).sqrt() + beta_min)
+
+
+def vp_sigma(time: float, *, beta_d: float = 19.9, beta_min: float = 0.1) -> float:
+    """The inverse of :func:`vp_time`."""
+    return math.sqrt(math.expm1(0.5 * beta_d * time**2 + beta_min * time))

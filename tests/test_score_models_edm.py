@@ -1,0 +1,554 @@
+"""EDM snapshots: read right, never run, converted, and refused where they are hostile."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import pickle
+import tracemalloc
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("deepinv")
+
+from edm_snapshots import (
+    ADM,
+    DDPMPP,
+    NCSNPP,
+    SMALL,
+    Persistent,
+    deepinv_net,
+    set_waves,
+    snapshot,
+    write,
+)
+
+from scoreopt_defense import cli, pretrained
+from scoreopt_defense.denoisers import deepinv_denoiser, match_edm_groups
+from scoreopt_defense.pretrained import edm_network
+from scoreopt_defense.pretrained.edm_pickle import read_snapshot
+
+X = torch.sin(torch.arange(2 * 3 * 16 * 16, dtype=torch.float64) * 0.7).reshape(2, 3, 16, 16)
+X = X.float()
+
+# What NVlabs/edm (commit 008a4e5) computes on the CPU for these arguments, the weights of
+# ``set_waves`` and the image X, at sigma 0.25 and 2: two pixels and the standard deviation.
+NVIDIA = {
+    "edm-ddpmpp": (
+        {"precond": "EDMPrecond", "unet": "SongUNet"} | DDPMPP | SMALL,
+        [[-0.444105, 0.702566, 0.564364], [-0.006459, 0.108732, 0.059066]],
+    ),
+    "edm-ncsnpp": (
+        {"precond": "EDMPrecond", "unet": "SongUNet"} | NCSNPP | SMALL,
+        [[-0.479029, 0.719641, 0.563445], [-0.071797, 0.133876, 0.075302]],
+    ),
+    "vp-ddpmpp": (
+        {"precond": "VPPrecond", "unet": "SongUNet"} | DDPMPP | SMALL,
+        [[-0.576785, 0.806193, 0.708405], [-0.672819, 0.598396, 0.731923]],
+    ),
+    "ve-ncsnpp": (
+        {"precond": "VEPrecond", "unet": "SongUNet"} | NCSNPP | SMALL,
+        [[-0.588704, 0.889063, 0.705532], [-0.769872, 1.221541, 0.738744]],
+    ),
+    "edm-ddpmpp-classes": (
+        {"precond": "EDMPrecond", "unet": "SongUNet", "label_dim": 10} | DDPMPP | SMALL,
+        [[-0.448009, 0.717706, 0.564894], [-0.0402, 0.115271, 0.060726]],
+    ),
+    "edm-adm-classes": (
+        {"precond": "EDMPrecond", "unet": "DhariwalUNet", "label_dim": 10} | SMALL | ADM,
+        [[-0.509733, 0.672798, 0.568047], [-0.118801, 0.062606, 0.072939]],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("edm") / "network-snapshot-000001.pkl"
+    return write(path, snapshot(**DDPMPP, **SMALL))
+
+
+@pytest.mark.parametrize("name", NVIDIA)
+def test_snapshots_compute_what_nvidias_code_computes(name, tmp_path):
+    arguments, expected = NVIDIA[name]
+    path = write(tmp_path / "snapshot.pkl", snapshot(**arguments))
+    denoiser = pretrained.denoiser(f"edm:{path}")
+    if "label_dim" in arguments:
+        denoiser = denoiser.with_class_label(3)
+    for sigma, numbers in zip((0.25, 2.0), expected, strict=True):
+        d = denoiser(X, sigma)
+        got = [d[0, 0, 3, 5].item(), d[1, 2, 15, 0].item(), d.std().item()]
+        assert got == pytest.approx(numbers, abs=1e-5)
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_every_protocol_that_edm_ran_under_is_read(protocol, small, tmp_path):
+    config, weights = read_snapshot(small)
+    path = write(tmp_path / "other.pkl", snapshot(**DDPMPP, **SMALL), protocol=protocol)
+    other_config, other = read_snapshot(path)
+    assert other_config == config
+    assert weights.keys() == other.keys()
+    assert all(torch.equal(weights[name], other[name]) for name in weights)
+
+
+def test_embedded_source_is_not_executed(tmp_path):
+    mark = tmp_path / "executed"
+    source = f"open({str(mark)!r}, 'w').close()"
+    read_snapshot(write(tmp_path / "a.pkl", snapshot(source=source, **DDPMPP, **SMALL)))
+    assert not mark.exists()
+
+
+def test_reading_leaves_random_numbers_and_weights_alone(small):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    denoiser = pretrained.denoiser(f"edm:{small}")
+    assert torch.equal(torch.rand(3), expected)
+    assert not any(p.requires_grad for p in denoiser.parameters())
+    assert not any(module.training for module in denoiser.modules())
+    assert denoiser.sigma_range == (0.002, 80.0)
+    assert denoiser.channels == 3
+
+
+# --- the group normalisations -------------------------------------------------------------------
+
+
+def test_narrow_deepinv_networks_are_refused_or_put_right():
+    net = deepinv_net("SongUNet", {"img_resolution": 16} | DDPMPP | SMALL)
+    set_waves(net.state_dict())
+    net._was_trained_on_minus_one_one, net.pixel_std = True, 0.5
+    wrong = net(X, torch.tensor([0.25, 0.25]), input_in_minus_one_one=True)
+    with pytest.raises(ValueError, match=r"32 channels.*32 groups and EDM in 8.*match_edm_groups"):
+        deepinv_denoiser(net)
+    with torch.no_grad():
+        kept = deepinv_denoiser(net, trained_in_deepinv=True)(X, 0.25)
+        right = deepinv_denoiser(match_edm_groups(net))(X, 0.25)
+    assert torch.allclose(kept, wrong, atol=1e-5)
+    assert right[0, 0, 3, 5].item() == pytest.approx(-0.444105, abs=1e-5)
+    assert (right - wrong).abs().max() > 0.05
+
+
+def test_wide_networks_need_no_mending():
+    net = deepinv_net("SongUNet", {"img_resolution": 16} | DDPMPP | SMALL | {"model_channels": 128})
+    before = [m.num_groups for m in net.modules() if isinstance(m, torch.nn.GroupNorm)]
+    match_edm_groups(net)
+    assert before == [m.num_groups for m in net.modules() if isinstance(m, torch.nn.GroupNorm)]
+    net._was_trained_on_minus_one_one, net.pixel_std = True, 0.5
+    deepinv_denoiser(net)
+
+
+def test_widths_that_deepinv_cannot_build_are_a_plain_error(small, tmp_path):
+    config, weights = read_snapshot(small)
+    narrow = config.network | {"model_channels": 16}
+    with pytest.raises(ValueError, match="deepinv cannot build this network"):
+        edm_network.build(edm_network.EDMConfig(**vars(config) | {"network": narrow}), weights)
+
+
+# --- conversion ---------------------------------------------------------------------------------
+
+
+def test_converted_files_give_the_same_network(small, tmp_path, capsys):
+    target = tmp_path / "model.safetensors"
+    assert cli.main(["convert-edm", str(small), str(target)]) == 0
+    assert "NCSNpp, edm preconditioning" in capsys.readouterr().out
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+    expected = pretrained.denoiser(f"edm:{small}")(X, 0.7)
+    assert torch.equal(pretrained.denoiser(f"edm:{target}")(X, 0.7), expected)
+
+
+def test_a_failed_conversion_leaves_the_old_file(small, tmp_path, monkeypatch, capsys):
+    target = tmp_path / "model.safetensors"
+    target.write_text("old")
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert cli.main(["convert-edm", str(small), str(target)]) == 1
+    assert "no space left" in capsys.readouterr().err
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("missing.pkl", "out.safetensors", "missing.pkl"),
+        ("garbage.pkl", "out.safetensors", "was refused"),
+        ("garbage.pkl", "out.pt", "must end in .safetensors"),
+    ],
+)
+def test_the_command_line_reports_errors(source, target, message, tmp_path, capsys):
+    (tmp_path / "garbage.pkl").write_bytes(b"\x80\x04garbage")
+    assert cli.main(["convert-edm", str(tmp_path / source), str(tmp_path / target)]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / target).exists()
+
+
+def test_other_safetensors_are_refused(tmp_path):
+    import safetensors.torch
+
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="not written by scoreopt convert-edm"):
+        pretrained.denoiser(f"edm:{path}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_blocks": -1}, "num_blocks"),
+        ({"num_blocks": 10**9}, "num_blocks"),
+        ({"in_channels": True}, "in_channels"),
+        ({"attn_resolutions": "16"}, "attn_resolutions"),
+        ({"dropout": float("nan")}, "dropout"),
+        ({"model_type": "os.system"}, "model_type"),
+        ({"pretrained": "download"}, "pretrained"),
+        ({"out_channels": 6}, "out_channels"),
+    ],
+)
+def test_the_configuration_in_a_converted_file_is_checked(change, message, small, tmp_path):
+    import json
+
+    import safetensors.torch
+
+    config, weights = read_snapshot(small)
+    metadata = vars(config) | {"network": config.network | change}
+    path = tmp_path / "altered.safetensors"
+    safetensors.torch.save_file(
+        weights, path, {"format": "scoreopt-edm-1", "config": json.dumps(metadata)}
+    )
+    with pytest.raises(ValueError, match=f"no converted EDM network.*{message}"):
+        pretrained.denoiser(f"edm:{path}")
+
+
+# --- what is not such a network -----------------------------------------------------------------
+
+
+def altered(path: Path, change) -> Path:
+    content = snapshot(**DDPMPP, **SMALL)
+    outer = content["ema"].meta["state"]
+    change(outer, outer["_modules"]["model"].meta["state"])
+    return write(path, content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda outer, unet: unet["_init_kwargs"].update(num_blocks=10**9), "num_blocks"),
+        (lambda outer, unet: unet["_init_kwargs"].update(model_channels=10**9), "model_channels"),
+        (lambda outer, unet: unet["_init_kwargs"].update(model_channels=torch.ones(3)), "Tensor"),
+        (lambda outer, unet: unet["_init_kwargs"].update(channel_mult=[2] * 99), "channel_mult"),
+        (lambda outer, unet: unet["_init_kwargs"].update(encoder_type="skip"), "neither DDPM"),
+        (lambda outer, unet: unet["_init_kwargs"].update(novelty=1), "novelty"),
+        (lambda outer, unet: unet.update(_init_args=(16,)), "not recorded by name"),
+        (lambda outer, unet: unet.update(_init_args=torch.ones(2)), "could be rebuilt"),
+        (lambda outer, unet: outer.update(sigma_data=torch.ones(2)), "sigma_data"),
+        (lambda outer, unet: outer.update(sigma_max=-1.0), "sigma_range"),
+        (lambda outer, unet: outer["_modules"].clear(), "model"),
+        (lambda outer, unet: unet["_parameters"].update(w="text"), "no tensor"),
+    ],
+)
+def test_configurations_are_checked_before_anything_is_built(change, message, tmp_path):
+    path = altered(tmp_path / "altered.pkl", change)
+    with pytest.raises(ValueError, match=message):
+        read_snapshot(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda unet: unet["_modules"].pop("map_layer0"), "Missing key"),
+        (lambda unet: unet["_parameters"].update(more=torch.ones(2)), "Unexpected key"),
+        (lambda unet: unet["_init_kwargs"].update(model_channels=64), "size mismatch"),
+    ],
+)
+def test_weights_must_be_exactly_those_of_the_configuration(change, message, tmp_path):
+    path = altered(tmp_path / "altered.pkl", lambda outer, unet: change(unet))
+    with pytest.raises(ValueError, match=message):
+        pretrained.denoiser(f"edm:{path}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"ema": Persistent("Generator", {})}, "class 'Generator'"),
+        ({"ema": None}, "class 'NoneType'"),
+        ({"net": 1}, "ema"),
+        ([1, 2], "class 'list'"),
+    ],
+)
+def test_other_pickles_are_a_plain_error(content, message, tmp_path):
+    path = write(tmp_path / "other.pkl", content)
+    with pytest.raises(ValueError, match=message):
+        read_snapshot(path)
+
+
+def test_truncated_empty_and_zipped_files_are_a_plain_error(small, tmp_path):
+    whole = small.read_bytes()
+    for cut in (1, 100, len(whole) // 2, len(whole) - 1):
+        path = tmp_path / "cut.pkl"
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match="was refused"):
+            read_snapshot(path)
+    (tmp_path / "empty.pkl").write_bytes(b"")
+    with pytest.raises(ValueError, match="is empty"):
+        read_snapshot(tmp_path / "empty.pkl")
+    with zipfile.ZipFile(tmp_path / "state.pkl", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Call(os.system, "true")))
+    with pytest.raises(ValueError, match=r"archive of torch\.save"):
+        read_snapshot(tmp_path / "state.pkl")
+
+
+# --- hostile files ------------------------------------------------------------------------------
+
+
+class Call:
+    """Pickled as a call: what every exploit of pickle is made of."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def touch(mark: Path) -> str:
+    return f"touch {mark}"
+
+
+PAYLOADS = {
+    "os.system": lambda mark: Call(os.system, touch(mark)),
+    "eval": lambda mark: Call(eval, f"open({str(mark)!r}, 'w').close()"),
+    "exec": lambda mark: Call(exec, f"open({str(mark)!r}, 'w').close()"),
+    "open": lambda mark: Call(open, str(mark), "w"),
+    "import": lambda mark: Call(importlib.import_module, "antigravity_hostile"),
+    "__import__": lambda mark: Call(__import__, "antigravity_hostile"),
+    "getattr": lambda mark: Call(getattr, Call(importlib.import_module, "os"), "system"),
+    "torch.load": lambda mark: Call(torch.load, str(mark)),
+    "torch.hub": lambda mark: Call(torch.hub.load, "owner/repository", "model"),
+}
+PLACES = {
+    "top": lambda payload: payload,
+    "ema": lambda payload: {"ema": payload},
+    "beside": lambda payload: snapshot(**DDPMPP, **SMALL) | {"dataset_kwargs": payload},
+    "arguments": lambda payload: {
+        "ema": Persistent("EDMPrecond", {"_init_kwargs": {"channel_mult": [payload]}})
+    },
+    "nested": lambda payload: {"ema": Call(OrderedDict, [("key", Call(OrderedDict, [payload]))])},
+    "source": lambda payload: {"ema": Persistent("EDMPrecond", {}, payload)},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_calls_are_refused_by_name_and_not_made(payload, place, tmp_path):
+    mark = tmp_path / "ran"
+    path = write(tmp_path / "hostile.pkl", PLACES[place](PAYLOADS[payload](mark)))
+    with pytest.raises(ValueError, match=r"refused, and nothing in it was run: it has .*neither"):
+        read_snapshot(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("payload", ["os.system", "eval", "exec"])
+def test_the_same_calls_are_made_by_pickle_itself(payload, tmp_path):
+    mark = tmp_path / "ran"
+    pickle.loads(pickle.dumps(PAYLOADS[payload](mark)))
+    assert mark.exists()
+
+
+GLOBALS = [
+    b"cos\nsystem\n",
+    b"cposix\nsystem\n",
+    b"cbuiltins\neval\n",
+    b"c__builtin__\neval\n",
+    b"cbuiltins\ngetattr\n",
+    b"coperator\nattrgetter\n",
+    b"cfunctools\npartial\n",
+    b"ccopyreg\n_reconstructor\n",
+    b"ctorch_utils.persistence\nimport_hook\n",
+    b"ctorch_utils.persistence\n_src_to_module\n",
+    b"ctorch\nload\n",
+    b"ctorch.storage\nUntypedStorage\n",
+    b"ctorch._utils\n_rebuild_tensor_v2.__globals__\n",
+    b"\x8c\x0bcollections\x8c\x14OrderedDict.__init__\x93",
+    b"ccollections\nOrderedDict.fromkeys\n",
+]
+
+
+@pytest.mark.parametrize("name", GLOBALS)
+def test_names_are_refused_before_they_are_looked_up(name, tmp_path):
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(b"\x80\x04" + name + b".")
+    with pytest.raises(ValueError, match="neither a tensor nor a plain container"):
+        read_snapshot(path)
+
+
+OPERATIONS = {
+    "INST": b"(S'true'\nios\nsystem\n.",
+    "OBJ": b"(cbuiltins\nset\nS'x'\no.",
+    "EXT1": b"\x82\x01.",
+    "PERSID": b"Pstorage\n.",
+    "BINPERSID": b"\x80\x04\x8c\x01aQ.",
+    "BYTEARRAY8": b"\x96\x01" + b"\0" * 7 + b"x.",
+    "DICT": b"(d.",
+    "POP": b"N0.",
+    "LONG4": b"\x8b\x01\0\0\0\x01.",
+    "REDUCE of no name": b"\x8c\x01a)R.",
+    "BUILD of a list": b"]}b.",
+    "APPEND to a dict": b"}Na.",
+    "SETITEM of a list": b"]NNs.",
+    "a tuple as a key": b"})Ns.",
+    "a record as a key": b"}cnumpy\ndtype\n)RNs.",
+    "a stack underflow": b"\x86.",
+    "a missing mark": b"t.",
+    "a missing memo": b"h\x07.",
+    "no end": b"N",
+    "nothing on the stack": b".",
+    "an odd set of items": b"}(Nu.",
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operations_beyond_data_and_broken_ones_are_refused(operation, tmp_path):
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(OPERATIONS[operation])
+    with pytest.raises(ValueError, match="was refused"):
+        read_snapshot(path)
+
+
+def storage_bytes(
+    *,
+    declared: int = 4,
+    again: int | None = None,
+    body: bytes = b"\0" * 16,
+    kind: str = "Float",
+    key: bytes = b"X\x01\0\0\0k",
+) -> bytes:
+    """A storage as torch.save writes it in the old format, with lengths of one's choice."""
+    again = declared if again is None else again
+    parts = [pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    parts += [b"\x80\x02(X\x07\0\0\0storagectorch\n", kind.encode(), b"Storage\n"]
+    parts += [key, b"X\x03\0\0\0cpu", pickle.dumps(declared, 2)[2:-1], b"NtQ."]
+    return b"".join(
+        [*parts, pickle.dumps(["k"], 2), again.to_bytes(8, "little", signed=True), body]
+    )
+
+
+def tensor_pickle(
+    blob: bytes, *, offset: int = 0, size: tuple = (4,), stride: tuple = (1,), times: int = 1
+) -> bytes:
+    """Tensors in a dictionary, each with a storage of its own made from the same bytes."""
+    layout = b"".join(pickle.dumps(v, 2)[2:-1] for v in (offset, size, stride))
+    layout = layout.replace(b"q\x00", b"")  # that would overwrite the memo's first entry, the bytes
+    parts = [b"\x80\x04\x8e", len(blob).to_bytes(8, "little"), blob, b"\x94}"]
+    for i in range(times):
+        parts += [b"\x8c\x04", b"t%03d" % i, b"ctorch._utils\n_rebuild_tensor_v2\n("]
+        parts += [b"ctorch.storage\n_load_from_bytes\nh\x00\x85R", layout, b"\x89NtRs"]
+    return b"".join([*parts, b"\x86."])
+
+
+def test_the_hostile_tensors_differ_from_a_good_one_only_in_their_numbers(tmp_path):
+    from scoreopt_defense.pretrained.safe_pickle import load
+
+    good = tensor_pickle(storage_bytes(body=torch.arange(4.0).numpy().tobytes()))
+    _, tensors = load(io.BytesIO(good), size=len(good), known={})
+    assert torch.equal(tensors["t000"], torch.arange(4.0))
+
+
+def nested_key(depth: int) -> bytes:
+    """A pair of pairs of pairs ... as a key: its hash takes two to the depth steps."""
+    return b"})\x94" + b"".join(b"h%c\x86\x94" % i for i in range(depth)) + b"Ns."
+
+
+TERABYTE = 2**38  # float32 numbers
+
+BOMBS = {
+    "a storage that declares a terabyte": (
+        lambda: tensor_pickle(storage_bytes(declared=TERABYTE)),
+        "declares 274877906944 torch.float32 in 16 bytes",
+    ),
+    "a storage that declares less than nothing": (
+        lambda: tensor_pickle(storage_bytes(declared=-1)),
+        "declares -1",
+    ),
+    "a storage of two lengths": (lambda: tensor_pickle(storage_bytes(again=5)), "declares 4"),
+    "a storage with a tail": (lambda: tensor_pickle(storage_bytes(body=b"\0" * 20)), "20 bytes"),
+    "a storage of an unknown kind": (
+        lambda: tensor_pickle(storage_bytes(kind="Quantum")),
+        "torch.QuantumStorage",
+    ),
+    "a storage whose key takes exponential time": (
+        lambda: tensor_pickle(storage_bytes(key=nested_key(60)[1:-3])),
+        "tuple in place of str",
+    ),
+    "a storage that calls": (
+        lambda: tensor_pickle(pickle.dumps(Call(os.system, "true"))),
+        "system",
+    ),
+    "a tensor of stride 0": (
+        lambda: tensor_pickle(storage_bytes(), size=(2**40,), stride=(0,)),
+        "1,099,511,627,776 numbers in a storage of 4",
+    ),
+    "a tensor beyond its storage": (
+        lambda: tensor_pickle(storage_bytes(), offset=2),
+        "4 numbers in a storage of 4",
+    ),
+    "a tensor before its storage": (lambda: tensor_pickle(storage_bytes(), offset=-1), "negative"),
+    "a tensor of negative stride": (
+        lambda: tensor_pickle(storage_bytes(), stride=(-1,)),
+        "negative",
+    ),
+    "a tensor of many dimensions": (
+        lambda: tensor_pickle(storage_bytes(), size=(1,) * 99, stride=(1,) * 99),
+        "unequal size",
+    ),
+    "a thousand copies of one storage": (
+        lambda: tensor_pickle(storage_bytes(declared=2**18, body=b"\0" * 2**20), times=1000),
+        "larger than the file",
+    ),
+    "a memo of four billion": (
+        lambda: b"Nr\xff\xff\xff\xffj\xfe\xff\xff\xff.",
+        "KeyError",
+    ),
+    "bytes that are not there": (lambda: b"\x8e" + b"\xff" * 7 + b"\x00.", "malformed"),
+    "text that is not there": (lambda: b"\x8d" + b"\xff" * 7 + b"\x00.", "malformed"),
+    "a frame that is not there": (lambda: b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f}", "malformed"),
+    "a key that takes exponential time": (lambda: nested_key(200), "tuple as a key"),
+    "many dictionaries": (lambda: b"}" * 600_000 + b".", "more operations"),
+    "one list made a set again and again": (
+        lambda: b"]\x94(" + b"K\x01" * 20_000 + b"e" + b"cbuiltins\nset\nh\x00\x85R" * 40 + b".",
+        "more operations",
+    ),
+    "lists in lists": (lambda: b"]" * 100_000 + b"a" * 99_999 + b".", "class 'list'"),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_bombs_are_refused_before_they_grow(bomb, tmp_path):
+    make, reason = BOMBS[bomb]
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(make())
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"was refused.*{reason}"):
+            read_snapshot(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 200 * len(make()) + 10e6  # of Python's objects
+
+
+def test_modules_that_hold_themselves_are_refused(tmp_path):
+    content = snapshot(**DDPMPP, **SMALL)
+    unet = content["ema"].meta["state"]["_modules"]["model"]
+    container = torch.nn.ModuleDict()
+    container._modules["again"] = container
+    unet.meta["state"]["_modules"]["enc"] = container
+    path = write(tmp_path / "cycle.pkl", content)
+    with pytest.raises(ValueError, match="nested as in no network"):
+        read_snapshot(path)
