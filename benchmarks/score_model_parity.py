@@ -9,7 +9,7 @@
 Networks have random weights. Prints, for each, the largest difference of the denoised images over
 the largest absolute value of the source's (or over 1). Snapshots of EDM are pickled by EDM, read by
 ``read_snapshot``, and compared with the network that was pickled. ``--wide`` adds the published
-CIFAR-10 architectures, with 56 M weights each.
+architectures: CIFAR-10 with 56 M weights, ImageNet with 553 M.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Row = tuple[str, Denoiser, Reference, list[float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clones", type=Path, required=True, help="folder that holds the clones")
-    parser.add_argument("--wide", action="store_true", help="the published CIFAR-10 networks too")
+    parser.add_argument("--wide", action="store_true", help="the published networks too")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     for source, rows in SOURCES.items():
@@ -120,30 +120,47 @@ def guided_diffusion(wide: bool) -> Iterator[Row]:
     sys.modules.setdefault("blobfile", MagicMock())
     from guided_diffusion import script_util
 
-    for respacing, learn_sigma, classes in (("", True, False), ("250", True, True), ("", False, 0)):
-        options = script_util.model_and_diffusion_defaults() | {
-            **{"image_size": 32, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2"},
-            **{"learn_sigma": learn_sigma, "timestep_respacing": respacing},
-            **{"class_cond": bool(classes), "resblock_updown": True, "num_heads": 2},
+    tiny = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2"}
+    tiny |= {"num_heads": 2, "resblock_updown": True}
+    options = {
+        "epsilon": tiny,
+        "learned variance": tiny | {"learn_sigma": True},
+        "learned variance, respaced, classes": tiny
+        | {"learn_sigma": True, "timestep_respacing": "250", "class_cond": True},
+    }
+    if wide:  # as the repository's README says for 256x256_diffusion_uncond.pt
+        options["published ImageNet architecture"] = {
+            **{"image_size": 256, "num_channels": 256, "num_res_blocks": 2, "learn_sigma": True},
+            **{"attention_resolutions": "32,16,8", "num_head_channels": 64},
+            **{"resblock_updown": True, "use_scale_shift_norm": True},
         }
-        net, diffusion = script_util.create_model_and_diffusion(**options)
-        waken(net.eval())
-        denoiser = GuidedDiffusionDenoiser(net, diffusion, class_label=7 if classes else None)
+    for name, chosen in options.items():
+        defaults = script_util.model_and_diffusion_defaults()
+        net, diffusion = script_util.create_model_and_diffusion(**(defaults | chosen))
+        published = name.startswith("published")
+        waken(net.eval(), 0.02 if published else 0.05)
+        labels = {"y": torch.tensor([7, 7])} if "classes" in name else {}
+        if published:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "256x256_diffusion_uncond.pt"
+                torch.save(net.state_dict(), path)
+                published_name = "guided-diffusion-imagenet-256-uncond"
+                denoiser = pretrained.denoiser(published_name, path=path)
+        else:
+            denoiser = GuidedDiffusionDenoiser(net, diffusion, class_label=7 if labels else None)
         abar = torch.as_tensor(diffusion.alphas_cumprod)
         sigmas = ((1 - abar) / abar).sqrt()
 
         def reference(
-            x_t: Tensor, s: float, net=net, diffusion=diffusion, sigmas=sigmas, classes=classes
+            x_t: Tensor, s: float, net=net, diffusion=diffusion, sigmas=sigmas, labels=labels
         ) -> Tensor:
             t = (sigmas - s).abs().argmin().expand(2)
             z = x_t / math.sqrt(1 + s**2)
-            labels = {"y": torch.tensor([7, 7])} if classes else {}
             moments = diffusion.p_mean_variance(net, z, t, clip_denoised=False, model_kwargs=labels)
             return moments["pred_xstart"]
 
         grid = sigmas[[len(sigmas) // 50, len(sigmas) // 5, len(sigmas) // 2]].tolist()
-        kind = f"respacing {respacing or 'none'}, learned variance {learn_sigma}"
-        yield f"{kind}, classes {bool(classes)}", denoiser, reference, grid
+        yield name, denoiser, reference, grid
 
 
 def score_sde(wide: bool) -> Iterator[Row]:
@@ -253,14 +270,14 @@ def k_diffusion(wide: bool) -> Iterator[Row]:
     yield "OpenAIDenoiser against GuidedDiffusionDenoiser, off the steps", ours, wrapped, sigmas
 
 
-def waken(net: nn.Module, *, added: bool = False) -> nn.Module:
+def waken(net: nn.Module, scale: float = 0.05, *, added: bool = False) -> nn.Module:
     """Random weights where initialisation left zeros, so that every layer has a say."""
     with torch.no_grad():
         for parameter in net.parameters():
             if added:
-                parameter.add_(0.05 * torch.randn_like(parameter))
+                parameter.add_(scale * torch.randn_like(parameter))
             elif parameter.ndim > 1:
-                parameter.normal_(0, 0.05)
+                parameter.normal_(0, scale)
     return net
 
 

@@ -489,6 +489,8 @@ def test_channels_last_changes_nothing(name):
 @every_case
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_and_half_precision_weights_pass_through(name, dtype):
+    if (name, dtype) == ("deepinv-diffunet", torch.float16):
+        pytest.skip("93 M weights in float16 take a CPU 20 seconds")
     it = case(name)
     x_t = noised(it, it.sigmas[1])
     with torch.no_grad():
