@@ -6,7 +6,7 @@
     git clone https://github.com/crowsonkb/k-diffusion
     python benchmarks/score_model_parity.py --clones .
 
-Networks have random weights. Prints, for each, the largest difference of the denoised images over
+Networks have random weights. Prints and writes, for each, the largest difference of the denoised images over
 the largest absolute value of the source's (or over 1). Snapshots of EDM are pickled by EDM, read by
 ``read_snapshot``, and compared with the network that was pickled. ``--wide`` adds the published
 architectures: CIFAR-10 with 56 M weights, ImageNet with 553 M.
@@ -27,6 +27,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
+from common import write
 from torch import Tensor, nn
 
 from scoreopt_defense import pretrained
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--wide", action="store_true", help="the published networks too")
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    found = []
     for source, rows in SOURCES.items():
         clone = arguments.clones / source
         if not clone.is_dir():
@@ -54,8 +56,11 @@ def main() -> None:
             continue
         sys.path.insert(0, str(clone))
         for name, denoiser, reference, sigmas in rows(arguments.wide):
-            print(f"{source}: {name}: {difference(denoiser, reference, sigmas):.1e}", flush=True)
+            worst = difference(denoiser, reference, sigmas)
+            print(f"{source}: {name}: {worst:.1e}", flush=True)
+            found.append({"source": source, "network": name, "largest difference": worst})
         sys.path.remove(str(clone))
+    write("score_model_parity", seed=0, images=2, wide=arguments.wide, rows=found)
 
 
 @torch.no_grad()
