@@ -6,7 +6,7 @@
     git clone https://github.com/crowsonkb/k-diffusion
     python benchmarks/score_model_parity.py --clones .
 
-Networks have random weights. Prints and writes, for each, the largest difference of the denoised images over
+Networks have random weights. Prints and writes the largest difference of the denoised images over
 the largest absolute value of the source's (or over 1). Snapshots of EDM are pickled by EDM, read by
 ``read_snapshot``, and compared with the network that was pickled. ``--wide`` adds the published
 architectures: CIFAR-10 with 56 M weights, ImageNet with 553 M.
@@ -58,7 +58,7 @@ def main() -> None:
         for name, denoiser, reference, sigmas in rows(arguments.wide):
             worst = difference(denoiser, reference, sigmas)
             print(f"{source}: {name}: {worst:.1e}", flush=True)
-            found.append({"source": source, "network": name, "largest difference": worst})
+            found.append({"source": source, "network": name, "difference": worst})
         sys.path.remove(str(clone))
     write("score_model_parity", seed=0, images=2, wide=arguments.wide, rows=found)
 
