@@ -23,8 +23,8 @@ _TABLE_10: dict[str, tuple[float, int, tuple[float, float]]] = {
     "cifar100/bpda-eot-linf/N": (0.1, 3, (0.25, 0.25)),
 }
 
-# Tuned for the networks that ship here, on training images kept out of their training: a small
-# denoiser needs other settings than the paper's. See benchmarks/tune_presets.py.
+# For the networks that ship here: a small denoiser needs other settings than the paper's. Those of
+# mnist-tiny were chosen on training images kept out of training, by benchmarks/tune_presets.py.
 _TUNED: dict[str, tuple[float, int, tuple[float, float]]] = {
     "mnist-tiny/O": (0.2, 5, (0.5, 1.0)),
     "mnist-tiny/N": (0.1, 5, (0.75, 0.75)),
