@@ -26,6 +26,7 @@ __all__ = ["card", "classifier", "denoiser", "names"]
 # SHA-256 of each weight file: a truncated or altered one must not pass for a model.
 _CHECKSUMS = {
     "classifier": {
+        "cifar10-tiny": "fcda464853ef798fa16fb1ed338bba1214cbf1b0972a61b35404d7ab2f79cb3d",
         "mnist-tiny": "a634cfe3e61b22aa0b0a2f5b250109793d63f53047de9817ef2002d3a3ef2601",
     },
     "denoiser": {
