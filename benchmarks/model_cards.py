@@ -41,7 +41,9 @@ ABOUT = {
         "test": "5,000 CIFAR-10 test images, in the same JPEG re-encoding",
         "licence": "MIT for the weights; CIFAR-10 has no licence of its own",
         "limits": "images other than CIFAR-10's, and claims about ScoreOpt: this network has 1/30 "
-        "of the paper's parameters, and a small denoiser is a weak prior.",
+        "of the paper's parameters, and a small denoiser is a weak prior. The denoiser's first run "
+        "was planned for 1,000,000 images and stopped by hand at step 6,084, written below as "
+        "--stop-after.",
         "commands": [
             "python examples/train_denoiser.py TRAIN.zip --out runs/first --images 1000000 "
             "--precision bfloat16 --stop-after 6084",
