@@ -13,8 +13,8 @@ import time
 
 import torch
 import torchattacks
-from common import proportion, write
-from torch import Tensor, nn
+from common import accuracy, write
+from torch import Tensor
 from tqdm import tqdm
 
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, data, pretrained
@@ -60,7 +60,7 @@ def main() -> None:
         model = classifier if purifier is None else DefendedModel(classifier, purifier)
         started = time.monotonic()
         row = {"defence": name}
-        row |= {column: _accuracy(model, images, y) for column, images in columns.items()}
+        row |= {column: accuracy(model, images, y) for column, images in columns.items()}
         seconds = time.monotonic() - started
         row["ms an image"] = round(1000 * seconds / (len(columns) * len(x)), 1)
         table.append(row)
@@ -70,12 +70,6 @@ def main() -> None:
 
 def _batched(attack: torchattacks.attack.Attack, x: Tensor, y: Tensor) -> Tensor:
     return torch.cat([attack(a, b) for a, b in zip(x.split(100), y.split(100))])
-
-
-@torch.no_grad()
-def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-    right = sum((model(a).argmax(1) == b).sum().item() for a, b in zip(x.split(100), y.split(100)))
-    return proportion(right, len(y))
 
 
 if __name__ == "__main__":

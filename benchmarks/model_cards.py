@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 
 import torch
-from common import proportion, write
+from common import accuracy, write
 from torch import Tensor, nn
 
 import scoreopt_defense
@@ -74,16 +74,6 @@ def psnr(denoiser: nn.Module, x: Tensor, sigma: float, seed: int) -> dict[str, f
     return {"value": round(value, 2), "low": round(low, 2), "high": round(high, 2), "n": len(x)}
 
 
-@torch.no_grad()
-def accuracy(classifier: nn.Module, images: data.Images) -> dict[str, float]:
-    """Share of images classified rightly."""
-    right = sum(
-        (classifier(x).argmax(1) == y).sum().item()
-        for x, y in zip(images.x.split(500), images.y.split(500))
-    )
-    return proportion(right, len(images.y))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=ABOUT)
@@ -96,7 +86,7 @@ def main() -> None:
     denoiser, classifier = pretrained.denoiser(args.name), pretrained.classifier(args.name)
     low, high = denoiser.sigma_range
     quality = {s: psnr(denoiser, images.x, s, args.seed) for s in SIGMAS if low <= s <= high}
-    right = accuracy(classifier, images)
+    right = accuracy(classifier, images.x, images.y)
     sizes = {
         kind: sum(p.numel() for p in net.parameters())
         for kind, net in (("denoiser", denoiser), ("classifier", classifier))

@@ -13,8 +13,7 @@ import itertools
 
 import torch
 import torchattacks
-from common import proportion, write
-from torch import Tensor, nn
+from common import accuracy, write
 from tqdm import tqdm
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, Purifier, ScoreOpt, data, pretrained
@@ -41,13 +40,6 @@ def build(kind: str, setting: tuple, denoiser: Denoiser, seed: int) -> Purifier:
     if kind == "one-shot":
         return OneShot(denoiser, sigma=sigma, seed=seed)
     return ScoreOpt(denoiser, variant=kind, sigma=sigma, lr=lr, steps=steps, seed=seed)
-
-
-@torch.no_grad()
-def score(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Accuracy with its interval, batch by batch."""
-    right = sum((model(a).argmax(1) == b).sum().item() for a, b in zip(x.split(100), y.split(100)))
-    return proportion(right, len(y))
 
 
 def main() -> None:
@@ -77,9 +69,9 @@ def main() -> None:
         attacked = torchattacks.PGD(EOT(model, 2), steps=10, **pgd)(few_x, few_y)
         rows.append({
             "purifier": kind, "sigma": setting[0], "lr": setting[1], "steps": setting[2],
-            "clean": score(model, x, y),
-            "transfer PGD-40": score(model, transferred, y),
-            "PGD-10+EOT-2, one-shot surrogate": score(model, attacked, few_y),
+            "clean": accuracy(model, x, y),
+            "transfer PGD-40": accuracy(model, transferred, y),
+            "PGD-10+EOT-2, one-shot surrogate": accuracy(model, attacked, few_y),
         })  # fmt: skip
         measured = (f"{100 * cell['value']:.1f}" for cell in list(rows[-1].values())[4:])
         tqdm.write(f"{kind} {setting}: " + " ".join(measured))

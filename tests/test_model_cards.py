@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_cards import accuracy, psnr
+from common import accuracy
+from model_cards import psnr
 
 from scoreopt_defense import data, pretrained
 
@@ -37,7 +38,7 @@ def test_measured_again_on_a_sample(name: str) -> None:
     for sigma, quality in measured["psnr"].items():
         found = psnr(pretrained.denoiser(name), images.x, float(sigma), seed=1)
         assert abs(found["value"] - quality["value"]) < 0.4
-    found = accuracy(pretrained.classifier(name), images)
+    found = accuracy(pretrained.classifier(name), images.x, images.y)
     assert found["low"] <= measured["accuracy"]["value"] <= found["high"]
 
 
