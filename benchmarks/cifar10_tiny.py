@@ -13,7 +13,7 @@ import time
 
 import torch
 import torchattacks
-from common import accuracy, write
+from common import accuracy, weights, write
 from torch import Tensor
 from tqdm import tqdm
 
@@ -42,8 +42,7 @@ def main() -> None:
     } | {
         name: preset(name)
         for name in (
-            "cifar10/transfer-pgd-linf/N", "cifar10/transfer-pgd-linf/O",
-            "cifar10/pgd-eot-linf/N", f"{NAME}/N", f"{NAME}/O",
+            "cifar10/transfer-pgd-linf/N", "cifar10/transfer-pgd-linf/O", f"{NAME}/N", f"{NAME}/O",
         )
     }  # fmt: skip
 
@@ -65,7 +64,7 @@ def main() -> None:
         row["ms an image"] = round(1000 * seconds / (len(columns) * len(x)), 1)
         table.append(row)
         tqdm.write(f"{name}: " + ", ".join(f"{100 * row[c]['value']:.1f} %" for c in columns))
-    write("cifar10_tiny", data=args.describe, seed=args.seed, rows=table)
+    write("cifar10_tiny", data=args.describe, weights=weights(NAME), seed=args.seed, rows=table)
 
 
 def _batched(attack: torchattacks.attack.Attack, x: Tensor, y: Tensor) -> Tensor:

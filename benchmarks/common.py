@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -31,6 +32,15 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "scoreopt_defense": scoreopt_defense.__version__,
+    }
+
+
+def weights(name: str) -> dict[str, str]:
+    """SHA-256 of the shipped networks of that name: figures about others are told apart by it."""
+    folder = Path(scoreopt_defense.__file__).parent / "pretrained" / "weights"
+    return {
+        kind: hashlib.sha256((folder / f"{name}-{kind}.safetensors").read_bytes()).hexdigest()
+        for kind in ("denoiser", "classifier")
     }
 
 

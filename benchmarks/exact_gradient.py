@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torchattacks
-from common import RESULTS, proportion, write
+from common import RESULTS, proportion, weights, write
 from torch import Tensor
 from tqdm import tqdm
 
@@ -46,11 +46,11 @@ def attacks(args: argparse.Namespace) -> None:
     Success is over the images that the defence, under the judge's noise, gets right when clean.
     """
     classifier, denoiser = pretrained.classifier(NAME), pretrained.denoiser(NAME)
-    budget = {"pgd_steps": args.pgd_steps, "eot": args.eot}
+    about = {"pgd_steps": args.pgd_steps, "eot": args.eot} | _inputs(args)
     cells = [
         (steps, images, mode) for steps, images in ((1, 128), (5, 128), (20, 32)) for mode in MODES
     ]
-    with _resumed(f"exact_gradient_attacks_{args.norm}", args, **budget) as rows:
+    with _resumed(f"exact_gradient_attacks_{args.norm}", args, **about) as rows:
         for steps, count, mode in tqdm(cells, unit="attack"):
             key = {"variant": "N", "steps": steps, "norm": args.norm, "gradient": mode}
             if rows.has(key):
@@ -86,7 +86,7 @@ def cosines(args: argparse.Namespace) -> None:
         for loss in ("diff", "mse", "sr", "noise")
         for steps in (1, 5, 10, 20)
     ]
-    with _resumed("exact_gradient_cosines", args, images=len(y)) as rows:
+    with _resumed("exact_gradient_cosines", args, images=len(y), **_inputs(args)) as rows:
         for variant, loss, steps in tqdm(cells, unit="setting"):
             key = {"variant": variant, "loss": loss, "steps": steps}
             if rows.has(key):
@@ -144,6 +144,11 @@ def one_cost(variant: str, steps: int, how: str) -> None:
     print(json.dumps({"seconds": round(seconds, 3), "megabytes": (peak - before) // 1024}))
 
 
+def _inputs(args: argparse.Namespace) -> dict[str, Any]:
+    """What accuracies and gradients depend on, and costs do not."""
+    return {"data": args.describe, "weights": weights(NAME)}
+
+
 def _mean(values: Tensor) -> dict[str, float]:
     """Mean with the normal limit's 95 % interval."""
     half = 1.96 * values.std().item() / len(values) ** 0.5
@@ -156,7 +161,7 @@ class _resumed:
 
     def __init__(self, name: str, args: argparse.Namespace, **about: Any) -> None:
         self.name = name
-        self.about = about | {"seed": args.seed, "data": args.describe}
+        self.about = about | {"seed": args.seed}
         path = RESULTS / f"{name}.json"
         old = json.loads(path.read_text()) if path.exists() else {}
         same = all(old.get(key) == value for key, value in self.about.items())

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import accuracy, write
+from common import accuracy, weights, write
 from torch import Tensor, nn
 
 import scoreopt_defense
 from scoreopt_defense import data, pretrained
 
 SIGMAS = (0.15, 0.25, 0.5, 1.0)
+SPEED_BATCH = 64
 CARDS = Path(scoreopt_defense.__file__).parent / "pretrained" / "cards"
 
 ABOUT = {
@@ -74,6 +79,32 @@ def psnr(denoiser: nn.Module, x: Tensor, sigma: float, seed: int) -> dict[str, f
     return {"value": round(value, 2), "low": round(low, 2), "high": round(high, 2), "n": len(x)}
 
 
+def images_per_second(call: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Throughput on one batch: the median of 15 calls, after one that is not counted."""
+    call(x)
+    seconds = []
+    for _ in range(15):
+        started = time.perf_counter()
+        call(x)
+        seconds.append(time.perf_counter() - started)
+    return round(len(x) / statistics.median(seconds))
+
+
+def throughput(denoiser: nn.Module, classifier: nn.Module, x: Tensor) -> dict[str, int]:
+    """Images a second, by what is computed."""
+
+    def input_gradient(x: Tensor) -> Tensor:
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(denoiser(leaf, 0.25).square().sum(), leaf)[0]
+
+    forward = torch.no_grad()
+    return {
+        "denoiser": images_per_second(forward(lambda x: denoiser(x, 0.25)), x),
+        "denoiser with input gradient": images_per_second(input_gradient, x),
+        "classifier": images_per_second(forward(classifier.forward), x),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=ABOUT)
@@ -91,8 +122,10 @@ def main() -> None:
         kind: sum(p.numel() for p in net.parameters())
         for kind, net in (("denoiser", denoiser), ("classifier", classifier))
     }
-    write(f"model_card_{args.name}", psnr=quality, accuracy=right, parameters=sizes,
-          seed=args.seed, trained=args.trained)  # fmt: skip
+    speed = throughput(denoiser, classifier, images.x[:SPEED_BATCH])
+    write(f"model_card_{args.name}", weights=weights(args.name), psnr=quality, accuracy=right,
+          parameters=sizes, images_per_second=speed, seed=args.seed,
+          trained=args.trained)  # fmt: skip
 
     lines = [
         f"# {args.name}",
@@ -113,6 +146,9 @@ def main() -> None:
         ),
         f"Accuracy: {100 * right['value']:.1f} % ({100 * right['low']:.1f} to "
         f"{100 * right['high']:.1f}), {right['n']:,} images.",
+        f"Images a second, in batches of {SPEED_BATCH} on {os.cpu_count()} CPU cores: "
+        + ", ".join(f"{what} {value:,}" for what, value in speed.items())
+        + ".",
         f"By `benchmarks/model_cards.py`, seed {args.seed}.",
         "## Trained with",
         "```\n" + "\n".join(about["commands"]) + "\n```",

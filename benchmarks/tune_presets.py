@@ -13,7 +13,7 @@ import itertools
 
 import torch
 import torchattacks
-from common import accuracy, write
+from common import accuracy, weights, write
 from tqdm import tqdm
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, Purifier, ScoreOpt, data, pretrained
@@ -29,7 +29,7 @@ GRIDS = {
     "cifar10-tiny": {
         "one-shot": [(s, None, None) for s in (0.15, 0.25, 0.5)],
         "O": list(itertools.product([(0.15, 0.35)], [0.01, 0.02, 0.04], [5, 10])),
-        "N": list(itertools.product([0.25, 0.5], [0.02, 0.05], [5])),
+        "N": list(itertools.product([0.15, 0.25, 0.5], [0.02, 0.05], [5])),
     },
 }
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--eps", type=float, required=True, help="l-infinity bound on [0, 1]")
     parser.add_argument("--holdout", type=int, default=1000, help="as in training")
     parser.add_argument("--images", type=int, default=200, help="of those held out")
-    parser.add_argument("--white-box-images", type=int, default=32)
+    parser.add_argument("--white-box-images", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -78,7 +78,8 @@ def main() -> None:
     write(
         f"tune_presets_{args.name}",
         command=f"python benchmarks/tune_presets.py {args.name} DATA --eps {args.eps:.6g}",
-        images="training images kept out of training", eps=args.eps, seed=args.seed, rows=rows,
+        images="training images kept out of training", weights=weights(args.name), eps=args.eps,
+        seed=args.seed, rows=rows,
     )  # fmt: skip
 
 

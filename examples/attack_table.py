@@ -77,7 +77,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     about = {
         "budget": asdict(budget),
-        "purifiers": {row: repr(purifier) for row, purifier in purifiers.items()},
+        "purifiers": {row: _settings(purifier) for row, purifier in purifiers.items()},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {"scoreopt_defense": __version__, "torch": torch.__version__},
         "results": results,
@@ -86,6 +86,11 @@ def run(
     last = list(purifiers)[-1]
     _draw(classifier, purifiers[last], images, attacked[last, "PGD+EOT"], out / "purified.png")
     print(f"\nWrote {out / 'results.json'} and {out / 'purified.png'}.")
+
+
+def _settings(purifier: Purifier | None) -> str:
+    """The purifier's own line of its repr, without its networks."""
+    return f"{type(purifier).__name__}({purifier.extra_repr()})" if purifier else "no purifier"
 
 
 def _interval(right: int, total: int) -> list[float]:

@@ -34,6 +34,7 @@ def main() -> None:
     add_arguments(parser, images=1_000_000, batch=128, weight_decay=0.05, shift=2)
     parser.add_argument("--stem", type=int, default=32, help="features at full resolution")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 192])
+    parser.add_argument("--blocks", type=int, default=1, help="residual blocks a stage")
     parser.add_argument("--label-smoothing", type=float, default=0.1)
     args = parser.parse_args()
     settings = settings_of(args)
@@ -42,7 +43,7 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     config = {
         "channels": images.x.shape[1], "num_classes": len(images.classes),
-        "stem": args.stem, "widths": args.widths,
+        "stem": args.stem, "widths": args.widths, "blocks": args.blocks,
         "mean": [round(value, 4) for value in images.x.mean((0, 2, 3)).tolist()],
         "std": [round(value, 4) for value in images.x.std((0, 2, 3)).tolist()],
     }  # fmt: skip

@@ -147,8 +147,8 @@ class TinyResNet(nn.Module):
         channels: image channels.
         num_classes: logits an image.
         stem: features of the first convolution, at full resolution.
-        widths: features of each stage; each stage halves height and width and has one residual
-            block.
+        widths: features of each stage; each stage halves height and width.
+        blocks: residual blocks a stage.
         mean, std: of the training pixels in [0, 1], one value a channel or one for all.
     """
 
@@ -162,6 +162,7 @@ class TinyResNet(nn.Module):
         num_classes: int = 10,
         stem: int = 32,
         widths: Sequence[int] = (64, 128, 192),
+        blocks: int = 1,
         mean: Sequence[float] = (0.5,),
         std: Sequence[float] = (0.25,),
     ) -> None:
@@ -170,7 +171,8 @@ class TinyResNet(nn.Module):
         self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
         stages: list[nn.Module] = [_conv_bn(channels, stem)]
         for width_in, width in zip((stem, *widths), widths, strict=False):
-            stages += [_conv_bn(width_in, width, stride=2), _ResidualBlock(width)]
+            stages.append(_conv_bn(width_in, width, stride=2))
+            stages.extend(_ResidualBlock(width) for _ in range(blocks))
         self.features = nn.Sequential(*stages)
         self.head = nn.Linear(2 * widths[-1], num_classes)
 

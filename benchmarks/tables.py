@@ -1,0 +1,157 @@
+"""The tables of the README and of docs/, as Markdown, from the result files beside this script.
+
+    python benchmarks/tables.py demo    # or another name of TABLES
+
+A test holds the documents to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+from common import RESULTS
+
+MODES = ("exact", "one-shot", "bpda")
+NORMS = {"linf": "l-infinity 8/255", "l2": "l2 0.5"}
+
+
+def _results(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _percent(share: dict[str, float], digits: int = 1) -> str:
+    """A share with its interval, in per cent."""
+    low, high = (f"{100 * share[end]:.0f}" for end in ("low", "high"))
+    return f"{100 * share['value']:.{digits}f} ({low} to {high})"
+
+
+def demo(name: str = "demo") -> str:
+    """Accuracy of each defence under each attack."""
+    cells = _results(name)["results"]
+    attacks = list(dict.fromkeys(cell["attack"] for cell in cells))
+    accuracy = {(cell["defence"], cell["attack"]): cell["accuracy"] for cell in cells}
+    return _markdown(
+        ["accuracy, %", *attacks],
+        [
+            [defence, *(f"{100 * accuracy[defence, attack]:.0f}" for attack in attacks)]
+            for defence in dict.fromkeys(cell["defence"] for cell in cells)
+        ],
+    )
+
+
+def transfer() -> str:
+    """The tiny CIFAR-10 networks under transfer PGD, by defence."""
+    rows = _results("cifar10_tiny")["rows"]
+    columns = [name for name in rows[0] if name not in ("defence", "ms an image")]
+    return _markdown(
+        ["accuracy, %", *columns],
+        [[row["defence"], *(_percent(row[column]) for column in columns)] for row in rows],
+    )
+
+
+def tuning() -> str:
+    """The whole grid that the presets of cifar10-tiny were chosen from."""
+    rows = _results("tune_presets_cifar10-tiny")["rows"]
+    settings = ["purifier", "sigma", "lr", "steps"]
+    columns = [name for name in rows[0] if name not in settings]
+
+    def plain(value: object) -> str:
+        if isinstance(value, list):
+            return " to ".join(map(str, value))
+        return "" if value is None else str(value)
+
+    return _markdown(
+        [*settings, *columns],
+        [
+            [*(plain(row[name]) for name in settings), *(_percent(row[name]) for name in columns)]
+            for row in rows
+        ],
+    )
+
+
+def attacks() -> str:
+    """Attack success by steps, norm and gradient mode."""
+    found = {
+        (row["steps"], norm, row["gradient"]): row
+        for norm in NORMS
+        for row in _results(f"exact_gradient_attacks_{norm}")["rows"]
+    }
+    steps = sorted({key[0] for key in found})
+    return _markdown(
+        ["steps", "images", "norm", "exact", "one-shot", "BPDA"],
+        [
+            [str(count), str(found[count, norm, "exact"]["clean accuracy"]["n"]), NORMS[norm],
+             *(_percent(found[count, norm, mode]["attack success"]) for mode in MODES)]
+            for count in steps
+            for norm in NORMS
+        ],
+    )  # fmt: skip
+
+
+def cosines() -> str:
+    """Cosine of each surrogate with the exact gradient, by variant, loss and steps."""
+    found = {
+        (row["variant"], row["loss"], mode, row["steps"]): row[f"{mode} cosine"]
+        for row in _results("exact_gradient_cosines")["rows"]
+        for mode in MODES[1:]
+    }
+    steps = sorted({key[-1] for key in found})
+
+    def cell(mean: dict[str, float]) -> str:
+        return f"{mean['value']:.2f} ({mean['high'] - mean['value']:.2f})"
+
+    return _markdown(
+        ["variant", "loss", "mode", *map(str, steps)],
+        [
+            [f"ScoreOpt-{variant}", loss, mode,
+             *(cell(found[variant, loss, mode, count]) for count in steps)]
+            for variant, loss, mode in dict.fromkeys(key[:3] for key in found)
+        ],
+    )  # fmt: skip
+
+
+def costs() -> str:
+    """Memory of the exact gradient and of naive autograd, and the ratio of their times."""
+    found = {
+        (row["variant"], row["steps"], row["how"]): row
+        for row in _results("exact_gradient_costs")["rows"]
+    }
+    rows = []
+    for variant, steps in dict.fromkeys(key[:2] for key in found):
+        exact, naive = found[variant, steps, "exact"], found[variant, steps, "naive"]
+        rows.append(
+            [f"ScoreOpt-{variant}", str(steps), f"{exact['megabytes']:,}",
+             f"{naive['megabytes']:,}", f"{exact['seconds'] / naive['seconds']:.2f}"]
+        )  # fmt: skip
+    return _markdown(
+        ["variant", "steps", "exact, MB", "naive autograd, MB", "time, exact / naive"], rows
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "demo-cifar10": lambda: demo("demo_cifar10"),
+    "transfer": transfer,
+    "tuning": tuning,
+    "attacks": attacks,
+    "cosines": cosines,
+    "costs": costs,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=TABLES)
+    print(TABLES[parser.parse_args().name]())
+
+
+if __name__ == "__main__":
+    main()
