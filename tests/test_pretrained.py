@@ -58,6 +58,19 @@ def test_they_load_in_float32_and_eval_mode_without_gradients_and_alike_each_tim
         assert a is not b
 
 
+@pytest.mark.parametrize("mode", [None, "one-shot", "bpda", "exact"])
+def test_gradients_are_contiguous_as_attack_libraries_flatten_them(mode):
+    """The shipped networks are channels-last; torchattacks' PGDL2 calls ``grad.view(B, -1)``."""
+    model = pretrained.classifier("cifar10-tiny")
+    if mode:
+        purifier = ScoreOpt(pretrained.denoiser("cifar10-tiny"), steps=1, gradient=mode)
+        model = DefendedModel(model, purifier)
+    x = torch.rand(2, 3, 32, 32, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(x).square().sum(), x)
+    assert gradient.is_contiguous()
+    assert gradient.abs().sum() > 0
+
+
 @pytest.mark.parametrize("load", [pretrained.denoiser, pretrained.classifier, pretrained.card])
 def test_an_unknown_name_lists_the_known_ones(load):
     with pytest.raises(ValueError, match=r"must be one of .*'mnist-tiny'.*, got 'imagenet'"):
