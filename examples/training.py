@@ -42,6 +42,7 @@ class Settings:
     ema: float
     flip: bool
     shift: int
+    cutout: int
     precision: str
     seed: int
 
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: object) -> None:
     add("--ema", type=float, help="decay of the averaged weights a step")
     add("--flip", action=argparse.BooleanOptionalAction, help="horizontal flips")
     add("--shift", type=int, help="largest random translation, in pixels")
+    add("--cutout", type=int, help="side of a random square to blank, in pixels")
     add("--holdout", type=int, help="training images kept out, to measure and tune on")
     add("--precision", choices=["float32", "bfloat16"], help="of the network under autocast")
     add("--seed", type=int)
@@ -73,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: object) -> None:
         "ema": 0.999,
         "flip": True,
         "shift": 0,
+        "cutout": 0,
         "holdout": 1000,
         "precision": "float32",
         "seed": 0,
@@ -200,6 +203,8 @@ def _batch(
         order = torch.randperm(total, generator=shuffle)
         indices[epochs == epoch] = order[positions[epochs == epoch] % total]
     x = _augment(images.x[indices], settings, generator)
+    if settings.cutout:
+        x = _cut_out(x, settings.cutout, generator)
     return x.to(device, memory_format=torch.channels_last), images.y[indices].to(device)
 
 
@@ -218,6 +223,16 @@ def _augment(x: Tensor, settings: Settings, generator: torch.Generator) -> Tenso
     x = F.pad(x, (reach,) * 4, mode="reflect")
     x = x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
     return x.gather(3, (columns + dx)[:, None, None, :].expand(-1, x.shape[1], height, -1))
+
+
+def _cut_out(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Blank a square about a random pixel of each image (DeVries and Taylor, 2017)."""
+    spans = []
+    for size in x.shape[-2:]:
+        offset = torch.arange(size) - torch.randint(size, (len(x), 1), generator=generator)
+        spans.append((offset >= -(side // 2)) & (offset < side - side // 2))
+    rows, columns = spans
+    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.5)
 
 
 def _schedule(step: int, steps: int) -> float:

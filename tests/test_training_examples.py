@@ -21,7 +21,7 @@ pytest.importorskip("matplotlib")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = {
     "train_denoiser": ["--widths", "4", "6", "--blocks", "1"],
-    "train_classifier": ["--widths", "6", "8", "--stem", "4"],
+    "train_classifier": ["--widths", "6", "8", "--stem", "4", "--blocks", "2", "--cutout", "3"],
 }
 every_script = pytest.mark.parametrize("script", SCRIPTS)
 
@@ -177,7 +177,8 @@ def test_augmentation_keeps_the_images_pixels():
     from training import Settings, _augment
 
     settings = {"source": "", "init": None, "holdout": 0, "images": 1, "batch": 1, "lr": 1.0,
-                "ema": 0.9, "weight_decay": 0.0, "precision": "float32", "seed": 0}  # fmt: skip
+                "ema": 0.9, "weight_decay": 0.0, "precision": "float32", "cutout": 0,
+                "seed": 0}  # fmt: skip
     x = torch.rand(50, 2, 6, 6)
     same = _augment(x, Settings(**settings, flip=False, shift=0), torch.Generator())
     assert torch.equal(same, x)
@@ -200,3 +201,20 @@ def test_augmentation_keeps_the_images_pixels():
         assert len(places) == 1
         seen.add(places[0])
     assert len(seen) > 15
+
+
+@pytest.mark.parametrize("side", [3, 4])
+def test_cutout_blanks_one_square_about_any_pixel(side):
+    from training import _cut_out
+
+    x = torch.zeros(400, 2, 9, 7)
+    cut = _cut_out(x, side, torch.Generator().manual_seed(0)) == 0.5
+    assert torch.equal(cut[:, 0], cut[:, 1])
+    rows, columns = cut[:, 0].any(2), cut[:, 0].any(1)
+    assert torch.equal(cut[:, 0], rows[:, :, None] & columns[:, None, :])
+    for span, size in ((rows.sum(1), 9), (columns.sum(1), 7)):
+        assert span.max() == side
+        assert span.min() == side - side // 2  # about a pixel of the first row or column
+        assert (span == side).float().mean() == pytest.approx((size - side + 1) / size, abs=0.08)
+    assert cut[:, 0].any(0).all()
+    assert not x.any()
