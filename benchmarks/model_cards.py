@@ -52,10 +52,14 @@ ABOUT = {
         "commands": [
             "python examples/train_denoiser.py TRAIN.zip --out runs/first --images 1000000 "
             "--precision bfloat16 --stop-after 6084",
-            "python examples/train_denoiser.py TRAIN.zip --out runs/denoiser --init "
+            "python examples/train_denoiser.py TRAIN.zip --out runs/second --init "
             "runs/first/checkpoint.pt --images 300000 --lr 0.001 --seed 1 --precision bfloat16",
-            "python examples/train_classifier.py TRAIN.zip --out runs/classifier --images 1000000 "
-            "--shift 4 --stem 32 --widths 64 128 128 --precision bfloat16",
+            "python examples/train_denoiser.py TRAIN.zip --out runs/denoiser --init "
+            "runs/second/denoiser.safetensors --images 1350000 --lr 0.0015 --seed 2 "
+            "--precision bfloat16",
+            "python examples/train_classifier.py TRAIN.zip --out runs/classifier --images 1225000 "
+            "--shift 4 --stem 32 --widths 64 128 --blocks 2 --lr 0.003 --weight-decay 0.1 "
+            "--precision bfloat16",
         ],
     },
 }
