@@ -57,8 +57,12 @@ ABOUT = {
             "python examples/train_denoiser.py TRAIN.zip --out runs/denoiser --init "
             "runs/second/denoiser.safetensors --images 1350000 --lr 0.0015 --seed 2 "
             "--precision bfloat16",
-            "python examples/train_classifier.py TRAIN.zip --out runs/classifier --images 1225000 "
+            "python examples/train_classifier.py TRAIN.zip --out runs/plain --images 1225000 "
             "--shift 4 --stem 32 --widths 64 128 --blocks 2 --lr 0.003 --weight-decay 0.1 "
+            "--precision bfloat16",
+            "python examples/train_classifier.py TRAIN.zip --out runs/classifier --init "
+            "runs/plain/checkpoint.pt --images 700000 --shift 4 --cutout 8 --stem 32 "
+            "--widths 64 128 --blocks 2 --lr 0.002 --weight-decay 0.1 --seed 1 "
             "--precision bfloat16",
         ],
     },

@@ -26,11 +26,11 @@ __all__ = ["card", "classifier", "denoiser", "names"]
 # SHA-256 of each weight file: a truncated or altered one must not pass for a model.
 _CHECKSUMS = {
     "classifier": {
-        "cifar10-tiny": "fcda464853ef798fa16fb1ed338bba1214cbf1b0972a61b35404d7ab2f79cb3d",
+        "cifar10-tiny": "2df05a449519eed5951f3b9def0ae2ccc2a53cd72f004a99300d209a57df1a23",
         "mnist-tiny": "a634cfe3e61b22aa0b0a2f5b250109793d63f53047de9817ef2002d3a3ef2601",
     },
     "denoiser": {
-        "cifar10-tiny": "c84e0c11a5e4a5c3340365c8b6e161ba36369d61167db76c9370bae1dcae009b",
+        "cifar10-tiny": "54a48c4a597c9b5986e38630e427da4c4584d2052df4266b667f759ce5181d88",
         "mnist-tiny": "a374ee5d2a24a4b35dc5c778534db43aa6ccfcec813ed1778d9b66cf2d5b5516",
     },
 }
