@@ -126,12 +126,15 @@ def cifar10_c(
 
 
 def hold_out(images: Images, n: int, *, seed: int = 0) -> tuple[Images, Images]:
-    """Split into (the rest, ``n`` drawn images), to train on the first and tune on the second."""
-    drawn = torch.zeros(len(images.y), dtype=torch.bool)
-    if n:
-        drawn[_subset(len(images.y), n, seed)] = True
+    """Split into (the rest, ``n`` drawn images), to train on the first and tune on the second.
+
+    The drawn images are in random order, so that the first few of them are of all classes.
+    """
+    drawn = torch.from_numpy(_drawn(len(images.y), n, seed) if n else np.arange(0))
+    rest = torch.ones(len(images.y), dtype=torch.bool)
+    rest[drawn] = False
     return (
-        Images(images.x[~drawn], images.y[~drawn], images.classes),
+        Images(images.x[rest], images.y[rest], images.classes),
         Images(images.x[drawn], images.y[drawn], images.classes),
     )
 
@@ -205,11 +208,13 @@ def _from_files(
 
 def _subset(total: int, n: int | None, seed: int) -> np.ndarray:
     """Sorted indices of ``n`` of ``total`` items, the same for the same seed."""
-    if n is None:
-        return np.arange(total)
+    return np.arange(total) if n is None else np.sort(_drawn(total, n, seed))
+
+
+def _drawn(total: int, n: int, seed: int) -> np.ndarray:
     if not 1 <= n <= total:
         raise ValueError(f"n must be between 1 and the {total} images there are, got {n}")
-    return np.sort(np.random.default_rng(seed).permutation(total)[:n])
+    return np.random.default_rng(seed).permutation(total)[:n]
 
 
 def _as_images(pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Images:

@@ -247,6 +247,14 @@ def test_held_out_images_and_the_rest_make_the_whole(folder, n):
     assert torch.equal(data.hold_out(images, n)[1].x, held_out.x)
 
 
+def test_the_first_few_held_out_images_are_of_all_classes():
+    labels = torch.arange(4).repeat_interleave(100)  # files come sorted by class
+    images = data.Images(torch.zeros(400, 1, 1, 1), labels, ("a", "b", "c", "d"))
+    rest, held_out = data.hold_out(images, 100)
+    assert set(held_out.y[:25].tolist()) == {0, 1, 2, 3}
+    assert torch.equal(rest.y, rest.y.sort().values)
+
+
 # ---- CIFAR
 
 
