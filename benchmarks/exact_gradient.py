@@ -29,6 +29,10 @@ from scoreopt_defense.diagnostics import gradient_agreement
 from scoreopt_defense.noise import Noise
 
 NAME = "cifar10-tiny"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "N": {"variant": "N", "sigma": 0.25, "lr": 0.02},
+    "O": {"variant": "O", "sigma": (0.15, 0.35), "lr": 0.02},
+}
 MODES = ("exact", "one-shot", "bpda")
 NORMS: dict[str, Callable[..., Any]] = {
     "linf": lambda model, steps: torchattacks.PGD(
@@ -56,8 +60,8 @@ def attacks(args: argparse.Namespace) -> None:
             if rows.has(key):
                 continue
             x, y, _ = data.load(args.source, n=count, seed=args.seed)
-            purifier = ScoreOpt.from_preset(
-                f"{NAME}/N", denoiser, steps=steps, seed=args.seed, max_batch=32
+            purifier = ScoreOpt(
+                denoiser, **SETTINGS["N"], steps=steps, seed=args.seed, max_batch=32
             )
             model = DefendedModel(classifier, purifier)
             started = time.monotonic()
@@ -91,9 +95,7 @@ def cosines(args: argparse.Namespace) -> None:
             key = {"variant": variant, "loss": loss, "steps": steps}
             if rows.has(key):
                 continue
-            purifier = ScoreOpt.from_preset(
-                f"{NAME}/{variant}", denoiser, loss=loss, steps=steps, max_batch=32
-            )
+            purifier = ScoreOpt(denoiser, **SETTINGS[variant], loss=loss, steps=steps, max_batch=32)
             found = gradient_agreement(
                 DefendedModel(classifier, purifier), x, y, modes=MODES[1:], seed=args.seed
             )
@@ -127,8 +129,8 @@ def costs(args: argparse.Namespace) -> None:
 
 def one_cost(variant: str, steps: int, how: str) -> None:
     """One measurement, in a process of its own: memory above what was used before it."""
-    purifier = ScoreOpt.from_preset(
-        f"{NAME}/{variant}", pretrained.denoiser(NAME), steps=steps, gradient="exact"
+    purifier = ScoreOpt(
+        pretrained.denoiser(NAME), **SETTINGS[variant], steps=steps, gradient="exact"
     )
     x = torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
     noise = Noise.of_batch(0, purifier.sigma, len(x), 1, shared=False)

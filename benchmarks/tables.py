@@ -33,9 +33,9 @@ def _percent(share: dict[str, float], digits: int = 1) -> str:
     return f"{100 * share['value']:.{digits}f} ({low} to {high})"
 
 
-def demo(name: str = "demo") -> str:
+def demo() -> str:
     """Accuracy of each defence under each attack."""
-    cells = _results(name)["results"]
+    cells = _results("demo")["results"]
     attacks = list(dict.fromkeys(cell["attack"] for cell in cells))
     accuracy = {(cell["defence"], cell["attack"]): cell["accuracy"] for cell in cells}
     return _markdown(
@@ -138,7 +138,6 @@ def costs() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
-    "demo-cifar10": lambda: demo("demo_cifar10"),
     "transfer": transfer,
     "tuning": tuning,
     "attacks": attacks,

@@ -28,8 +28,8 @@ _TABLE_10: dict[str, tuple[float, int, tuple[float, float]]] = {
 _TUNED: dict[str, tuple[float, int, tuple[float, float]]] = {
     "mnist-tiny/O": (0.2, 5, (0.5, 1.0)),
     "mnist-tiny/N": (0.1, 5, (0.75, 0.75)),
-    "cifar10-tiny/O": (0.02, 10, (0.15, 0.35)),
-    "cifar10-tiny/N": (0.02, 5, (0.25, 0.25)),
+    "cifar10-tiny/O": (0.04, 5, (0.15, 0.35)),
+    "cifar10-tiny/N": (0.05, 5, (0.15, 0.15)),
 }
 
 #: Arguments of :class:`~scoreopt_defense.ScoreOpt` by preset name.
