@@ -4,17 +4,18 @@
 
 Transfer PGD sees the bare classifier alone (paper, appendix B): 40 steps of size eps / 4, at
 l-infinity 8/255 and l2 0.5. It says nothing about an attack that knows the defence.
+
+Goes on where it was if it is stopped and run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 
 import torch
 import torchattacks
-from common import RESULTS, accuracy, weights, write
+from common import accuracy, resumed, weights
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,21 +29,17 @@ def main() -> None:
     parser.add_argument("source", help="CIFAR-10 test images")
     parser.add_argument("--describe", default="CIFAR-10 test images, re-encoded as JPEG")
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--only", nargs="+", help="rows to measure; others stay as they were")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     x, y, _ = data.load(args.source, n=args.images, seed=args.seed)
     classifier, denoiser = pretrained.classifier(NAME), pretrained.denoiser(NAME)
     common = {"seed": args.seed, "max_batch": 100}
 
-    def preset(name: str) -> ScoreOpt:
-        return ScoreOpt.from_preset(name, denoiser, **common)
-
-    rows = {"undefended": None} | {
+    purifiers = {"undefended": None} | {
         f"one-shot, sigma {sigma}": OneShot(denoiser, sigma=sigma, **common)
         for sigma in (0.25, 0.5)
     } | {
-        name: preset(name)
+        name: ScoreOpt.from_preset(name, denoiser, **common)
         for name in (
             "cifar10/transfer-pgd-linf/N", "cifar10/transfer-pgd-linf/O", f"{NAME}/N", f"{NAME}/O",
         )
@@ -56,25 +53,23 @@ def main() -> None:
         "transfer PGD-40, linf 8/255": _batched(linf, x, y),
         "transfer PGD-40, l2 0.5": _batched(l2, x, y),
     }
-    about = {"data": args.describe, "images": len(y), "weights": weights(NAME), "seed": args.seed}
-    path = RESULTS / "cifar10_tiny.json"
-    old = json.loads(path.read_text()) if path.exists() else {}
-    same = all(old.get(key) == value for key, value in about.items())
-    kept = {row["defence"]: row for row in old["rows"]} if same and args.only else {}
-    table = []
-    for name, purifier in tqdm(rows.items(), unit="defence"):
-        if name in kept and name not in args.only:
-            table.append(kept[name])
-            continue
-        model = classifier if purifier is None else DefendedModel(classifier, purifier)
-        started = time.monotonic()
-        row = {"defence": name}
-        row |= {column: accuracy(model, images, y) for column, images in columns.items()}
-        seconds = time.monotonic() - started
-        row["ms an image"] = round(1000 * seconds / (len(columns) * len(x)), 1)
-        table.append(row)
-        tqdm.write(f"{name}: " + ", ".join(f"{100 * row[c]['value']:.1f} %" for c in columns))
-    write("cifar10_tiny", **about, rows=table)
+    settings = {name: purifier and purifier.extra_repr() for name, purifier in purifiers.items()}
+    about = {"data": args.describe, "images": len(y), "weights": weights(NAME), "seed": args.seed,
+             "settings": settings}  # fmt: skip
+    with resumed("cifar10_tiny", **about) as rows:
+        for name, purifier in tqdm(purifiers.items(), unit="defence"):
+            key = {"defence": name}
+            if rows.has(key):
+                continue
+            model = classifier if purifier is None else DefendedModel(classifier, purifier)
+            started = time.monotonic()
+            found = {column: accuracy(model, images, y) for column, images in columns.items()}
+            seconds = time.monotonic() - started
+            rows.add(
+                key | found | {"ms an image": round(1000 * seconds / (len(columns) * len(x)), 1)}
+            )
+            measured = (f"{100 * cell['value']:.1f} %" for cell in found.values())
+            tqdm.write(f"{name}: " + ", ".join(measured))
 
 
 def _batched(attack: torchattacks.attack.Attack, x: Tensor, y: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -15,6 +14,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 import scoreopt_defense
+from scoreopt_defense import pretrained
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -37,11 +37,7 @@ def machine() -> dict[str, Any]:
 
 def weights(name: str) -> dict[str, str]:
     """SHA-256 of the shipped networks of that name: figures about others are told apart by it."""
-    folder = Path(scoreopt_defense.__file__).parent / "pretrained" / "weights"
-    return {
-        kind: hashlib.sha256((folder / f"{name}-{kind}.safetensors").read_bytes()).hexdigest()
-        for kind in ("denoiser", "classifier")
-    }
+    return {kind: digests[name] for kind, digests in pretrained.CHECKSUMS.items()}
 
 
 def proportion(right: int, total: int) -> dict[str, float]:
@@ -68,3 +64,31 @@ def write(name: str, **contents: Any) -> None:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **contents}, indent=2) + "\n")
     print(f"wrote {path}")
+
+
+class resumed:
+    """Rows of a result file, written after each, kept from a run that was stopped.
+
+    Rows of a file that says anything else of its inputs (``about``) are dropped.
+    """
+
+    def __init__(self, name: str, **about: Any) -> None:
+        self.name = name
+        self.about = about
+        path = RESULTS / f"{name}.json"
+        old = json.loads(path.read_text()) if path.exists() else {}
+        same = all(old.get(key) == value for key, value in about.items())
+        self.rows: list[dict[str, Any]] = old.get("rows", []) if same else []
+
+    def __enter__(self) -> resumed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        write(self.name, **self.about, rows=self.rows)
+
+    def has(self, key: dict[str, Any]) -> bool:
+        return any(key.items() <= row.items() for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        write(self.name, **self.about, rows=self.rows)

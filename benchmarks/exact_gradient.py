@@ -15,12 +15,12 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torchattacks
-from common import RESULTS, proportion, weights, write
+from common import proportion, resumed, weights
 from torch import Tensor
 from tqdm import tqdm
 
@@ -54,7 +54,7 @@ def attacks(args: argparse.Namespace) -> None:
     cells = [
         (steps, images, mode) for steps, images in ((1, 128), (5, 128), (20, 32)) for mode in MODES
     ]
-    with _resumed(f"exact_gradient_attacks_{args.norm}", args, **about) as rows:
+    with resumed(f"exact_gradient_attacks_{args.norm}", **about) as rows:
         for steps, count, mode in tqdm(cells, unit="attack"):
             key = {"variant": "N", "steps": steps, "norm": args.norm, "gradient": mode}
             if rows.has(key):
@@ -90,7 +90,7 @@ def cosines(args: argparse.Namespace) -> None:
         for loss in ("diff", "mse", "sr", "noise")
         for steps in (1, 5, 10, 20)
     ]
-    with _resumed("exact_gradient_cosines", args, images=len(y), **_inputs(args)) as rows:
+    with resumed("exact_gradient_cosines", images=len(y), **_inputs(args)) as rows:
         for variant, loss, steps in tqdm(cells, unit="setting"):
             key = {"variant": variant, "loss": loss, "steps": steps}
             if rows.has(key):
@@ -110,7 +110,7 @@ def costs(args: argparse.Namespace) -> None:
 
     The median of three processes, or one from 20 steps on.
     """
-    with _resumed("exact_gradient_costs", args, images=32) as rows:
+    with resumed("exact_gradient_costs", images=32, seed=args.seed) as rows:
         for variant in ("N", "O"):
             for steps in (1, 5, 10, 20, 50):
                 for how in ("exact", "naive"):
@@ -148,7 +148,7 @@ def one_cost(variant: str, steps: int, how: str) -> None:
 
 def _inputs(args: argparse.Namespace) -> dict[str, Any]:
     """What accuracies and gradients depend on, and costs do not."""
-    return {"data": args.describe, "weights": weights(NAME)}
+    return {"data": args.describe, "weights": weights(NAME), "seed": args.seed}
 
 
 def _mean(values: Tensor) -> dict[str, float]:
@@ -156,34 +156,6 @@ def _mean(values: Tensor) -> dict[str, float]:
     half = 1.96 * values.std().item() / len(values) ** 0.5
     mean = values.mean().item()
     return {"value": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
-
-
-class _resumed:
-    """Rows of a result file, written after each, kept from a run that was stopped."""
-
-    def __init__(self, name: str, args: argparse.Namespace, **about: Any) -> None:
-        self.name = name
-        self.about = about | {"seed": args.seed}
-        path = RESULTS / f"{name}.json"
-        old = json.loads(path.read_text()) if path.exists() else {}
-        same = all(old.get(key) == value for key, value in self.about.items())
-        self.rows: list[dict[str, Any]] = old.get("rows", []) if same else []
-
-    def __enter__(self) -> _resumed:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        write(self.name, **self.about, rows=self.rows)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.rows)
-
-    def has(self, key: dict[str, Any]) -> bool:
-        return any(key.items() <= row.items() for row in self.rows)
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        write(self.name, **self.about, rows=self.rows)
 
 
 def main() -> None:

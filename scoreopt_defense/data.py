@@ -212,6 +212,7 @@ def _subset(total: int, n: int | None, seed: int) -> np.ndarray:
 
 
 def _drawn(total: int, n: int, seed: int) -> np.ndarray:
+    """Indices of ``n`` of ``total`` items, in random order, the same for the same seed."""
     if not 1 <= n <= total:
         raise ValueError(f"n must be between 1 and the {total} images there are, got {n}")
     return np.random.default_rng(seed).permutation(total)[:n]

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 import torch
-from common import accuracy
+from common import RESULTS, accuracy
 from model_cards import psnr
 
 from scoreopt_defense import data, pretrained
 
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 SOURCES = {"mnist-tiny": "mnist", "cifar10-tiny": os.environ.get("CIFAR10")}
 
 

@@ -21,10 +21,10 @@ from scoreopt_defense._checks import check_choice
 from scoreopt_defense.denoisers import Denoiser, EDMDenoiser
 from scoreopt_defense.pretrained.networks import TinyResNet, TinyUNet
 
-__all__ = ["card", "classifier", "denoiser", "names"]
+__all__ = ["CHECKSUMS", "card", "classifier", "denoiser", "names"]
 
-# SHA-256 of each weight file: a truncated or altered one must not pass for a model.
-_CHECKSUMS = {
+#: SHA-256 of each weight file, by kind and name: an altered one must not pass for a model.
+CHECKSUMS = {
     "classifier": {
         "cifar10-tiny": "2df05a449519eed5951f3b9def0ae2ccc2a53cd72f004a99300d209a57df1a23",
         "mnist-tiny": "a634cfe3e61b22aa0b0a2f5b250109793d63f53047de9817ef2002d3a3ef2601",
@@ -38,8 +38,8 @@ _CHECKSUMS = {
 
 def names(kind: str) -> list[str]:
     """The names of :func:`denoiser` (``"denoiser"``) or :func:`classifier` that ship here."""
-    check_choice("kind", kind, _CHECKSUMS)
-    return sorted(_CHECKSUMS[kind])
+    check_choice("kind", kind, CHECKSUMS)
+    return sorted(CHECKSUMS[kind])
 
 
 def denoiser(name: str, *, path: str | Path | None = None) -> Denoiser:
@@ -105,7 +105,7 @@ def _load(kind: str, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     check_choice(kind, name, names(kind))
     resource = resources.files(__name__).joinpath(f"weights/{name}-{kind}.safetensors")
     blob = resource.read_bytes()
-    if hashlib.sha256(blob).hexdigest() != _CHECKSUMS[kind][name]:
+    if hashlib.sha256(blob).hexdigest() != CHECKSUMS[kind][name]:
         raise ValueError(
             f"the weights of {kind} {name!r} are truncated or altered ({resource}): reinstall "
             "scoreopt-defense"
