@@ -9,19 +9,31 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-__all__ = ["check_choice", "check_count", "check_images", "check_positive", "check_sigma"]
+__all__ = [
+    "check_choice",
+    "check_count",
+    "check_images",
+    "check_positive",
+    "check_sigma",
+    "check_unit_images",
+    "looks_rescaled",
+]
 
-# Black-box attacks query a little outside [0, 1] (SPSA by 0.01); images that were normalised by a
-# mean and a deviation, or that run to 255, go much further.
-_MARGIN = 0.1
+# A search may leave [0, 1]: torchattacks' PGDRS adds Gaussian noise (to 2.8), SparseFool walks to 2.8.
+# Nothing but another scale, such as pixels to 255, comes this far.
+_FARTHEST = 10.0
+_UNSUSPICIOUS = (-0.1, 1.1)
 
 
-def check_images(x: object, *, channels: int | None = None) -> Tensor:
-    """Images of shape (B, C, H, W) in [0, 1], float32 or float64, or the error that says why not.
+def check_images(x: object, *, channels: int | None = None) -> tuple[float, float]:
+    """Images of shape (B, C, H, W), float32 or float64, at most 10 from 0.
+
+    Returns:
+        The lowest and the highest value; 0 and 0 of an empty batch.
 
     Raises:
         TypeError: if ``x`` is no tensor.
-        ValueError: if its rank, channels, dtype or values are not those of such images.
+        ValueError: if its rank, channels, dtype or values can only be a mistake.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(x).__name__}")
@@ -38,16 +50,34 @@ def check_images(x: object, *, channels: int | None = None) -> Tensor:
         }[x.is_floating_point()]
         raise ValueError(f"images must be float32 or float64 in [0, 1], got {x.dtype}{hint}")
     if x.numel() == 0:
-        return x
-    low, high = (bound.item() for bound in x.detach().aminmax())  # NaN comes out as NaN
+        return 0.0, 0.0
+    low, high = torch.stack(x.detach().aminmax()).tolist()  # NaN comes out as NaN
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"images must be finite, got values from {low} to {high}")
-    if low < -_MARGIN or high > 1 + _MARGIN:
-        raise ValueError(
-            f"images must be in [0, 1], got values from {low:.4g} to {high:.4g}: divide pixels by "
-            "255, and leave any normalisation to the classifier"
-        )
+    if low < -_FARTHEST or high > _FARTHEST:
+        raise ValueError(_wrong_scale(low, high))
+    return low, high
+
+
+def check_unit_images(x: object, *, channels: int | None = None) -> Tensor:
+    """As :func:`check_images`, and in [0, 1]: for doors at which no attack stands."""
+    low, high = check_images(x, channels=channels)
+    assert isinstance(x, Tensor)
+    if low < 0 or high > 1:
+        raise ValueError(_wrong_scale(low, high))
     return x
+
+
+def looks_rescaled(low: float, high: float) -> bool:
+    """Whether values go further from [0, 1] than black-box queries do (SPSA's: by 0.01)."""
+    return low < _UNSUSPICIOUS[0] or high > _UNSUSPICIOUS[1]
+
+
+def _wrong_scale(low: float, high: float) -> str:
+    return (
+        f"images must be in [0, 1], got values from {low:.4g} to {high:.4g}: divide pixels by "
+        "255, and leave any normalisation to the classifier"
+    )
 
 
 def check_sigma(sigma: object, *, valid: tuple[float, float]) -> tuple[float, float]:

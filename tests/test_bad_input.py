@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -10,9 +11,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from toys import bent, gaussian, mid_images, smooth_classifier
+from toys import (
+    bent,
+    draws,
+    gaussian,
+    mid_images,
+    smooth_classifier,
+    to_symmetric,
+    to_unit,
+)
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt
+from scoreopt_defense._checks import check_unit_images
 from scoreopt_defense.presets import PRESETS
 
 PURIFIER = OneShot(bent(), sigma=0.3)
@@ -26,33 +36,56 @@ every_door = pytest.mark.parametrize(
 
 
 @every_door
-@pytest.mark.parametrize("scale", ["0 to 255", "mean and deviation", "-1 to 1"])
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 3))
-def test_images_on_another_scale_are_refused(door, scale, seed, count):
-    unit = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    images = {
-        "0 to 255": unit.mul(255).round(),
-        "mean and deviation": (unit - 0.47) / 0.25,
-        "-1 to 1": 2 * unit - 1,
-    }[scale]
+def test_pixels_to_255_are_refused(door, seed, count):
+    images = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     with pytest.raises(ValueError, match=r"images must be in \[0, 1\], got values from.*255"):
-        door(images)
+        door(images.mul(255).round())
+
+
+@given(excess=st.floats(10.01, 1e6), below=st.booleans(), place=st.integers(0, 191))
+def test_a_single_pixel_far_outside_is_refused(excess, below, place):
+    images = mid_images(1)
+    images.view(-1)[place] = -excess if below else excess
+    with pytest.raises(ValueError, match=r"images must be in \[0, 1\]"):
+        PURIFIER(images)
 
 
 @given(low=st.floats(-0.0999, 0.5), high=st.floats(0.5, 1.0999))
-def test_a_little_outside_is_let_through(low, high):
+def test_a_little_outside_is_let_through_in_silence(low, high):
     images = torch.linspace(low, high, 192, dtype=torch.float64).reshape(1, 3, 8, 8)
-    purified = PURIFIER(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        purified = OneShot(bent(), sigma=0.3)(images)
     assert purified.min() >= 0
     assert purified.max() <= 1
 
 
-@given(excess=st.floats(0.101, 1e6), below=st.booleans(), place=st.integers(0, 191))
-def test_a_single_pixel_further_outside_is_refused(excess, below, place):
-    images = mid_images(1)
-    images.view(-1)[place] = -excess if below else 1 + excess
+@pytest.mark.parametrize("scale", ["an attack's query", "mean and deviation", "-1 to 1"])
+def test_further_outside_images_are_purified_as_they_are_with_one_warning(scale):
+    """torchattacks' EADEN queries at 1.39, its PGDRS at 2.8; a wrong scale looks the same."""
+    unit = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    images = {
+        "an attack's query": unit + 1.8,
+        "mean and deviation": (unit - 0.47) / 0.25,
+        "-1 to 1": 2 * unit - 1,
+    }[scale]
+    purifier = OneShot(gaussian(), sigma=0.3)
+    with pytest.warns(UserWarning, match=r"an attack queries there; otherwise .* another scale"):
+        purified = purifier(images, seed=1)
+    level, noise = draws(1, (0.3, 0.3), images).sigma, draws(1, (0.3, 0.3), images).eps_1
+    expected = to_unit(gaussian()(to_symmetric(images) + level * noise, level)).clamp(0, 1)
+    torch.testing.assert_close(purified, expected, rtol=0, atol=1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        purifier(images)
+
+
+@pytest.mark.parametrize("scale", [2.0, 255.0])
+def test_the_strict_door_takes_the_unit_range_alone(scale):
+    assert check_unit_images(mid_images()) is not None
     with pytest.raises(ValueError, match=r"images must be in \[0, 1\]"):
-        PURIFIER(images)
+        check_unit_images(mid_images() * scale)
 
 
 @every_door

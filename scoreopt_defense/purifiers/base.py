@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,7 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import check_choice, check_count, check_images, check_sigma
+from scoreopt_defense._checks import (
+    check_choice,
+    check_count,
+    check_images,
+    check_sigma,
+    looks_rescaled,
+)
 from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.gradients import (
     GRADIENT_MODES,
@@ -82,6 +89,7 @@ class Purifier(nn.Module, ABC):
             check_count("seed", seed, least=0)
         self._stream = np.random.SeedSequence(0 if seed is None and deterministic else seed)
         self._fixed_seed = _seed_of(self._stream) if deterministic else None
+        self._has_warned = False
         self.training = False
 
     @property
@@ -114,8 +122,9 @@ class Purifier(nn.Module, ABC):
         """Purify a batch.
 
         Args:
-            x: images, shape ``(B, C, H, W)``, in [0, 1] (up to 0.1 outside, for black-box
-                queries), float32 or float64.
+            x: images, shape ``(B, C, H, W)``, float32 or float64, in [0, 1]. An attack's queries
+                outside are purified as they are, with a warning, once, beyond 0.1, which may also
+                be the sign of a wrong scale.
             seed: makes this call reproducible: the same seed and images give the same result, on
                 any device and in chunks of any size.
             repeats: independent purifications of each image.
@@ -125,9 +134,17 @@ class Purifier(nn.Module, ABC):
             Shape ``(repeats * B, C, H, W)``, all of ``x`` once, then all of it again; in [0, 1].
 
         Raises:
-            TypeError, ValueError: if ``x`` is not such a batch.
+            TypeError, ValueError: if ``x`` is no such batch, not finite, or past -10 or 10.
         """
-        x = check_images(x, channels=self.denoiser.channels)
+        low, high = check_images(x, channels=self.denoiser.channels)
+        if looks_rescaled(low, high) and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"images run from {low:.4g} to {high:.4g}, outside [0, 1]. That is harmless where "
+                "an attack queries there; otherwise they are on another scale: divide pixels by "
+                "255, and leave any normalisation to the classifier. They are purified as they are",
+                stacklevel=2,
+            )
         check_count("repeats", repeats)
         if max_batch is not None:
             check_count("max_batch", max_batch)
