@@ -19,8 +19,8 @@ __all__ = [
     "looks_rescaled",
 ]
 
-# A search may leave [0, 1]: torchattacks' PGDRS adds Gaussian noise (to 2.8), SparseFool walks to 2.8.
-# Nothing but another scale, such as pixels to 255, comes this far.
+# Attacks may query outside [0, 1]: torchattacks' PGDRS adds Gaussian noise and comes to 2.8, and so
+# does SparseFool. Nothing but another scale, such as pixels to 255, comes as far as this.
 _FARTHEST = 10.0
 _UNSUSPICIOUS = (-0.1, 1.1)
 
@@ -80,7 +80,9 @@ def _wrong_scale(low: float, high: float) -> str:
     )
 
 
-def check_sigma(sigma: object, *, valid: tuple[float, float]) -> tuple[float, float]:
+def check_sigma(
+    sigma: object, *, valid: tuple[float, float] = (0.0, math.inf)
+) -> tuple[float, float]:
     """A noise level or a (low, high) range of them as a range, within ``valid``."""
     try:
         ends = tuple(sigma) if isinstance(sigma, Iterable) else (sigma, sigma)
@@ -94,7 +96,7 @@ def check_sigma(sigma: object, *, valid: tuple[float, float]) -> tuple[float, fl
     if low < valid[0] or high > valid[1]:
         raise ValueError(
             f"sigma must be within [{valid[0]:g}, {valid[1]:g}], the noise levels this denoiser is "
-            f"valid for, got {sigma!r}"
+            f"valid for, got {low if low == high else (low, high)}"
         )
     return low, high
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from scoreopt_defense._checks import check_count
+from scoreopt_defense.gradients import Gradient
 from scoreopt_defense.purifiers import OneShot, Purifier
+from scoreopt_defense.settings import Frozen
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -19,19 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["EOT", "DefendedModel"]
 
 
-class _KeepsModes(nn.Module):
-    """A wrapper whose ``train()`` and ``eval()`` do not reach the modules that it wraps."""
-
-    def train(self, mode: bool = True) -> Self:
-        self.training = mode
-        return self
-
-
-class DefendedModel(_KeepsModes):
+class DefendedModel(Frozen):
     """A classifier whose images are purified first: an ordinary module from images to logits.
 
     The classifier and the denoiser keep their own train or eval mode, whatever mode an attack
-    library gives this module.
+    library gives this module. It is what it was made: :meth:`replace` makes another.
 
     Args:
         classifier: any module from images ``(B, C, H, W)`` in [0, 1] to logits ``(B, K)``; it does
@@ -82,15 +75,17 @@ class DefendedModel(_KeepsModes):
         Returns:
             Shape ``(B, K)``.
         """
-        repeats = self.votes * check_count("samples", samples)
-        purified = self.purifier(x, seed=seed, repeats=repeats)
-        logits = self._classify(purified)
-        return logits.unflatten(0, (repeats, len(x))).mean(0) if repeats > 1 else logits
+        samples = self.votes * check_count("samples", samples)
+        logits = self._classify(self.purifier(x, seed=seed, samples=samples))
+        return logits.unflatten(0, (samples, len(x))).mean(0) if samples > 1 else logits
 
     def _classify(self, x: Tensor) -> Tensor:
         size = self.purifier.max_batch
         if size is None or len(x) <= size:
             return self._logits(x)
+        if any(module.training for module in self.classifier.modules()):
+            # a second pass would update running statistics again, and draw other dropout
+            return torch.cat([self._logits(chunk) for chunk in x.split(size)])
         # a checkpointed chunk keeps no activations, so that max_batch bounds memory here too
         return torch.cat(
             [checkpoint(self._logits, chunk, use_reentrant=False) for chunk in x.split(size)]
@@ -106,27 +101,31 @@ class DefendedModel(_KeepsModes):
             )
         return logits
 
-    def with_gradient(self, mode: str) -> DefendedModel:
-        """The same defence, differentiated in another mode (see :class:`Purifier`)."""
-        return self._behind(self.purifier.with_gradient(mode))
+    def replace(self, *, votes: int | None = None, **changes: Any) -> Self:
+        """A twin: the same classifier behind ``purifier.replace(**changes)``.
 
-    def surrogate(self) -> DefendedModel:
+        ``model.replace(seed=0)`` starts its noise at a known place, so that what an attack library
+        does with it, which passes no seed, can be repeated.
+        """
+        votes = self.votes if votes is None else check_count("votes", votes)
+        return self._twin(purifier=self.purifier.replace(**changes), votes=votes)
+
+    def with_gradient(self, gradient: str | Gradient) -> Self:
+        """The same defence, differentiated in another mode; short for ``replace(gradient=...)``."""
+        return self.replace(gradient=gradient)
+
+    def surrogate(self) -> Self:
         """The same classifier behind one-shot denoising, forward and backward.
 
         What the authors' code attacks; the defended model itself then judges the result.
         """
-        return self._behind(OneShot.surrogate_of(self.purifier))
-
-    def _behind(self, purifier: Purifier) -> DefendedModel:
-        twin = copy.copy(self)
-        twin.__dict__["_modules"] = self._modules | {"purifier": purifier}
-        return twin
+        return self._twin(purifier=OneShot.surrogate_of(self.purifier))
 
     def extra_repr(self) -> str:
         return f"votes={self.votes}"
 
 
-class EOT(_KeepsModes):
+class EOT(Frozen):
     """Mean logits over ``samples`` random evaluations in one vectorised pass.
 
     Attack this module instead of the model and any attack of any library becomes an EOT attack,

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import check_choice, check_count
+from scoreopt_defense._checks import check_count
 from scoreopt_defense._optional import optional
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.gradients import GRADIENT_MODES, Step
+from scoreopt_defense.gradients import BPDA, GRADIENTS, Exact, Gradient, OneShotGradient
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.objectives import denoising_error
 from scoreopt_defense.purifiers import ScoreOpt
+from scoreopt_defense.settings import chosen, name_of
 
 __all__ = [
     "Agreement",
@@ -90,7 +91,7 @@ def gradient_agreement(
     x: Tensor,
     y: Tensor,
     *,
-    modes: Sequence[str] = ("one-shot", "bpda"),
+    modes: Sequence[str | Gradient] = (OneShotGradient(), BPDA()),
     samples: int = 1,
     seed: int = 0,
 ) -> Agreement:
@@ -100,18 +101,18 @@ def gradient_agreement(
         model: its denoiser must be twice differentiable.
         x: images, shape ``(B, C, H, W)``, in [0, 1].
         y: labels, shape ``(B,)``.
-        modes: which surrogates.
+        modes: which surrogates, by name or as objects.
         samples: purifications that each gradient is averaged over.
         seed: of the noise.
     """
-    for mode in modes:
-        check_choice("modes", mode, [mode for mode in GRADIENT_MODES if mode != "none"])
     settings = {"samples": samples, "seed": seed}
-    exact = input_gradient(model.with_gradient("exact"), x, y, **settings).flatten(1)
+    exact = input_gradient(model.with_gradient(Exact()), x, y, **settings).flatten(1)
+    surrogates = [chosen("modes", mode, GRADIENTS) for mode in modes]
     found = {
-        mode: input_gradient(model.with_gradient(mode), x, y, **settings).flatten(1)
-        for mode in modes
+        name_of(mode, GRADIENTS): input_gradient(model.with_gradient(mode), x, y, **settings)
+        for mode in surrogates
     }
+    found = {mode: gradient.flatten(1) for mode, gradient in found.items()}
     return Agreement(
         cosine={mode: F.cosine_similarity(g, exact, dim=1) for mode, g in found.items()},
         sign={mode: (g.sign() == exact.sign()).float().mean(1) for mode, g in found.items()},
@@ -189,7 +190,7 @@ class Curves:
 
     Attributes:
         loss: Diff loss of the image at each step under one fixed set of noise draws, shape
-            ``(steps + 1, B)``: it falls if the optimisation converges.
+            ``(outer_steps * steps + 1, B)``: it falls if the optimisation converges.
         distance: l2 distance from the attacked image, images in [-1, 1], same shape.
         margin: logit of the true label less the largest other; negative where misclassified.
     """
@@ -225,36 +226,25 @@ def optimization_curves(
     ScoreOpt-N the denoised ``x_t``.
 
     Args:
-        purifier: a ScoreOpt of one outer step.
+        purifier: a ScoreOpt.
         classifier: from images in [0, 1] to logits.
         x: images, shape ``(B, C, H, W)``, in [0, 1].
         y: labels, shape ``(B,)``.
         probes: noise draws, within the purifier's noise levels, that the loss is averaged over.
         seed: of the noise.
     """
-    if purifier.outer_steps != 1:
-        raise ValueError(f"the curves are of one outer step, got {purifier.outer_steps}")
     x_a = 2 * x - 1
-    noise = Noise.of_batch(seed, purifier.sigma, len(x), 1, shared=purifier.deterministic)
-    probe = Noise.of_batch(seed + 1, purifier.sigma, len(x), 1, shared=False)
-    sigma = noise.at(0).sigma.to(x)
-    states = [x_a if purifier.variant == "O" else x_a + sigma * noise.at(0).eps_1(x_a)]
-
-    def recorded(step: Step, *tensors: Tensor) -> Sequence[Tensor]:
-        outputs = step(*tensors)
-        states.append(outputs[0])
-        return outputs
-
-    purifier.purify(x_a, noise, recorded)
-    if purifier.variant == "N":  # the last state is already the denoised one
-        states = [purifier.denoiser(x_t, sigma) for x_t in states[:-1]]
+    probe = Noise.of_batch(seed + 1, len(x), device=x.device)
+    steps: list[dict[str, Any]] = []
+    purified = 2 * purifier.replace(max_batch=None)(x, seed=seed, callback=steps.append) - 1
+    kept = {"O": "x", "N": "denoised"}[purifier.variant]
+    states = [*(step[kept] for step in steps), purified]
 
     def loss(image: Tensor) -> Tensor:
         values = []
         for i in range(probes):
-            draw = probe.at(i)
-            level = draw.sigma.to(image)
-            denoised = purifier.denoiser(image + level * draw.eps_1(image), level)
+            level = probe.level(purifier.sigma, i, image)
+            denoised = purifier.denoiser(image + level * probe.eps_1(i, image), level)
             values.append(denoising_error(denoised, image))
         return torch.stack(values).mean(0)
 

@@ -1,41 +1,206 @@
-"""How a purifier is differentiated. Knows no algorithm."""
+r"""How a purifier is differentiated. Knows no algorithm.
+
+A gradient mode is an object of one method: what the purifier gives, and how its gradient goes back.
+A surrogate of your own is such a class, and ``gradient=`` takes an object of it:
+
+.. code-block:: python
+
+    @dataclass(frozen=True)
+    class MinusIdentity:
+        def differentiate(self, purification, x_a):
+            return purification(x_a), lambda grad: -grad
+
+    ScoreOpt(denoiser, gradient=MinusIdentity())
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = [
-    "GRADIENT_MODES",
+    "BPDA",
+    "GRADIENTS",
+    "Exact",
+    "Gradient",
+    "NoGradient",
+    "OneShotGradient",
+    "Purification",
     "Runner",
     "Step",
-    "call",
-    "differentiate_as",
+    "as_it_is",
+    "differentiate",
     "recompute",
-    "refuse_gradient",
 ]
 
-#: What ``gradient=`` may be.
-GRADIENT_MODES = ("one-shot", "bpda", "exact", "none")
-
-TensorMap = Callable[[Tensor], Tensor]
-#: A pure function of its tensors to tensors: one step of an algorithm.
-Step = Callable[..., Sequence[Tensor]]
-#: How an algorithm has its steps carried out: ``run(step, *tensors)``.
-Runner = Callable[..., Sequence[Tensor]]
+#: A pure function of tensors: one step of an algorithm.
+Step = Callable[..., Any]
+#: How an algorithm has its steps carried out: the step, or another function of the same value.
+Runner = Callable[[Step], Step]
+#: From the gradient of a purifier's output to that of its input.
+Backward = Callable[[Tensor], Tensor]
 
 
-def call(step: Step, *tensors: Tensor) -> Sequence[Tensor]:
-    """Carry a step out and record nothing that it does not record itself."""
-    return step(*tensors)
+class Purification(Protocol):
+    """One call of a purifier under one draw of its noise: a function of the images alone.
+
+    Images are in [-1, 1] here, shape ``(B, C, H, W)``, as the denoiser has them.
+    """
+
+    @property
+    def purifier(self) -> Any:
+        """The :class:`~scoreopt_defense.Purifier`."""
+
+    @property
+    def noise(self) -> Any:
+        """Every random number of this call, a :class:`~scoreopt_defense.noise.Noise`."""
+
+    def __call__(self, x_a: Tensor, run: Runner = ...) -> Tensor:
+        """Purified images, each step of the algorithm carried out as ``run`` has it."""
+
+    def one_shot(self, x_a: Tensor) -> Tensor:
+        """One-shot denoising of the same images at the same noise level and noise."""
 
 
-def recompute(step: Step, *tensors: Tensor) -> Sequence[Tensor]:
+class Gradient(Protocol):
+    """A gradient mode."""
+
+    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        r"""The purified images, and the function that takes a gradient back through them.
+
+        .. math:: \hat x = P(x_a), \qquad \frac{\partial L}{\partial \hat x} \mapsto
+                  \frac{\partial L}{\partial x_a}
+
+        Called without gradients being recorded; the second is called in the backward pass, once or
+        more, with recording on and under the forward pass's autocast. What lies outside [-1, 1] is
+        clamped afterwards, and the clamp passes gradients straight through: a saturated pixel must
+        not hide them.
+        """
+
+
+@dataclass(frozen=True)
+class BPDA:
+    """Backward through the identity (paper, 4.2.1).
+
+    Reference:
+        Athalye et al., "Obfuscated gradients give a false sense of security", ICML 2018.
+    """
+
+    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        return purification(x_a), lambda grad: grad
+
+
+@dataclass(frozen=True)
+class OneShotGradient:
+    r"""Backward through one-shot denoising at the same image, noise level and noise (4.2.2).
+
+    .. math:: J_P(x_a)^\top g := J_D(x_a + \sigma\epsilon_1; \sigma)^\top g
+
+    It is evaluated in the backward pass only: a forward pass pays nothing for it.
+
+    Reference:
+        Lee and Kim, ICCV 2023; Zhang et al., NeurIPS 2023, section 4.2.2.
+    """
+
+    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        def backward(grad: Tensor) -> Tensor:
+            leaf = x_a.detach().requires_grad_()
+            return torch.autograd.grad(purification.one_shot(leaf), leaf, grad)[0]
+
+        return purification(x_a), backward
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The true Jacobian through every step, final clamp included, at the memory of one step.
+
+    Needs a denoiser that is twice differentiable.
+    """
+
+    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        with torch.enable_grad():
+            leaf = x_a.detach().requires_grad_()
+            purified = purification(leaf, recompute).clamp(-1, 1)
+
+        def backward(grad: Tensor) -> Tensor:
+            return torch.autograd.grad(purified, leaf, grad, retain_graph=True)[0]
+
+        return purified.detach(), backward
+
+
+@dataclass(frozen=True)
+class NoGradient:
+    """No gradient, and an error where one is asked for: black-box attacks, deployment."""
+
+    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        def backward(grad: Tensor) -> Tensor:
+            usable = [name for name, kind in GRADIENTS.items() if kind is not NoGradient]
+            raise RuntimeError(
+                "this purifier was set to gradient='none'; to attack it by gradients choose one of "
+                f"{usable}, as in purifier.with_gradient({usable[0]!r})"
+            )
+
+        return purification(x_a), backward
+
+
+#: What ``gradient=`` may be by name.
+GRADIENTS: dict[str, type] = {
+    "one-shot": OneShotGradient,
+    "bpda": BPDA,
+    "exact": Exact,
+    "none": NoGradient,
+}
+
+
+def differentiate(gradient: Gradient, purification: Purification, x_a: Tensor) -> Tensor:
+    """The purified images, whose backward pass is the gradient mode's.
+
+    Raises:
+        RuntimeError: from the backward pass, if a network's weights have changed in between.
+    """
+    return _Differentiated.apply(x_a, gradient, purification)
+
+
+class _Differentiated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_a: Tensor, gradient: Gradient, purification: Purification) -> Tensor:
+        ctx.autocast = _autocast_state(x_a.device.type)
+        ctx.networks = purification.purifier
+        purified, ctx.go_back = gradient.differentiate(purification, x_a.detach())
+        ctx.versions = _versions(ctx.networks)
+        return purified.clamp(-1, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        if _versions(ctx.networks) != ctx.versions:
+            raise RuntimeError(
+                "the purifier's network was changed between a forward pass and its backward pass: "
+                "the gradient would be that of another network"
+            )
+        with torch.enable_grad(), torch.autocast(**ctx.autocast):
+            return ctx.go_back(grad), None, None
+
+
+def _versions(networks: nn.Module) -> list[tuple[int, int]]:
+    """What changes when weights do: each tensor's place, and torch's count of its changes."""
+    tensors = [*networks.parameters(), *networks.buffers()]
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+
+
+def as_it_is(step: Step) -> Step:
+    """Carry a step out, and record nothing that it does not record itself."""
+    return step
+
+
+def recompute(step: Step) -> Step:
     r"""Carry a step out; in the backward pass, carry it out again and differentiate it.
 
     .. math:: (\bar s, \bar x_a) = J_{step}(s, x_a)^\top \bar s'
@@ -47,77 +212,55 @@ def recompute(step: Step, *tensors: Tensor) -> Sequence[Tensor]:
     Raises:
         RuntimeError: from the backward pass, if something in the step has no second derivative.
     """
-    return _Recompute.apply(step, *tensors)
+    return lambda *inputs: _Recompute.apply(step, *inputs)
 
 
 class _Recompute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, step: Step, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, step: Step, *inputs: Any) -> Any:
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
         ctx.save_for_backward(*tensors)
+        ctx.inputs = [None if isinstance(value, Tensor) else value for value in inputs]
+        ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
         ctx.step = step
         ctx.autocast = _autocast_state(tensors[0].device.type)
-        return tuple(step(*tensors))
+        ctx.set_materialize_grads(False)  # an output that nobody used costs nothing
+        return step(*inputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
         inputs = [
-            tensor.detach().requires_grad_(need) for tensor, need in zip(ctx.saved_tensors, needed)
+            next(saved).detach().requires_grad_(need) if is_tensor else value
+            for value, is_tensor, need in zip(
+                ctx.inputs, ctx.is_tensor, ctx.needs_input_grad[1:], strict=True
+            )
         ]
-        try:
-            with (
-                torch.enable_grad(),
-                torch.autocast(**ctx.autocast),
-                sdpa_kernel(SDPBackend.MATH),
-            ):
-                outputs = ctx.step(*inputs)
-            _refuse_once_differentiable(outputs)
-            wanted = [tensor for tensor in inputs if tensor.requires_grad]
-            found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
-        except RuntimeError as error:
-            if not any(word in str(error) for word in ("not implemented", "differentiate")):
-                raise
-            raise RuntimeError(
-                "gradient='exact' needs the denoiser's second derivative, and something in it has "
-                f"none ({error}); the modes 'one-shot' and 'bpda' do without"
-            ) from error
-        return None, *(next(found) if need else None for need in needed)
+        with _second_derivative(), torch.enable_grad(), torch.autocast(**ctx.autocast):
+            outputs = ctx.step(*inputs)
+            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+            used = [(value, grad) for value, grad in zip(outputs, grads) if grad is not None]
+            values, grads = zip(*used, strict=True)
+            _refuse_once_differentiable(values)
+            wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+            found = iter(torch.autograd.grad(values, wanted, grads, allow_unused=True))
+        return None, *(next(found) if need else None for need in ctx.needs_input_grad[1:])
 
 
-def differentiate_as(x: Tensor, value: TensorMap, surrogate: TensorMap) -> Tensor:
-    r"""``value(x)`` bit for bit, whose backward pass is that of ``surrogate`` at the same ``x``.
-
-    .. math:: y = f(x), \qquad
-        \frac{\partial L}{\partial x} := J_s(x)^\top \frac{\partial L}{\partial y}
-
-    The surrogate is evaluated in the backward pass only: a forward pass pays nothing for it, keeps
-    no graph, and the backward pass runs under the forward pass's autocast.
-
-    Args:
-        x: any floating-point tensor.
-        value: ``f``; called without recording a graph.
-        surrogate: ``s``, differentiable, with outputs of the same shape as ``f``'s.
-    """
-    return _DifferentiateAs.apply(x, value, surrogate)
-
-
-class _DifferentiateAs(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value: TensorMap, surrogate: TensorMap) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.surrogate = surrogate
-        ctx.autocast = _autocast_state(x.device.type)
-        return value(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        x = x.detach().requires_grad_()
-        with torch.enable_grad(), torch.autocast(**ctx.autocast):
-            y = ctx.surrogate(x)
-        return torch.autograd.grad(y, x, grad)[0], None, None
+@contextmanager
+def _second_derivative() -> Iterator[None]:
+    """Attention kernels that have one, and an error that says what has none."""
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("not implemented", "differentiate")):
+            raise
+        raise RuntimeError(
+            "gradient='exact' needs the denoiser's second derivative, and something in it has "
+            f"none ({error}); the modes 'one-shot' and 'bpda' do without"
+        ) from error
 
 
 def _refuse_once_differentiable(outputs: Sequence[Tensor]) -> None:
@@ -136,25 +279,6 @@ def _refuse_once_differentiable(outputs: Sequence[Tensor]) -> None:
             raise RuntimeError("a function that can be differentiated once only")
         seen.add(node)
         waiting += [parent for parent, _ in node.next_functions]
-
-
-def refuse_gradient(x: Tensor, value: TensorMap) -> Tensor:
-    """``value(x)``, whose backward pass is an error that names the modes that have one."""
-    return _RefuseGradient.apply(x, value)
-
-
-class _RefuseGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value: TensorMap) -> Tensor:
-        return value(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        usable = [mode for mode in GRADIENT_MODES if mode != "none"]
-        raise RuntimeError(
-            f"this purifier was set to gradient='none'; to attack it by gradients choose one of "
-            f"{usable}, as in purifier.with_gradient('{usable[0]}')"
-        )
 
 
 def _autocast_state(device_type: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-r"""The terms of the losses that ScoreOpt minimises, each a plain function of tensors.
+r"""The losses that ScoreOpt minimises: objects, and their terms, plain functions of tensors.
 
 .. math::
     \mathcal L_{Diff} &= \| D_\theta(x_t; \sigma) - x \|_2^2 \\
@@ -12,9 +12,103 @@ the others in its batch. Images are on the denoiser's scale, [-1, 1].
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
 from torch import Tensor
 
-__all__ = ["denoising_error", "noise_error", "reconstruction", "score_regularization"]
+from scoreopt_defense._checks import check_positive
+
+__all__ = [
+    "LOSSES",
+    "MSE",
+    "SR",
+    "Diff",
+    "Loss",
+    "NoisePrediction",
+    "denoising_error",
+    "noise_error",
+    "reconstruction",
+    "score_regularization",
+]
+
+
+class Loss(Protocol):
+    """A loss: one value an image. A user's own, any such callable, stands where a name does.
+
+    It may have an attribute ``compares``; where that is true it is given ``denoised_a``, which
+    costs one more pass of the network a step.
+    """
+
+    def __call__(
+        self,
+        denoised: Tensor,
+        x: Tensor,
+        *,
+        x_a: Tensor,
+        denoised_a: Tensor | None,
+        sigma: Tensor,
+    ) -> Tensor:
+        r"""The loss, summed over an image's pixels.
+
+        Args:
+            denoised: :math:`D_\theta(x_t; \sigma)`, shape ``(B, C, H, W)``, in [-1, 1].
+            x: the image that ``x_t`` stands for, same shape.
+            x_a: the attacked image, same shape.
+            denoised_a: :math:`D_\theta(x_{a,t}; \sigma)`, or None.
+            sigma: noise level, shape ``(B, 1, 1, 1)``.
+
+        Returns:
+            Shape ``(B,)``.
+        """
+
+
+@dataclass(frozen=True)
+class Diff:
+    """:func:`denoising_error`, eq. (6)."""
+
+    def __call__(self, denoised: Tensor, x: Tensor, **_: object) -> Tensor:
+        return denoising_error(denoised, x)
+
+
+@dataclass(frozen=True)
+class NoisePrediction:
+    """:func:`noise_error`, the authors' own loss for ScoreOpt-N."""
+
+    def __call__(self, denoised: Tensor, x: Tensor, *, sigma: Tensor, **_: object) -> Tensor:
+        return noise_error(denoised, x, sigma)
+
+
+@dataclass(frozen=True)
+class MSE:
+    r"""Diff with :func:`reconstruction`, eq. (7); ``weight`` is :math:`\lambda`."""
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("weight", self.weight, zero=True)
+
+    def __call__(self, denoised: Tensor, x: Tensor, *, x_a: Tensor, **_: object) -> Tensor:
+        return denoising_error(denoised, x) + self.weight * reconstruction(x, x_a)
+
+
+@dataclass(frozen=True)
+class SR:
+    r"""Diff with :func:`score_regularization`, eq. (8); ``weight`` is :math:`\lambda`."""
+
+    weight: float = 1.0
+    compares: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_positive("weight", self.weight, zero=True)
+
+    def __call__(self, denoised: Tensor, x: Tensor, *, denoised_a: Tensor, **_: object) -> Tensor:
+        consistency = score_regularization(denoised, denoised_a)
+        return denoising_error(denoised, x) + self.weight * consistency
+
+
+#: What ``loss=`` may be by name.
+LOSSES: dict[str, type] = {"diff": Diff, "mse": MSE, "sr": SR, "noise": NoisePrediction}
 
 
 def denoising_error(denoised: Tensor, x: Tensor) -> Tensor:

@@ -12,18 +12,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scoreopt_defense._checks import check_choice
+from scoreopt_defense._checks import check_positive
 
-__all__ = ["SGD", "Adam", "Optimizer", "make_optimizer"]
+__all__ = ["OPTIMIZERS", "SGD", "Adam", "Optimizer"]
 
 
 class Optimizer(Protocol):
-    """An update rule without memory of its own."""
+    """An update rule without memory of its own. A user's own stands where a name does."""
 
     def init(self, x: Tensor) -> tuple[Tensor, ...]:
         """State before the first step."""
 
-    def step(self, count: int, x: Tensor, grad: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+    def step(
+        self, count: int, lr: float, x: Tensor, grad: Tensor, *state: Tensor
+    ) -> tuple[Tensor, ...]:
         """The new ``x`` and the new state; ``count`` is 1 at the first step."""
 
 
@@ -34,13 +36,13 @@ class SGD:
     .. math:: x \leftarrow x - \eta \nabla
     """
 
-    lr: float
-
     def init(self, x: Tensor) -> tuple[Tensor, ...]:
         return ()
 
-    def step(self, count: int, x: Tensor, grad: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        return (x - self.lr * grad,)
+    def step(
+        self, count: int, lr: float, x: Tensor, grad: Tensor, *state: Tensor
+    ) -> tuple[Tensor, ...]:
+        return (x - lr * grad,)
 
 
 @dataclass(frozen=True)
@@ -57,26 +59,32 @@ class Adam:
         Kingma and Ba, ICLR 2015.
     """
 
-    lr: float
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
 
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 0 and below 1, got {getattr(self, name)}"
+                )
+        check_positive("epsilon", self.epsilon)
+
     def init(self, x: Tensor) -> tuple[Tensor, ...]:
         return torch.zeros_like(x), torch.zeros_like(x)
 
-    def step(self, count: int, x: Tensor, grad: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+    def step(
+        self, count: int, lr: float, x: Tensor, grad: Tensor, *state: Tensor
+    ) -> tuple[Tensor, ...]:
         m, v = state
         m = m.lerp(grad, 1 - self.beta1)
         v = (self.beta2 * v).addcmul(grad, grad, value=1 - self.beta2)
         # Where v is zero so is its derivative, but that of its square root is infinite.
         root = torch.where(v > 0, v, 1).sqrt().where(v > 0, 0)
         scale = root / (1 - self.beta2**count) ** 0.5 + self.epsilon
-        return x - self.lr / (1 - self.beta1**count) * m / scale, m, v
+        return x - lr / (1 - self.beta1**count) * m / scale, m, v
 
 
-def make_optimizer(name: str, lr: float) -> Optimizer:
-    """The optimiser of that name."""
-    kinds = {"adam": Adam, "sgd": SGD}
-    check_choice("optimizer", name, kinds)
-    return kinds[name](lr)
+#: What ``optimizer=`` may be by name.
+OPTIMIZERS: dict[str, type] = {"adam": Adam, "sgd": SGD}

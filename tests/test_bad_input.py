@@ -23,6 +23,8 @@ from toys import (
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt
 from scoreopt_defense._checks import check_unit_images
+from scoreopt_defense.objectives import MSE, SR
+from scoreopt_defense.optimizers import Adam
 from scoreopt_defense.presets import PRESETS
 
 PURIFIER = OneShot(bent(), sigma=0.3)
@@ -148,12 +150,12 @@ def test_images_must_be_a_tensor(images):
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("mode", ["one-shot", "bpda", "none"])
-@pytest.mark.parametrize("repeats", [1, 3])
-def test_an_empty_batch_gives_an_empty_batch(grad, mode, repeats):
+@pytest.mark.parametrize("samples", [1, 3])
+def test_an_empty_batch_gives_an_empty_batch(grad, mode, samples):
     empty = torch.empty(0, 3, 8, 8, dtype=torch.float64, requires_grad=grad)
     purifier = ScoreOpt(bent(), steps=2, sigma=0.3, gradient=mode, max_batch=2)
-    assert purifier(empty, repeats=repeats).shape == (0, 3, 8, 8)
-    model = DefendedModel(smooth_classifier(), purifier, votes=repeats)
+    assert purifier(empty, samples=samples).shape == (0, 3, 8, 8)
+    model = DefendedModel(smooth_classifier(), purifier, votes=samples)
     assert model(empty).shape == (0, 4)
     assert EOT(model, 2)(empty).shape == (0, 4)
     assert model.surrogate()(empty).shape == (0, 4)
@@ -200,8 +202,6 @@ BAD_SETTINGS = [
     ("lr", math.nan, "lr must be a finite number above 0, got nan"),
     ("lr", "0.1", "lr must be a finite number above 0, got '0.1'"),
     ("lr", True, "lr must be a finite number above 0, got True"),
-    ("weight", -1.0, "weight must be a finite number at least 0, got -1.0"),
-    ("weight", math.inf, "weight must be a finite number at least 0, got inf"),
     ("max_batch", 0, "max_batch must be a whole number of at least 1, got 0"),
     ("max_batch", 2.5, "max_batch must be a whole number of at least 1, got 2.5"),
     ("seed", -1, "seed must be a whole number of at least 0, got -1"),
@@ -222,7 +222,10 @@ def test_a_bad_setting_is_refused_when_the_purifier_is_made(name, value, message
     [
         ({"variant": "O", "outer_steps": 2}, "outer_steps is for variant 'N'.*got 2"),
         ({"variant": "O", "anchor": "fixed"}, "anchor='fixed' is Algorithm 2.*variant 'O'"),
-        ({"variant": "N", "anchor": "fixed"}, "anchor='fixed' is Algorithm 2.*loss 'noise'"),
+        (
+            {"variant": "N", "anchor": "fixed"},
+            "anchor='fixed' is Algorithm 2.*loss NoisePrediction",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message):
@@ -257,8 +260,8 @@ def test_the_denoiser_must_be_one_and_the_error_says_how_to_wrap_a_network(denoi
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"repeats": 0}, "repeats must be a whole number of at least 1, got 0"),
-        ({"repeats": 1.5}, "repeats must be a whole number of at least 1, got 1.5"),
+        ({"samples": 0}, "samples must be a whole number of at least 1, got 0"),
+        ({"samples": 1.5}, "samples must be a whole number of at least 1, got 1.5"),
         ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
         ({"seed": 1.0}, "seed must be a whole number of at least 0, got 1.0"),
         ({"max_batch": -1}, "max_batch must be a whole number of at least 1, got -1"),
@@ -271,14 +274,30 @@ def test_a_bad_argument_of_a_call_is_refused(call, message, x):
         PURIFIER(x, **call)
 
 
-def test_attributes_set_later_are_checked_too():
-    purifier = scoreopt()
-    with pytest.raises(ValueError, match="gradient must be one of"):
-        purifier.gradient = "exactly"
-    with pytest.raises(ValueError, match="max_batch must be a whole number"):
-        purifier.max_batch = 0
-    with pytest.raises(ValueError, match="gradient must be one of"):
-        purifier.with_gradient("exactly")
+@pytest.mark.parametrize("term", [MSE, SR])
+@pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan, "1"])
+def test_a_bad_weight_is_refused_when_the_loss_is_made(term, weight):
+    with pytest.raises(ValueError, match="weight must be a finite number at least 0, got"):
+        term(weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"beta1": 1.0}, "beta1 must be at least 0 and below 1, got 1.0"),
+        ({"beta2": -0.1}, "beta2 must be at least 0 and below 1, got -0.1"),
+        ({"epsilon": 0.0}, "epsilon must be a finite number above 0, got 0.0"),
+    ],
+)
+def test_a_bad_optimiser_is_refused_when_it_is_made(values, message):
+    with pytest.raises(ValueError, match=message):
+        Adam(**values)
+
+
+@pytest.mark.parametrize("make", [scoreopt, scoreopt().replace, lambda **s: OneShot(bent(), **s)])
+def test_an_unknown_setting_lists_the_known_ones(make):
+    with pytest.raises(TypeError, match=r"there is no setting 'weigth'; there are \[.*'sigma'"):
+        make(weigth=1.0)
 
 
 # ---- the defended model

@@ -7,20 +7,27 @@ import torch
 from toys import MEAN, draws, gaussian, mid_images, shrinkage, to_symmetric, to_unit
 
 from scoreopt_defense import OneShot, ScoreOpt
-from scoreopt_defense.noise import Noise
 from scoreopt_defense.objectives import (
+    LOSSES,
+    MSE,
+    SR,
     denoising_error,
     noise_error,
     reconstruction,
     score_regularization,
 )
-from scoreopt_defense.purifiers.scoreopt import gradient
+from scoreopt_defense.optimizers import SGD
+from scoreopt_defense.purifiers.scoreopt import Descent
 
 SEED, SIGMA, WEIGHT, LR = 7, 0.3, 0.7, 0.01
 
 
 def denoise(x_t, sigma):
     return MEAN + shrinkage(sigma) * (x_t - MEAN)
+
+
+def weighted(loss):
+    return {"mse": MSE(weight=WEIGHT), "sr": SR(weight=WEIGHT)}.get(loss) or LOSSES[loss]()
 
 
 def gradient_formula(loss, *, x, x_t, x_a, eps_2, sigma, anchored=False):
@@ -41,16 +48,19 @@ def gradient_formula(loss, *, x, x_t, x_a, eps_2, sigma, anchored=False):
 def test_gradient_of_each_loss_with_respect_to_the_image(loss):
     x_a = to_symmetric(mid_images())
     x = x_a + 0.1 * torch.randn_like(x_a)
-    purifier = ScoreOpt(gaussian(), variant="O", loss=loss, sigma=SIGMA, weight=WEIGHT)
-    draw = Noise.of_batch(SEED, (SIGMA, SIGMA), len(x), 1, shared=False).at(0)
     d = draws(SEED, (SIGMA, SIGMA), x)
+    descent = Descent(gaussian(), weighted(loss), SGD(), LR)
+    x_t, x_at = x + SIGMA * d.eps_1, x_a + SIGMA * d.eps_2(0)
 
-    got = gradient(lambda x: purifier._loss(x + SIGMA * d.eps_1, x, x_a, draw=draw, j=0), x)
+    got, value, denoised = descent.gradient(x_t, x, x_a, x_at, d.sigma)
 
     want = gradient_formula(
         loss, x=x, x_t=x + SIGMA * d.eps_1, x_a=x_a, eps_2=d.eps_2(0), sigma=SIGMA
     )
     torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
+    torch.testing.assert_close(denoised, denoise(x_t, SIGMA), rtol=0, atol=1e-12)
+    if loss == "diff":
+        torch.testing.assert_close(value, (denoised - x).square().sum((1, 2, 3)))
 
 
 ONE_STEP = [
@@ -73,8 +83,8 @@ ONE_STEP = [
 def test_one_step_of_gradient_descent(variant, loss, anchor, sigma):
     x = mid_images()
     purifier = ScoreOpt(
-        gaussian(), variant=variant, loss=loss, anchor=anchor, steps=1, lr=LR, sigma=sigma,
-        optimizer="sgd", weight=WEIGHT,
+        gaussian(), variant=variant, loss=weighted(loss), anchor=anchor, steps=1, lr=LR,
+        sigma=sigma, optimizer="sgd",
     )  # fmt: skip
     got = purifier(x, seed=SEED)
 

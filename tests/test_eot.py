@@ -24,14 +24,14 @@ def defended(dtype=torch.float64, **settings):
 def test_it_is_the_mean_of_the_replicates_logits(samples, votes, x):
     got = EOT(defended(seed=4, votes=votes), samples)(x)
     twin = defended(seed=4)
-    purified = twin.purifier(x, repeats=samples * votes)
+    purified = twin.purifier(x, samples=samples * votes)
     replicates = twin.classifier(purified).reshape(samples * votes, len(x), -1)
     torch.testing.assert_close(got, replicates.mean(0), rtol=0, atol=1e-12)
 
 
 def test_repeats_are_independent_and_the_first_is_the_single_call(x):
     purifier = defended().purifier
-    twice = purifier(x, seed=3, repeats=2)
+    twice = purifier(x, seed=3, samples=2)
     assert torch.equal(twice[:4], purifier(x, seed=3))
     assert (twice[4:] - twice[:4]).abs().max() > 0.01
 

@@ -47,7 +47,7 @@ def purifier_of(settings: dict, *, dtype: torch.dtype = torch.float64, steps: in
 
 def naive(purifier: Purifier, x: Tensor, seed: int) -> Tensor:
     """The purifier with every step recorded whole by autograd."""
-    noise = Noise.of_batch(seed, purifier.sigma, len(x), 1, shared=False)
+    noise = Noise.of_batch(seed, len(x))
     return ((purifier.purify(2 * x - 1, noise) + 1) / 2).clamp(0, 1)
 
 
@@ -107,23 +107,32 @@ def test_is_neither_surrogate_at_five_steps(variant: str) -> None:
         assert (exact - other).norm() > 1e-2 * exact.norm()
 
 
-def test_modes_switch_on_one_purifier() -> None:
+def test_modes_of_one_purifier_do_not_mix() -> None:
     purifier, x = purifier_of({"variant": "N", "sigma": 0.3}), mid_images().requires_grad_()
     found = {}
     for mode in ("exact", "one-shot", "bpda", "exact"):
-        purifier.gradient = mode
-        gradient = gradient_of(purifier(x, seed=1), x)
+        gradient = gradient_of(purifier.with_gradient(mode)(x, seed=1), x)
         assert torch.equal(found.setdefault(mode, gradient), gradient)
     assert not torch.allclose(found["exact"], found["one-shot"])
 
 
 @pytest.mark.parametrize("mode", ["exact", "one-shot"])
-def test_backward_after_a_changed_setting_raises(mode: str) -> None:
+@pytest.mark.parametrize("change", ["in place", "another tensor", "a load"])
+def test_backward_after_a_change_of_the_network_raises(mode: str, change: str) -> None:
+    """Zeroed weights gave a gradient of 0 without a word."""
     purifier = purifier_of({"variant": "N", "sigma": 0.3}).with_gradient(mode)
     x = mid_images().requires_grad_()
     purified = purifier(x, seed=1)
-    purifier.lr = 0.5
-    with pytest.raises(RuntimeError, match="settings were changed"):
+    net = purifier.denoiser.net
+    zeros = {name: torch.zeros_like(value) for name, value in net.state_dict().items()}
+    with torch.no_grad():
+        if change == "in place":
+            net.conv.weight.zero_()
+        elif change == "another tensor":
+            net.conv.weight.data = zeros["conv.weight"]
+        else:
+            net.load_state_dict(zeros)
+    with pytest.raises(RuntimeError, match="network was changed between"):
         purified.sum().backward()
 
 
@@ -132,9 +141,8 @@ def test_votes_eot_and_chunks_are_the_mean_over_repetitions(y: Tensor) -> None:
     classifier = smooth_classifier()
     model = DefendedModel(classifier, purifier, votes=2)
     found = input_gradient(model, x, y, samples=2, seed=3)
-    purifier.max_batch = 3
-    chunked = input_gradient(model, x, y, samples=2, seed=3)
-    noise = Noise.of_batch(3, purifier.sigma, len(x), 4, shared=False)
+    chunked = input_gradient(model.replace(max_batch=3), x, y, samples=2, seed=3)
+    noise = Noise.of_batch(3, len(x), 4)
     rows = (purifier.purify(2 * x.repeat(4, 1, 1, 1) - 1, noise) + 1) / 2
     logits = classifier(rows).reshape(4, len(x), -1).mean(0)
     (expected,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)
@@ -257,8 +265,7 @@ def test_denoiser_without_second_derivative_is_named() -> None:
     x = mid_images().requires_grad_()
     with pytest.raises(RuntimeError, match=r"second derivative.*'one-shot' and 'bpda'"):
         purifier(x).sum().backward()
-    purifier.gradient = "one-shot"
-    purifier(x).sum().backward()
+    purifier.with_gradient("one-shot")(x).sum().backward()
     assert x.grad is not None
 
 

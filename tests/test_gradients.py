@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from toys import STD, bent, gaussian, labels, mid_images, shrinkage, smooth_clas
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt
 from scoreopt_defense.denoisers import GaussianDenoiser
-from scoreopt_defense.gradients import GRADIENT_MODES
+from scoreopt_defense.gradients import BPDA, GRADIENTS, NoGradient
 
 SEED = 5
 
@@ -90,7 +92,7 @@ def test_the_clamp_is_passed_straight_through(classifier, y):
 def test_the_forward_value_is_the_same_bit_for_bit_in_all_modes(make, dtype):
     x = mid_images(dtype=dtype)
     plain = make()(x, seed=SEED)
-    for mode in GRADIENT_MODES:
+    for mode in GRADIENTS:
         tracked = make(gradient=mode)(x.clone().requires_grad_(), seed=SEED)
         assert tracked.requires_grad
         assert torch.equal(tracked, plain)
@@ -102,18 +104,61 @@ def test_none_refuses_a_gradient_and_names_the_modes_that_have_one(classifier, x
         gradient_of_loss(model, x, y)
 
 
-def test_the_mode_may_be_changed_in_place_and_in_a_copy(classifier, x, y):
+def test_a_twin_has_another_mode_and_the_same_networks(classifier, x, y):
     model = DefendedModel(classifier, OneShot(bent(), sigma=0.3, gradient="none"))
     bpda = model.with_gradient("bpda")
-    assert model.purifier.gradient == "none"
+    assert model.purifier.gradient == NoGradient()
+    assert bpda.purifier.gradient == BPDA()
     assert bpda.classifier is classifier
     assert bpda.purifier.denoiser is model.purifier.denoiser
-    from_copy = gradient_of_loss(bpda, x, y, seed=SEED)
-    model.purifier.gradient = "bpda"
-    assert torch.equal(from_copy, gradient_of_loss(model, x, y, seed=SEED))
+    built_so = DefendedModel(classifier, OneShot(bent(), sigma=0.3, gradient=BPDA()))
+    assert torch.equal(
+        gradient_of_loss(bpda, x, y, seed=SEED), gradient_of_loss(built_so, x, y, seed=SEED)
+    )
 
 
-@pytest.mark.parametrize("mode", GRADIENT_MODES)
+@dataclass(frozen=True)
+class MinusIdentity:
+    """A surrogate of a user's own, as the module's documentation has it."""
+
+    def differentiate(self, purification, x_a):
+        return purification(x_a), lambda grad: -grad
+
+
+@dataclass(frozen=True)
+class MoreNoise:
+    """One that needs the purifier: one-shot denoising at a noise level of its own."""
+
+    sigma: float
+
+    def differentiate(self, purification, x_a):
+        def backward(grad):
+            leaf = x_a.detach().requires_grad_()
+            noised = leaf + self.sigma * purification.noise.eps_1(0, leaf)
+            denoised = purification.purifier.denoiser(noised, self.sigma)
+            return torch.autograd.grad(denoised, leaf, grad)[0]
+
+        return purification(x_a), backward
+
+
+@every_purifier
+def test_a_users_own_surrogate_is_an_object_passed_in(make, classifier, x, y):
+    own, bpda = make(gradient=MinusIdentity()), make(gradient="bpda")
+    assert torch.equal(own(x, seed=SEED), bpda(x, seed=SEED))
+    got = gradient_of_loss(DefendedModel(classifier, own), x, y, seed=SEED)
+    want = gradient_of_loss(DefendedModel(classifier, bpda), x, y, seed=SEED)
+    assert torch.equal(got, -want)
+    louder = make(gradient=MoreNoise(sigma=0.5))
+    assert repr(MoreNoise(sigma=0.5)) in repr(louder)
+    got = gradient_of_loss(DefendedModel(classifier, louder), x, y, seed=SEED)
+    reference = DefendedModel(classifier, OneShot(bent(), sigma=0.5))
+    upstream = classifiers_gradient_at(louder(x, seed=SEED), y, classifier)
+    leaf = x.clone().requires_grad_()
+    want = torch.autograd.grad(reference.purifier(leaf, seed=SEED), leaf, upstream)[0]
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", GRADIENTS)
 def test_the_surrogate_is_one_shot_denoising_forward_and_backward(mode, classifier, x, y):
     model = DefendedModel(
         classifier, ScoreOpt(bent(), steps=3, sigma=(0.2, 0.4), gradient=mode), votes=2
@@ -132,7 +177,7 @@ def test_the_surrogate_is_one_shot_denoising_forward_and_backward(mode, classifi
 def test_the_gradient_of_votes_is_that_of_the_mean_logits(mode, classifier, x, y):
     purifier = PURIFIERS["ScoreOpt-N"](gradient=mode)
     leaf = x.clone().requires_grad_()
-    logits = classifier(purifier(leaf, seed=SEED, repeats=3)).reshape(3, 4, -1)
+    logits = classifier(purifier(leaf, seed=SEED, samples=3)).reshape(3, 4, -1)
     F.cross_entropy((logits[0] + logits[1] + logits[2]) / 3, y, reduction="sum").backward()
     got = gradient_of_loss(DefendedModel(classifier, purifier, votes=3), x, y, seed=SEED)
     torch.testing.assert_close(got, leaf.grad, rtol=0, atol=1e-12)
@@ -146,7 +191,7 @@ def test_the_gradient_of_mean_logits_is_the_mean_of_gradients(mode, classifier, 
 
     def gradient(picked):
         leaf = x.clone().requires_grad_()
-        logits = classifier(purifier(leaf, seed=SEED, repeats=3)).reshape(3, 4, -1)[picked]
+        logits = classifier(purifier(leaf, seed=SEED, samples=3)).reshape(3, 4, -1)[picked]
         return torch.autograd.grad((weights * logits).sum(), leaf)[0]
 
     parts = [gradient(r) for r in range(3)]

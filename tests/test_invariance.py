@@ -10,7 +10,6 @@ import torch
 from toys import BentNet, bent, gaussian, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt
-from scoreopt_defense.noise import Noise
 
 PURIFIERS = {
     "ScoreOpt-O": lambda prior, **kw: ScoreOpt(
@@ -57,15 +56,15 @@ def test_different_places_see_different_noise_unless_deterministic(make, x):
 
 
 @every_purifier
-@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
-def test_the_chunk_size(make, repeats, size, x):
-    whole = make(gaussian())(x, seed=3, repeats=repeats)
-    assert torch.equal(make(gaussian(), max_batch=size)(x, seed=3, repeats=repeats), whole)
-    assert torch.equal(make(gaussian())(x, seed=3, repeats=repeats, max_batch=size), whole)
-    through_a_network = make(bent(), max_batch=size)(x, seed=3, repeats=repeats)
+def test_the_chunk_size(make, samples, size, x):
+    whole = make(gaussian())(x, seed=3, samples=samples)
+    assert torch.equal(make(gaussian(), max_batch=size)(x, seed=3, samples=samples), whole)
+    assert torch.equal(make(gaussian())(x, seed=3, samples=samples, max_batch=size), whole)
+    through_a_network = make(bent(), max_batch=size)(x, seed=3, samples=samples)
     torch.testing.assert_close(
-        through_a_network, make(bent())(x, seed=3, repeats=repeats), rtol=0, atol=1e-12
+        through_a_network, make(bent())(x, seed=3, samples=samples), rtol=0, atol=1e-12
     )
 
 
@@ -84,10 +83,10 @@ def test_the_calls_own_chunk_size_wins_and_bounds_the_network(x):
 
     net = Recorder().double()
     purifier = OneShot(EDMDenoiser(net), sigma=0.3, max_batch=2)
-    purifier(x, repeats=2)
+    purifier(x, samples=2)
     assert net.sizes == [2, 2, 2, 2]
     net.sizes.clear()
-    purifier(x, repeats=2, max_batch=3)
+    purifier(x, samples=2, max_batch=3)
     assert net.sizes == [3, 3, 2]
 
 
@@ -166,20 +165,90 @@ def test_a_deterministic_purifier_is_one_function_everywhere(make, x):
     assert not torch.equal(make(gaussian(), deterministic=True, seed=1)(x), want)
 
 
-def test_copies_draw_noise_of_their_own(x):
-    model = DefendedModel(smooth_classifier(), PURIFIERS["ScoreOpt-N"](gaussian(), seed=0))
-    twins = [model, model.with_gradient("bpda"), model.surrogate(), model.with_gradient("none")]
-    noises = [OneShot.surrogate_of(twin.purifier)(x) for twin in twins]
+TWINS = {
+    "with_gradient": lambda m: m.with_gradient("bpda"),
+    "surrogate": lambda m: m.surrogate(),
+    "replace": lambda m: m.replace(lr=0.03),
+    "deepcopy": copy.deepcopy,
+}
+every_twin = pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS.keys())
+
+
+def seeded(seed):
+    return DefendedModel(smooth_classifier(), PURIFIERS["ScoreOpt-N"](gaussian(), seed=seed))
+
+
+def first_noise(model, x):
+    """What tells one stream from another: a one-shot image under the seed of its next call."""
+    seed = model.purifier._next_seed()
+    return OneShot(gaussian(), sigma=0.3)(x, seed=seed)
+
+
+@every_twin
+@pytest.mark.parametrize("seed", [0, None])
+def test_a_twin_draws_noise_of_its_own(twin, seed, x):
+    model = seeded(seed)
+    models = [model, *(twin(model) for _ in range(3))]
+    noises = [first_noise(m, x) for m in models]
     for i, a in enumerate(noises):
         for b in noises[:i]:
             assert (a - b).abs().max() > 1e-3
 
 
+@every_twin
+def test_a_twin_leaves_its_parent_alone(twin, x):
+    plain, asked = seeded(0), seeded(0)
+    plain(x), asked(x)
+    twin(asked)(x)
+    assert torch.equal(plain(x), asked(x))
+
+
+@every_twin
+def test_a_seeded_programs_twins_are_repeatable_and_say_their_seed(twin, x):
+    first, again = twin(seeded(0)), twin(seeded(0))
+    assert torch.equal(first(x), again(x))
+    assert first.purifier.seed not in (None, 0)
+    started = twin(seeded(0)).replace(seed=first.purifier.seed)
+    assert torch.equal(twin(seeded(0))(x), started(x))
+
+
+def test_replace_seed_starts_a_stream_at_a_known_place(x):
+    """So that a runner can seed a cell through an attack library, which passes no seed."""
+    models = seeded(None).replace(seed=5), seeded(7).replace(seed=5), seeded(5)
+    calls = [[model(x) for _ in range(2)] for model in models]
+    for others in calls[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(calls[0], others))
+    assert not torch.equal(*calls[0])
+
+
+def test_a_deterministic_twin_is_the_same_function(x):
+    purifier = PURIFIERS["ScoreOpt-N"](gaussian(), deterministic=True)
+    for twin in (
+        purifier.with_gradient("bpda"),
+        copy.deepcopy(purifier),
+        purifier.replace(lr=0.02),
+    ):
+        assert torch.equal(twin(x), purifier(x))
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_it_can_be_copied_and_pickled(duplicate, classifier, x):
-    model = EOT(DefendedModel(classifier, PURIFIERS["ScoreOpt-N"](bent(), seed=0)), 2)
+    purifier = PURIFIERS["ScoreOpt-N"](bent(), seed=0)
+    model = EOT(DefendedModel(classifier, purifier), 2)
     twin = duplicate(model)
-    assert torch.equal(model(x), twin(x))
+    assert torch.equal(purifier(x, seed=1), twin.model.purifier(x, seed=1))
+    with torch.no_grad():
+        twin.model.purifier.denoiser.net.conv.weight.zero_()
+        twin.model.classifier[1].weight.zero_()
+    assert purifier.denoiser.net.conv.weight.abs().min() > 0
+    assert classifier[1].weight.abs().min() > 0
+
+
+def test_a_pickle_goes_on_in_the_stream_where_it_was(x):
+    purifier = PURIFIERS["ScoreOpt-N"](bent(), seed=0)
+    purifier(x)
+    restored = pickle.loads(pickle.dumps(purifier))
+    assert torch.equal(purifier(x), restored(x))
 
 
 @every_purifier
@@ -197,41 +266,6 @@ def test_single_precision_without_adam(sigma, x):
     double = ScoreOpt(bent(torch.float64), **settings)(x, seed=3)
     single = ScoreOpt(bent(torch.float32), **settings)(x.float(), seed=3)
     torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-5)
-
-
-def test_noise_levels_are_uniform_in_their_range_and_shared_by_the_batch():
-    levels = []
-    for seed in range(400):
-        sigma = Noise.of_batch(seed, (0.2, 0.4), 3, 2, shared=False).at(0).sigma.flatten()
-        assert sigma[0] == sigma[1] == sigma[2]
-        assert sigma[3] == sigma[4] == sigma[5]
-        levels += [sigma[0], sigma[3]]
-    levels = torch.stack(levels).sort().values
-    steps = torch.linspace(0.2, 0.4, len(levels), dtype=torch.float64)
-    # Kolmogorov-Smirnov: 1.63 / sqrt(n) is the 1 % bound
-    assert (levels - steps).abs().max() / 0.2 < 1.63 / len(levels) ** 0.5
-
-
-def test_noise_is_normal_and_independent_over_every_index():
-    like = torch.empty(2, 3, 32, 32)
-    values = {}
-    for seed in range(2):
-        noise = Noise.of_batch(seed, (0.2, 0.4), 2, 1, shared=False)
-        for i in range(2):
-            draw = noise.at(i)
-            drawn = {"eps_1": draw.eps_1(like), 0: draw.eps_2(0, like), 1: draw.eps_2(1, like)}
-            for use, eps in drawn.items():
-                for image in range(2):
-                    values[seed, i, use, image] = eps[image].flatten().double()
-    other_repeat = Noise.of_batch(0, (0.2, 0.4), 2, 2, shared=False)[slice(2, 4)].at(0)
-    for image, eps in enumerate(other_repeat.eps_1(like)):
-        values["second repeat", image] = eps.flatten().double()
-    table = torch.stack(list(values.values()))
-    assert abs(table.mean()) < 4 / table.numel() ** 0.5
-    assert abs(table.var() - 1) < 4 * (2 / table.numel()) ** 0.5
-    assert abs((table**4).mean() - 3) < 4 * (96 / table.numel()) ** 0.5
-    correlation = torch.corrcoef(table) - torch.eye(len(table), dtype=torch.float64)
-    assert correlation.abs().max() < 5 / table.shape[1] ** 0.5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scoreopt_defense.optimizers import make_optimizer
+from scoreopt_defense.optimizers import OPTIMIZERS
 
 GRADIENTS = {
     "ordinary": lambda k: torch.randn(5, 3, dtype=torch.float64),
@@ -24,23 +24,23 @@ def test_steps_match_torch(name, reference, draw):
     x = torch.randn(5, 3, dtype=torch.float64)
     theirs = x.clone().requires_grad_()
     optimizer = reference([theirs], lr=0.1)
-    ours = make_optimizer(name, 0.1)
+    ours = OPTIMIZERS[name]()
     state = ours.init(x)
     for k in range(8):
         grad = draw(k)
         theirs.grad = grad.clone()
         optimizer.step()
-        x, *state = ours.step(k + 1, x, grad, *state)
+        x, *state = ours.step(k + 1, 0.1, x, grad, *state)
         torch.testing.assert_close(x, theirs.detach(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
 def test_a_step_changes_nothing_in_place(name):
-    optimizer = make_optimizer(name, 0.1)
+    optimizer = OPTIMIZERS[name]()
     x, grad = torch.randn(4), torch.randn(4)
     state = optimizer.init(x)
     before = [t.clone() for t in (x, grad, *state)]
-    first = optimizer.step(1, x, grad, *state)
+    first = optimizer.step(1, 0.1, x, grad, *state)
     assert all(torch.equal(a, b) for a, b in zip(before, (x, grad, *state)))
-    second = optimizer.step(1, x, grad, *state)
+    second = optimizer.step(1, 0.1, x, grad, *state)
     assert all(torch.equal(a, b) for a, b in zip(first, second))

@@ -7,6 +7,9 @@ import torch
 from toys import gaussian, mid_images
 
 from scoreopt_defense import ScoreOpt
+from scoreopt_defense.gradients import BPDA
+from scoreopt_defense.objectives import Diff, NoisePrediction
+from scoreopt_defense.optimizers import Adam
 from scoreopt_defense.presets import PRESETS, preset
 
 # Zhang et al., NeurIPS 2023, Table 10, row by row: method, learning rate, steps, noise level.
@@ -35,8 +38,8 @@ def test_each_row_is_the_papers_and_runs_as_spelled_out(name):
     purifier = ScoreOpt.from_preset(name, gaussian())
     assert (purifier.variant, purifier.lr, purifier.steps, purifier.sigma) == TABLE_10[name]
     # Section 4 and the authors' code: Adam, Diff for O, the noise loss for N, no outer loop
-    assert (purifier.optimizer, purifier.outer_steps, purifier.anchor) == ("adam", 1, "moving")
-    assert purifier.loss == {"O": "diff", "N": "noise"}[variant]
+    assert (purifier.optimizer, purifier.outer_steps, purifier.anchor) == (Adam(), 1, "moving")
+    assert purifier.loss == {"O": Diff(), "N": NoisePrediction()}[variant]
     spelled_out = ScoreOpt(gaussian(), variant=variant, lr=lr, steps=steps, sigma=sigma)
     x = mid_images(2, dtype=torch.float32)
     assert torch.equal(purifier(x, seed=1), spelled_out(x, seed=1))
@@ -56,8 +59,8 @@ def test_overrides_replace_the_presets_values():
     purifier = ScoreOpt.from_preset(
         "cifar10/bpda-eot-linf/O", gaussian(), steps=2, gradient="bpda", variant="N"
     )
-    assert (purifier.steps, purifier.gradient, purifier.variant) == (2, "bpda", "N")
-    assert purifier.lr == 0.1
+    assert (purifier.steps, purifier.gradient, purifier.variant) == (2, BPDA(), "N")
+    assert (purifier.lr, purifier.loss) == (0.1, NoisePrediction())
 
 
 def test_a_preset_is_a_copy():

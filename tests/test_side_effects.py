@@ -78,7 +78,7 @@ def seeded(model, x):
 
 
 def purify_alone(model, x):
-    model.purifier(x, repeats=2)
+    model.purifier(x, samples=2)
 
 
 def purify_and_backward(model, x):
@@ -206,7 +206,7 @@ def test_images_keep_their_type_and_shape(dtype):
     purifier, x = build().purifier, mid_images(dtype=dtype)
     assert purifier(x).dtype == dtype
     assert purifier(x).shape == x.shape
-    assert purifier(x, repeats=3).shape == (12, 3, 8, 8)
+    assert purifier(x, samples=3).shape == (12, 3, 8, 8)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

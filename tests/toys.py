@@ -71,9 +71,11 @@ def labels(count: int = 4, classes: int = 4) -> Tensor:
 
 def draws(seed: int, sigma: tuple[float, float], x: Tensor, i: int = 0) -> SimpleNamespace:
     """The noise level and noises that a purifier uses at outer step ``i`` of a seeded call."""
-    draw = Noise.of_batch(seed, sigma, len(x), 1, shared=False).at(i)
+    noise = Noise.of_batch(seed, len(x))
     return SimpleNamespace(
-        sigma=draw.sigma.to(x), eps_1=draw.eps_1(x), eps_2=lambda j: draw.eps_2(j, x)
+        sigma=noise.level(sigma, i, x),
+        eps_1=noise.eps_1(i, x),
+        eps_2=lambda j: noise.eps_2(i, j, x),
     )
 
 

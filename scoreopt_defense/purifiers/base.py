@@ -3,76 +3,109 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scoreopt_defense._checks import (
-    check_choice,
-    check_count,
-    check_images,
-    check_sigma,
-    looks_rescaled,
-)
+from scoreopt_defense._checks import check_count, check_images, check_sigma, looks_rescaled
 from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.gradients import (
-    GRADIENT_MODES,
+    GRADIENTS,
+    Gradient,
+    OneShotGradient,
     Runner,
-    call,
-    differentiate_as,
-    recompute,
-    refuse_gradient,
+    as_it_is,
+    differentiate,
 )
-from scoreopt_defense.noise import Noise
+from scoreopt_defense.noise import Noise, Stream
+from scoreopt_defense.settings import Frozen, Options, Settings, chosen
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-
-__all__ = ["Purifier"]
-
-_T = TypeVar("_T")
+__all__ = ["Purification", "Purifier", "PurifierSettings"]
 
 
-class Purifier(nn.Module, ABC):
-    """A map from images in [0, 1] to images in [0, 1], randomised unless told otherwise.
+@dataclass(frozen=True, kw_only=True)
+class PurifierSettings(Settings):
+    """What can be set of every purifier.
 
     Args:
-        denoiser: the prior; shared, never changed.
-        sigma: noise level, or (low, high) to draw it from uniformly, on the [-1, 1] scale.
-        gradient: how the purifier is differentiated; the forward value is the same in all modes.
+        gradient: how it is differentiated, by name or as an object of
+            :mod:`scoreopt_defense.gradients`; the forward value is the same in all modes.
 
             ``"one-shot"`` backward through one-shot denoising at the same x, noise level and
-            noise (paper, 4.2.2), whose final clamp is passed straight through so that saturated
-            pixels hide no gradient; ``"bpda"`` backward through the identity (paper, 4.2.1);
+            noise (paper, 4.2.2); ``"bpda"`` backward through the identity (paper, 4.2.1);
             ``"exact"`` the true Jacobian through every step, at the memory of one step, for a
             denoiser that is twice differentiable; ``"none"`` no gradient, and an error where one is
             asked for.
-        deterministic: give every image the same fixed noise, so that the purifier is a function.
+        deterministic: give every image the same fixed noise, so that the purifier is a function;
+            that of seed 0 unless another is given.
         max_batch: purify at most so many images at a time; the result is the same.
         seed: where the stream of noise starts. Each call goes on in the stream, so that repeated
             calls stay independent; without a seed it starts at the operating system's entropy.
             Torch's global generator is neither used nor advanced.
 
     Raises:
-        TypeError: if ``denoiser`` is no :class:`~scoreopt_defense.denoisers.Denoiser`.
-        ValueError: if another argument is out of its range, or ``sigma`` is outside the denoiser's.
+        ValueError: naming the setting, its value and what is allowed.
     """
 
+    gradient: Gradient = OneShotGradient()
+    deterministic: bool = False
+    max_batch: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in self.options().items():
+            self._set(name, chosen(name, getattr(self, name), known))
+        if self.max_batch is not None:
+            self._set("max_batch", check_count("max_batch", self.max_batch))
+        if self.deterministic and self.seed is None:
+            self._set("seed", 0)
+        if self.seed is not None:
+            self._set("seed", check_count("seed", self.seed, least=0))
+
+    @classmethod
+    def options(cls) -> dict[str, Options]:
+        return {"gradient": GRADIENTS}
+
+    def _set(self, name: str, value: Any) -> None:
+        """What a constructor may: the frozen value that a checked argument becomes."""
+        object.__setattr__(self, name, value)
+
+
+class Purifier(Frozen, ABC):
+    """A map from images in [0, 1] to images in [0, 1], randomised unless told otherwise.
+
+    It is what it was made: :meth:`replace` makes another. A subclass names its settings' class and
+    writes :meth:`purify`.
+
+    Args:
+        denoiser: the prior; shared, never changed.
+        settings: of the class :attr:`Settings`; or
+        **values: the same by name.
+
+    Attributes:
+        settings: the frozen settings; each is also an attribute of the purifier.
+
+    Raises:
+        TypeError: if ``denoiser`` is no :class:`~scoreopt_defense.denoisers.Denoiser`, or a setting
+            is unknown.
+        ValueError: if a setting is out of its range, or a noise level outside the denoiser's.
+    """
+
+    Settings: ClassVar[type[PurifierSettings]] = PurifierSettings
+
+    settings: PurifierSettings
+
     def __init__(
-        self,
-        denoiser: Denoiser,
-        *,
-        sigma: float | tuple[float, float],
-        gradient: str = "one-shot",
-        deterministic: bool = False,
-        max_batch: int | None = None,
-        seed: int | None = None,
+        self, denoiser: Denoiser, settings: PurifierSettings | None = None, **values: Any
     ) -> None:
         super().__init__()
         if not isinstance(denoiser, Denoiser):
@@ -80,44 +113,42 @@ class Purifier(nn.Module, ABC):
                 f"denoiser must be a scoreopt_defense Denoiser, got {type(denoiser).__name__}; "
                 "wrap a network in an adapter, such as EDMDenoiser(net) for net(x, sigma)"
             )
+        settings = self.Settings.of(**values) if settings is None else settings.replace(**values)
+        self._check(settings, denoiser)
         self.denoiser = denoiser
-        self.sigma = check_sigma(sigma, valid=denoiser.sigma_range)
-        self.gradient = gradient
-        self.deterministic = deterministic
-        self.max_batch = max_batch
-        if seed is not None:
-            check_count("seed", seed, least=0)
-        self._stream = np.random.SeedSequence(0 if seed is None and deterministic else seed)
-        self._fixed_seed = _seed_of(self._stream) if deterministic else None
+        self.settings = settings
+        self._stream = Stream(settings.seed)
         self._has_warned = False
         self.training = False
 
-    @property
-    def gradient(self) -> str:
-        """How the purifier is differentiated; may be set at any time."""
-        return self._gradient
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        own = inspect.signature(cls.Settings).parameters.values()
+        first = inspect.Parameter("denoiser", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        cls.__signature__ = inspect.Signature([first, *own])  # type: ignore[attr-defined]
 
-    @gradient.setter
-    def gradient(self, mode: str) -> None:
-        check_choice("gradient", mode, GRADIENT_MODES)
-        self._gradient = mode
+    def __getattr__(self, name: str) -> Any:
+        settings = self.__dict__.get("settings")
+        if settings is not None and name in settings.names():
+            return getattr(settings, name)
+        return super().__getattr__(name)
 
-    @property
-    def max_batch(self) -> int | None:
-        """The most images purified at a time; may be set at any time."""
-        return self._max_batch
+    def _has(self, name: str) -> bool:
+        return super()._has(name) or name in self.Settings.names()
 
-    @max_batch.setter
-    def max_batch(self, size: int | None) -> None:
-        self._max_batch = None if size is None else check_count("max_batch", size)
+    def _check(self, settings: PurifierSettings, denoiser: Denoiser) -> None:
+        """Refuse settings that do not fit this denoiser."""
+        if hasattr(settings, "sigma"):
+            check_sigma(settings.sigma, valid=denoiser.sigma_range)
 
     def forward(
         self,
         x: Tensor,
         *,
         seed: int | None = None,
-        repeats: int = 1,
+        samples: int = 1,
         max_batch: int | None = None,
+        **options: Any,
     ) -> Tensor:
         """Purify a batch.
 
@@ -127,110 +158,101 @@ class Purifier(nn.Module, ABC):
                 be the sign of a wrong scale.
             seed: makes this call reproducible: the same seed and images give the same result, on
                 any device and in chunks of any size.
-            repeats: independent purifications of each image.
+            samples: independent purifications of each image.
             max_batch: replaces the purifier's own for this call.
+            **options: of the algorithm; see its ``purify``.
 
         Returns:
-            Shape ``(repeats * B, C, H, W)``, all of ``x`` once, then all of it again; in [0, 1].
+            Shape ``(samples * B, C, H, W)``, all of ``x`` once, then all of it again; in [0, 1].
 
         Raises:
             TypeError, ValueError: if ``x`` is no such batch, not finite, or past -10 or 10.
         """
-        low, high = check_images(x, channels=self.denoiser.channels)
-        if looks_rescaled(low, high) and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"images run from {low:.4g} to {high:.4g}, outside [0, 1]. That is harmless where "
-                "an attack queries there; otherwise they are on another scale: divide pixels by "
-                "255, and leave any normalisation to the classifier. They are purified as they are",
-                stacklevel=2,
-            )
-        check_count("repeats", repeats)
+        self._warn_of_scale(*check_images(x, channels=self.denoiser.channels))
+        check_count("samples", samples)
         if max_batch is not None:
             check_count("max_batch", max_batch)
         if torch.is_inference_mode_enabled() or x.is_inference():  # where autograd does not work
             with torch.inference_mode(False):
-                return self.forward(x.clone(), seed=seed, repeats=repeats, max_batch=max_batch)
-        if seed is None:
-            seed = self._next_seed()
+                return self.forward(
+                    x.clone(), seed=seed, samples=samples, max_batch=max_batch, **options
+                )
+        seed = self._next_seed() if seed is None else check_count("seed", seed, least=0)
         noise = Noise.of_batch(
-            check_count("seed", seed, least=0) % 2**64,
-            self.sigma,
-            len(x),
-            repeats,
-            shared=self.deterministic,
+            seed, len(x), samples, shared=self.settings.deterministic, device=x.device
         )
-        rows = x.repeat(repeats, 1, 1, 1)
-        size = max_batch or self.max_batch or len(rows)
-        chunks = [slice(start, start + size) for start in range(0, len(rows), size or 1)]
-        if not chunks:
-            return rows
-        return torch.cat([self._purify_chunk(rows[chunk], noise[chunk]) for chunk in chunks])
-
-    def _purify_chunk(self, x: Tensor, noise: Noise) -> Tensor:
-        settings = self._settings()
-
-        def checked(step: Callable[..., _T]) -> Callable[..., _T]:
-            def checked_step(*tensors: Tensor) -> _T:
-                if self._settings() != settings:
-                    raise RuntimeError(
-                        "the purifier's settings were changed between a forward pass and its "
-                        f"backward pass, from {settings} to {self._settings()}"
-                    )
-                return step(*tensors)
-
-            return checked_step
-
-        def purified(x: Tensor, run: Runner = call) -> Tensor:
-            return _to_unit(self.purify(2 * x - 1, noise, run)).clamp(0, 1)
-
-        def one_shot(x: Tensor) -> Tensor:
-            return _to_unit(self._one_shot(2 * x - 1, noise))
-
-        if not (torch.is_grad_enabled() and x.requires_grad):
-            with torch.no_grad():
-                return purified(x)
-        if self.gradient == "exact":
-            return purified(x, lambda step, *tensors: recompute(checked(step), *tensors))
-        if self.gradient == "none":
-            return refuse_gradient(x, purified)
-        surrogate = {"one-shot": one_shot, "bpda": lambda x: x}[self.gradient]
-        return differentiate_as(x, purified, checked(surrogate))
-
-    def _settings(self) -> dict[str, Any]:
-        """What the result depends on, but for the images and the noise."""
-        public = {name: value for name, value in vars(self).items() if name[0] != "_"}
-        return public | {"denoiser": id(self.denoiser)}
-
-    def _one_shot(self, x_a: Tensor, noise: Noise) -> Tensor:
-        r""":math:`D_\\theta(x_a + \\sigma\\epsilon_1; \\sigma)`, the first step's draw."""
-        draw = noise.at(0)
-        sigma = draw.sigma.to(x_a)
-        return self.denoiser(x_a + sigma * draw.eps_1(x_a), sigma)
-
-    def _next_seed(self) -> int:
-        if self._fixed_seed is not None:
-            return self._fixed_seed
-        return _seed_of(self._stream.spawn(1)[0])
+        x_a = 2 * x.repeat(samples, 1, 1, 1) - 1
+        if not len(x_a):
+            return x_a
+        size = max_batch or self.settings.max_batch or len(x_a)
+        recording = torch.is_grad_enabled() and x_a.requires_grad
+        purified = []
+        for rows in (slice(start, start + size) for start in range(0, len(x_a), size)):
+            if recording:
+                purification = Purification(self, noise[rows], options)
+                purified.append(differentiate(self.settings.gradient, purification, x_a[rows]))
+            else:
+                with torch.no_grad():
+                    purified.append(self.purify(x_a[rows], noise[rows], **options).clamp(-1, 1))
+        return (torch.cat(purified) + 1) / 2
 
     @abstractmethod
-    def purify(self, x_a: Tensor, noise: Noise, run: Runner = call) -> Tensor:
+    def purify(self, x_a: Tensor, noise: Noise, run: Runner = as_it_is) -> Tensor:
         """The algorithm, on the denoiser's scale.
 
         Args:
             x_a: attacked images, shape ``(B, C, H, W)``, in [-1, 1].
             noise: every random number of this call.
-            run: carries out each step that calls the denoiser, as ``run(step, *tensors)``.
+            run: how each step that is to be differentiated is carried out: ``run(step)`` is called
+                in its place.
 
         Returns:
             Purified images, same shape and scale, not clamped.
         """
 
-    def with_gradient(self, mode: str) -> Self:
-        """A copy that is differentiated in another mode: same denoiser, noise of its own."""
-        twin = copy.copy(self)
-        twin.__dict__ |= {"_modules": dict(self._modules), "_stream": self._stream.spawn(1)[0]}
-        twin.gradient = mode
+    def one_shot(self, x_a: Tensor, noise: Noise) -> Tensor:
+        r"""One-shot denoising, :math:`D(x_a + \sigma\epsilon_1; \sigma)`: the usual surrogate.
+
+        Raises:
+            NotImplementedError: for an algorithm without a noise level ``sigma``.
+        """
+        if not hasattr(self.settings, "sigma"):
+            raise NotImplementedError(
+                f"{type(self).__name__} has no noise level sigma, and so no one-shot surrogate"
+            )
+        sigma = noise.level(self.settings.sigma, 0, x_a)
+        return self.denoiser(x_a + sigma * noise.eps_1(0, x_a), sigma)
+
+    def replace(self, **changes: Any) -> Self:
+        """A twin with other settings: the same denoiser, noise of its own; this one stays.
+
+        A seeded purifier's twins have seeds that follow from its own, each another one, unless
+        ``seed`` is among the changes. ``deterministic`` ones keep theirs, and with it the noise.
+
+        Raises:
+            TypeError, ValueError: as the constructor's.
+        """
+        settings = self.settings.replace(**{"seed": self._twins_seed()} | changes)
+        self._check(settings, self.denoiser)
+        return self._twin(settings=settings, _stream=Stream(settings.seed))
+
+    def with_gradient(self, gradient: str | Gradient) -> Self:
+        """Short for ``replace(gradient=...)``."""
+        return self.replace(gradient=gradient)
+
+    def _next_seed(self) -> int:
+        return self._stream.start if self.settings.deterministic else self._stream.next_call()
+
+    def _twins_seed(self) -> int | None:
+        seed = self.settings.seed
+        return seed if seed is None or self.settings.deterministic else self._stream.next_twin()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Networks of its own, and noise of its own: a copy of the stream would repeat this one."""
+        twin = self.replace()
+        memo[id(self)] = twin
+        own = {name: part for name, part in twin.__dict__.items() if name != "settings"}
+        twin.__dict__.update(copy.deepcopy(own, memo))
         return twin
 
     def train(self, mode: bool = True) -> Self:
@@ -238,12 +260,30 @@ class Purifier(nn.Module, ABC):
         return self
 
     def extra_repr(self) -> str:
-        return f"sigma={self.sigma}, gradient={self.gradient!r}, max_batch={self.max_batch}"
+        return str(self.settings)
+
+    def _warn_of_scale(self, low: float, high: float) -> None:
+        if self._has_warned or not looks_rescaled(low, high):
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"images run from {low:.4g} to {high:.4g}, outside [0, 1]. That is harmless where an "
+            "attack queries there; otherwise they are on another scale: divide pixels by 255, and "
+            "leave any normalisation to the classifier. They are purified as they are",
+            stacklevel=5,
+        )
 
 
-def _to_unit(x: Tensor) -> Tensor:
-    return (x + 1) / 2
+@dataclass(frozen=True, eq=False)
+class Purification:
+    """One call under one draw of its noise: what a gradient mode is given."""
 
+    purifier: Purifier
+    noise: Noise
+    options: Mapping[str, Any] = field(default_factory=dict)
 
-def _seed_of(stream: np.random.SeedSequence) -> int:
-    return int(stream.generate_state(1, np.uint64)[0])
+    def __call__(self, x_a: Tensor, run: Runner = as_it_is) -> Tensor:
+        return self.purifier.purify(x_a, self.noise, run, **self.options)
+
+    def one_shot(self, x_a: Tensor) -> Tensor:
+        return self.purifier.one_shot(x_a, self.noise)

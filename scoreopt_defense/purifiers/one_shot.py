@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import Tensor
 
-from scoreopt_defense.gradients import Runner, call
+from scoreopt_defense._checks import check_sigma
+from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
-from scoreopt_defense.purifiers.base import Purifier
+from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
 
-__all__ = ["OneShot"]
+__all__ = ["OneShot", "OneShotSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneShotSettings(PurifierSettings):
+    """Settings of :class:`OneShot`."""
+
+    sigma: tuple[float, float] = (0.25, 0.25)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set("sigma", check_sigma(self.sigma))
 
 
 class OneShot(Purifier):
@@ -17,8 +32,11 @@ class OneShot(Purifier):
     .. math:: \hat x = D_\theta(x_a + \sigma\epsilon; \sigma)
 
     Args:
-        denoiser, sigma, gradient, deterministic, max_batch, seed: as in
-            :class:`~scoreopt_defense.purifiers.base.Purifier`.
+        denoiser: the prior.
+        sigma: noise level, or (low, high) to draw it from uniformly, on the [-1, 1] scale; one draw
+            for the whole batch.
+        gradient, deterministic, max_batch, seed: as in
+            :class:`~scoreopt_defense.purifiers.base.PurifierSettings`.
 
     Example:
         >>> import torch
@@ -31,19 +49,23 @@ class OneShot(Purifier):
         Carlini et al., ICLR 2023; Zhang et al., NeurIPS 2023, eq. (5).
     """
 
+    Settings: ClassVar[type[PurifierSettings]] = OneShotSettings
+
     @classmethod
     def surrogate_of(cls, purifier: Purifier) -> OneShot:
-        """One-shot denoising with a purifier's denoiser, noise levels and settings."""
-        twin = cls(
-            purifier.denoiser,
-            sigma=purifier.sigma,
-            deterministic=purifier.deterministic,
-            max_batch=purifier.max_batch,
-        )
-        twin._stream = purifier._stream.spawn(1)[0]
-        twin._fixed_seed = purifier._fixed_seed
-        return twin
+        """One-shot denoising with a purifier's denoiser, noise levels and settings.
 
-    def purify(self, x_a: Tensor, noise: Noise, run: Runner = call) -> Tensor:
-        (x,) = run(lambda x_a: [self._one_shot(x_a, noise)], x_a)
-        return x
+        Raises:
+            AttributeError: for a purifier without a noise level ``sigma``.
+        """
+        own = purifier.replace()
+        return cls(
+            purifier.denoiser,
+            sigma=own.sigma,
+            deterministic=own.deterministic,
+            max_batch=own.max_batch,
+            seed=own.seed,
+        )
+
+    def purify(self, x_a: Tensor, noise: Noise, run: Runner = as_it_is) -> Tensor:
+        return run(lambda x_a: self.one_shot(x_a, noise))(x_a)

@@ -2,121 +2,171 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from scoreopt_defense._checks import check_choice, check_count, check_positive
+from scoreopt_defense._checks import check_choice, check_count, check_positive, check_sigma
 from scoreopt_defense.denoisers import Denoiser
-from scoreopt_defense.gradients import Runner, call
-from scoreopt_defense.noise import Draw, Noise
-from scoreopt_defense.objectives import (
-    denoising_error,
-    noise_error,
-    reconstruction,
-    score_regularization,
-)
-from scoreopt_defense.optimizers import Optimizer, make_optimizer
+from scoreopt_defense.gradients import Runner, as_it_is
+from scoreopt_defense.noise import Noise
+from scoreopt_defense.objectives import LOSSES, Diff, Loss, NoisePrediction
+from scoreopt_defense.optimizers import OPTIMIZERS, Adam, Optimizer
 from scoreopt_defense.presets import preset
-from scoreopt_defense.purifiers.base import Purifier
+from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
+from scoreopt_defense.settings import Options
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ScoreOpt", "scoreopt_n", "scoreopt_o"]
+__all__ = ["Descent", "ScoreOpt", "ScoreOptSettings", "scoreopt_n", "scoreopt_o"]
 
-
-class Loss(Protocol):
-    """A loss of eqs. (6) to (8): one value an image."""
-
-    def __call__(self, x_t: Tensor, x: Tensor, x_a: Tensor, *, draw: Draw, j: int) -> Tensor: ...
+Levels = tuple[float, float]
+#: Told of each step before it is taken; see :meth:`ScoreOpt.purify`.
+Callback = Callable[[dict[str, Any]], object]
 
 
 def scoreopt_o(
-    x_a: Tensor, *, loss: Loss, optimizer: Optimizer, noise: Noise, M: int, run: Runner = call
+    x_a: Tensor, descent: Descent, noise: Noise, sigma: Levels, M: int, callback: Callback
 ) -> Tensor:
     """Algorithm 1: optimise the attacked image."""
-    x, state = x_a, list(optimizer.init(x_a))
+    x, state = x_a, descent.start(x_a)
     for i in range(M):
-        step = partial(step_o, i=i, loss=loss, optimizer=optimizer, draw=noise.at(i))
-        x, *state = run(step, x_a, x, *state)
+        sigma_t = noise.level(sigma, i, x_a)
+        x_t = x + sigma_t * noise.eps_1(i, x_a)
+        x_at = descent.noised_attack(x_a, sigma_t, noise, i)
+        grad, loss, denoised = descent.gradient(x_t, x, x_a, x_at, sigma_t)
+        callback(dict(i=i, j=0, x=x, x_t=x_t, loss=loss, denoised=denoised, sigma=sigma_t))
+        x, *state = descent.update(i + 1, x, grad, *state)
     return x
 
 
-def step_o(
-    x_a: Tensor, x: Tensor, *state: Tensor, i: int, loss: Loss, optimizer: Optimizer, draw: Draw
-) -> Sequence[Tensor]:
-    """One step of Algorithm 1: the new image and optimiser state, a pure function of the old."""
-    sigma, eps_1 = draw.sigma.to(x), draw.eps_1(x)
-    grad = gradient(lambda x: loss(x + sigma * eps_1, x, x_a, draw=draw, j=0), x)
-    return optimizer.step(i + 1, x, grad, *state)
-
-
 def scoreopt_n(
-    x_a: Tensor,
-    *,
-    denoiser: Denoiser,
-    loss: Loss,
-    optimizer: Optimizer,
-    noise: Noise,
-    M: int,
-    N: int,
-    anchored: bool = False,
-    run: Runner = call,
+    x_a: Tensor, descent: Descent, noise: Noise, sigma: Levels, M: int, N: int, callback: Callback
 ) -> Tensor:
     """Algorithm 2: optimise the noised attacked image, then denoise it once."""
     x_i = x_a
     for i in range(M):
-        draw = noise.at(i)
-        sigma, eps_1 = draw.sigma.to(x_a), draw.eps_1(x_a)
-        x_t, state = x_i + sigma * eps_1, list(optimizer.init(x_a))
-        step = partial(
-            step_n, loss=loss, optimizer=optimizer, draw=draw, eps_1=eps_1, anchored=anchored
-        )
+        sigma_t, eps_1 = noise.level(sigma, i, x_a), noise.eps_1(i, x_a)
+        x_t, state = x_i + sigma_t * eps_1, descent.start(x_a)
         for j in range(N):
-            x_t, *state = run(partial(step, j=j), x_a, x_i, x_t, *state)
-        (x_i,) = run(lambda x_t, sigma=sigma: [denoiser(x_t, sigma)], x_t)
+            x = descent.anchor(x_i, x_t - sigma_t * eps_1)
+            x_at = descent.noised_attack(x_a, sigma_t, noise, i, j)
+            grad, loss, denoised = descent.gradient(x_t, x, x_a, x_at, sigma_t)
+            callback(dict(i=i, j=j, x=x, x_t=x_t, loss=loss, denoised=denoised, sigma=sigma_t))
+            x_t, *state = descent.update(j + 1, x_t, grad, *state)
+        x_i = descent.denoise(x_t, sigma_t)
     return x_i
 
 
-def step_n(
-    x_a: Tensor,
-    x_i: Tensor,
-    x_t: Tensor,
-    *state: Tensor,
-    j: int,
-    loss: Loss,
-    optimizer: Optimizer,
-    draw: Draw,
-    eps_1: Tensor,
-    anchored: bool,
-) -> Sequence[Tensor]:
-    """One inner step of Algorithm 2: the new x_t and optimiser state, pure as :func:`step_o`.
+class Descent:
+    """What the two algorithms share: the gradient of the loss, and the step along it.
 
-    The image in the loss is the one that ``x_t`` stands for, ``x_t - sigma * eps_1``, and moves
-    with it; or, ``anchored``, it is ``x_i``, as the paper's box is printed.
+    Args:
+        denoiser: D.
+        loss: whose gradient is taken.
+        optimizer: the update rule, at the learning rate ``lr``.
+        moving: whether the image in the loss moves along with ``x_t``, as in both algorithms of the
+            authors' code; or is the outer step's, as Algorithm 2 is printed.
+        run: how ``gradient``, ``update`` and ``denoise`` are carried out, each a pure function of
+            tensors.
     """
-    sigma = draw.sigma.to(x_t)
 
-    def loss_at(x_t: Tensor) -> Tensor:
-        x = x_i if anchored else x_t - sigma * eps_1
-        return loss(x_t, x, x_a, draw=draw, j=j)
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        loss: Loss,
+        optimizer: Optimizer,
+        lr: float,
+        *,
+        moving: bool = True,
+        run: Runner = as_it_is,
+    ) -> None:
+        self.denoiser, self.loss, self.optimizer, self.lr = denoiser, loss, optimizer, lr
+        self.moving = moving
+        self.gradient, self.update = run(self._gradient), run(self._update)
+        self.denoise = run(denoiser)
 
-    return optimizer.step(j + 1, x_t, gradient(loss_at, x_t), *state)
+    def start(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The optimiser's state before the first step."""
+        return self.optimizer.init(x)
+
+    def anchor(self, x_i: Tensor, x: Tensor) -> Tensor:
+        """The image that the loss compares with: the one that moves, or the outer step's."""
+        return x if self.moving else x_i
+
+    def noised_attack(
+        self, x_a: Tensor, sigma: Tensor, noise: Noise, i: int, j: int = 0
+    ) -> Tensor | None:
+        r""":math:`x_{a,t} = x_a + \sigma \epsilon_2`, for a loss that compares with it."""
+        if not getattr(self.loss, "compares", False):
+            return None
+        return x_a + sigma * noise.eps_2(i, j, x_a)
+
+    def _gradient(
+        self, x_t: Tensor, x: Tensor, x_a: Tensor, x_at: Tensor | None, sigma: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Each image's gradient of its loss, that loss, and the denoised image.
+
+        With respect to a shift of ``x_t`` and, if it moves along, of ``x``: "the loss gradients
+        with respect to x and x_t are equivalent". It can be differentiated itself where gradients
+        are being recorded.
+        """
+        denoised_a = None if x_at is None else self.denoiser(x_at, sigma)
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x_t, x, x_a))
+        with torch.enable_grad():
+            shift = torch.zeros_like(x_t).requires_grad_()
+            denoised = self.denoiser(x_t + shift, sigma)
+            moved = x + shift if self.moving else x
+            loss = self.loss(denoised, moved, x_a=x_a, denoised_a=denoised_a, sigma=sigma)
+            (grad,) = torch.autograd.grad(loss.sum(), shift, create_graph=recorded)
+        return grad, loss.detach(), denoised.detach()
+
+    def _update(self, count: int, x: Tensor, grad: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        return self.optimizer.step(count, self.lr, x, grad, *state)
 
 
-def gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Gradient of each image's loss with respect to that image.
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptSettings(PurifierSettings):
+    """Settings of :class:`ScoreOpt`, which says what they are."""
 
-    Where gradients are being recorded, so is this one: a step can be differentiated.
-    """
-    record = torch.is_grad_enabled() and x.requires_grad
-    with torch.enable_grad():
-        x = x.view_as(x) if record else x.detach().requires_grad_()  # x may be x_a itself
-        return torch.autograd.grad(loss(x).sum(), x, create_graph=record)[0]
+    variant: str = "N"
+    loss: Loss = None  # type: ignore[assignment]  # the variant's
+    steps: int = 5
+    lr: float = 0.1
+    sigma: Levels = (0.25, 0.25)
+    outer_steps: int = 1
+    optimizer: Optimizer = Adam()
+    anchor: str = "moving"
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, ("O", "N"))
+        if self.loss is None:
+            self._set("loss", {"O": Diff(), "N": NoisePrediction()}[self.variant])
+        super().__post_init__()
+        check_choice("anchor", self.anchor, ("moving", "fixed"))
+        self._set("steps", check_count("steps", self.steps, least=0))
+        self._set("outer_steps", check_count("outer_steps", self.outer_steps))
+        self._set("lr", check_positive("lr", self.lr))
+        self._set("sigma", check_sigma(self.sigma))
+        if self.variant == "O" and self.outer_steps != 1:
+            raise ValueError(
+                "outer_steps is for variant 'N'; ScoreOpt-O has only steps, got "
+                f"{self.outer_steps!r}"
+            )
+        literal = self.variant == "N" and not isinstance(self.loss, NoisePrediction)
+        if self.anchor == "fixed" and not literal:
+            raise ValueError(
+                "anchor='fixed' is Algorithm 2 as printed: variant 'N' with loss 'diff', 'mse' or "
+                f"'sr', got variant {self.variant!r} with loss {self.loss!r}"
+            )
+
+    @classmethod
+    def options(cls) -> dict[str, Options]:
+        return super().options() | {"loss": LOSSES, "optimizer": OPTIMIZERS}
 
 
 class ScoreOpt(Purifier):
@@ -129,14 +179,16 @@ class ScoreOpt(Purifier):
         denoiser: the prior.
         variant: ``"O"`` or ``"N"``.
         loss: ``"diff"`` eq. (6), ``"mse"`` eq. (7), ``"sr"`` eq. (8), or ``"noise"``, the authors'
-            own for ScoreOpt-N. By default ``"diff"`` for O and ``"noise"`` for N, as published.
+            own for ScoreOpt-N; or an object, such as ``SR(weight=2.0)`` of
+            :mod:`scoreopt_defense.objectives` or your own. By default ``"diff"`` for O and
+            ``"noise"`` for N, as published.
         steps: optimisation steps: M of ScoreOpt-O, N of ScoreOpt-N.
         lr: learning rate, on the [-1, 1] scale.
         sigma: noise level, or (low, high) to draw it from uniformly, on the [-1, 1] scale: one draw
             a step in ScoreOpt-O and one an outer step in ScoreOpt-N, the same for the whole batch.
         outer_steps: M of ScoreOpt-N. The authors' code has 1: one noise draw, never renewed.
-        optimizer: ``"adam"``, as published, or ``"sgd"``, as the algorithm boxes are printed.
-        weight: of the consistency term in ``"mse"`` (:math:`\lambda`) and ``"sr"``.
+        optimizer: ``"adam"``, as published, or ``"sgd"``, as the algorithm boxes are printed; or an
+            object, such as ``Adam(beta1=0.5)`` of :mod:`scoreopt_defense.optimizers` or your own.
         anchor: which image the loss of ScoreOpt-N compares with. ``"moving"``: the one that x_t
             stands for, ``x_t - sigma * eps_1``, as in the authors' code. ``"fixed"``: the outer
             step's image, as Algorithm 2 is printed.
@@ -144,7 +196,7 @@ class ScoreOpt(Purifier):
             .. warning:: ``"fixed"`` is no defence. Its loss is smallest where the denoised image is
                the attacked one, so it rebuilds the attack. It is here to show that.
         gradient, deterministic, max_batch, seed: as in
-            :class:`~scoreopt_defense.purifiers.base.Purifier`.
+            :class:`~scoreopt_defense.purifiers.base.PurifierSettings`.
 
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed.
@@ -155,60 +207,16 @@ class ScoreOpt(Purifier):
         >>> purifier = ScoreOpt(GaussianDenoiser(), variant="N", steps=5, lr=0.1, sigma=0.25)
         >>> purifier(torch.rand(8, 3, 32, 32)).shape
         torch.Size([8, 3, 32, 32])
+        >>> purifier.replace(steps=20).steps
+        20
 
     Reference:
         Zhang et al., "Enhancing Adversarial Robustness via Score-Based Optimization", NeurIPS 2023.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        *,
-        variant: str = "N",
-        loss: str | None = None,
-        steps: int = 5,
-        lr: float = 0.1,
-        sigma: float | tuple[float, float] = 0.25,
-        outer_steps: int = 1,
-        optimizer: str = "adam",
-        weight: float = 1.0,
-        anchor: str = "moving",
-        gradient: str = "one-shot",
-        deterministic: bool = False,
-        max_batch: int | None = None,
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(
-            denoiser,
-            sigma=sigma,
-            gradient=gradient,
-            deterministic=deterministic,
-            max_batch=max_batch,
-            seed=seed,
-        )
-        check_choice("variant", variant, ("O", "N"))
-        if loss is None:
-            loss = {"O": "diff", "N": "noise"}[variant]
-        check_choice("loss", loss, ("diff", "mse", "sr", "noise"))
-        check_choice("anchor", anchor, ("moving", "fixed"))
-        if variant == "O" and outer_steps != 1:
-            raise ValueError(
-                f"outer_steps is for variant 'N'; ScoreOpt-O has only steps, got {outer_steps!r}"
-            )
-        if anchor == "fixed" and (variant == "O" or loss == "noise"):
-            raise ValueError(
-                "anchor='fixed' is Algorithm 2 as printed: variant 'N' with loss 'diff', 'mse' or "
-                f"'sr', got variant {variant!r} with loss {loss!r}"
-            )
-        self.variant = variant
-        self.loss = loss
-        self.steps = check_count("steps", steps, least=0)
-        self.outer_steps = check_count("outer_steps", outer_steps)
-        self.optimizer = optimizer
-        self.lr = check_positive("lr", lr)
-        self.weight = check_positive("weight", weight, zero=True)
-        self.anchor = anchor
-        make_optimizer(optimizer, lr)
+    Settings: ClassVar[type[PurifierSettings]] = ScoreOptSettings
+
+    settings: ScoreOptSettings
 
     @classmethod
     def from_preset(cls, name: str, denoiser: Denoiser, **overrides: Any) -> Self:
@@ -226,41 +234,27 @@ class ScoreOpt(Purifier):
         """
         return cls(denoiser, **(preset(name) | overrides))
 
-    def purify(self, x_a: Tensor, noise: Noise, run: Runner = call) -> Tensor:
-        optimizer = make_optimizer(self.optimizer, self.lr)
-        if self.variant == "O":
-            return scoreopt_o(
-                x_a, loss=self._loss, optimizer=optimizer, noise=noise, M=self.steps, run=run
-            )
-        return scoreopt_n(
-            x_a,
-            denoiser=self.denoiser,
-            loss=self._loss,
-            optimizer=optimizer,
-            noise=noise,
-            M=self.outer_steps,
-            N=self.steps,
-            anchored=self.anchor == "fixed",
-            run=run,
-        )
+    def purify(
+        self,
+        x_a: Tensor,
+        noise: Noise,
+        run: Runner = as_it_is,
+        callback: Callback = lambda step: None,
+    ) -> Tensor:
+        """The algorithm; arguments as of every purifier's, and
 
-    def _loss(self, x_t: Tensor, x: Tensor, x_a: Tensor, *, draw: Draw, j: int) -> Tensor:
-        sigma = draw.sigma.to(x)
-        denoised = self.denoiser(x_t, sigma)
-        if self.loss == "noise":
-            return noise_error(denoised, x, sigma)
-        value = denoising_error(denoised, x)
-        if self.loss == "mse":
-            value = value + self.weight * reconstruction(x, x_a)
-        if self.loss == "sr":
-            x_at = x_a + sigma * draw.eps_2(j, x_a)
-            with torch.set_grad_enabled(x_a.requires_grad):
-                denoised_a = self.denoiser(x_at, sigma)
-            value = value + self.weight * score_regularization(denoised, denoised_a)
-        return value
-
-    def extra_repr(self) -> str:
-        return (
-            f"variant={self.variant!r}, loss={self.loss!r}, steps={self.steps}, lr={self.lr}, "
-            f"outer_steps={self.outer_steps}, optimizer={self.optimizer!r}, {super().extra_repr()}"
+        Args:
+            callback: told of each step before it is taken, as k-diffusion's samplers do: a
+                dictionary of the indices ``i`` (of the noise) and ``j`` (of the step under that
+                noise), the image ``x`` that the loss compares with and its noised copy ``x_t``, the
+                ``loss``, shape ``(B,)``, the ``denoised`` image, and ``sigma``, shape
+                ``(B, 1, 1, 1)``; images in [-1, 1]. With ``max_batch`` it is told of each chunk's
+                steps in turn.
+        """
+        s = self.settings
+        descent = Descent(
+            self.denoiser, s.loss, s.optimizer, s.lr, moving=s.anchor == "moving", run=run
         )
+        if s.variant == "O":
+            return scoreopt_o(x_a, descent, noise, s.sigma, s.steps, callback)
+        return scoreopt_n(x_a, descent, noise, s.sigma, s.outer_steps, s.steps, callback)

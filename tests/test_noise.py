@@ -1,0 +1,196 @@
+"""The generator: its known answers, its statistics, and that it stays on the images' device."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from toys import mid_images
+
+from scoreopt_defense import ScoreOpt
+from scoreopt_defense.denoisers import EDMDenoiser
+from scoreopt_defense.gradients import recompute
+from scoreopt_defense.noise import Noise, Stream, _log, threefry
+
+stats = pytest.importorskip("scipy.stats")
+
+
+def words(*values: int) -> list[torch.Tensor]:
+    return [torch.tensor([v - 2**32 if v >= 2**31 else v], dtype=torch.int32) for v in values]
+
+
+# Random123's own test vectors (kat_vectors, threefry2x32 of 20 rounds): counter, key, result.
+KNOWN_ANSWERS = [
+    ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+    ((2**32 - 1,) * 2, (2**32 - 1,) * 2, (0x1CB996FC, 0xBB002BE7)),
+    ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xC4923A9C, 0x483DF7A0)),
+]
+
+# Noise of two rows of six pixels as float32 bit patterns, and their noise levels.
+KNOWN_BITS = [
+    -1096686592,
+    -1086867099,
+    1064138345,
+    1055482333,
+    -1097004363,
+    -1074534749,
+    1051325781,
+    1061674138,
+    1041193602,
+    1065939580,
+    1026594220,
+    -1072607432,
+]
+KNOWN_LEVELS = [0.4214630126953125, 0.7322720289230347]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_threefry_gives_its_authors_answers(counter, key, expected):
+    got = threefry(*words(*key), *words(*counter))
+    assert [value.item() % 2**32 for value in got] == list(expected)
+
+
+def test_the_same_bits_on_every_machine():
+    """Only operations that IEEE 754 rounds in one way."""
+    like = torch.empty(2, 1, 2, 3)
+    noise = Noise.of_batch(2**63 + 5, 2, 2)[slice(1, 3)]
+    bits = noise.eps_1(4, like).view(torch.int32).flatten().tolist()
+    assert bits == KNOWN_BITS
+    assert noise.level((0.25, 0.75), 4, like).flatten().tolist() == KNOWN_LEVELS
+
+
+def test_the_logarithm_is_that_of_float64_to_float32s_precision():
+    u = torch.cat([torch.linspace(0, 1, 100_001)[1:], 2.0 ** -torch.arange(0, 33.0)])
+    want = u.double().log()
+    error = (_log(u).double() - want).abs()
+    # k ln 2 is rounded twice, the series and the sum once each; |log u| is at most 23
+    assert (error <= 4 * torch.finfo(torch.float32).eps * want.abs().clamp_min(1)).all()
+
+
+def sample(seeds=4, steps=4, images=4, samples=2) -> dict[tuple, np.ndarray]:
+    """Noise of 3,072 numbers by (seed, repetition, image, step, use)."""
+    like = torch.empty(samples * images, 3, 32, 32)
+    found = {}
+    for seed, i in itertools.product(range(seeds), range(steps)):
+        noise = Noise.of_batch(seed, images, samples)
+        for use, eps in {"eps_1": noise.eps_1(i, like), "eps_2": noise.eps_2(i, 3, like)}.items():
+            for row, values in enumerate(eps.flatten(1)):
+                found[seed, row // images, row % images, i, use] = values.double().numpy()
+    return found
+
+
+def test_moments_and_distribution():
+    values = np.concatenate(list(sample().values()))
+    n = len(values)
+    assert n == 786_432
+    # standard errors of the moments of n normal numbers; 4 of them: 1 in 16,000
+    for k, (moment, variance) in {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96)}.items():
+        assert abs((values**k).mean() - moment) < 4 * math.sqrt(variance / n), k
+    assert stats.kstest(values, "norm").pvalue > 1e-4
+    tail = stats.norm.sf(4) * n  # 25 expected on each side; Poisson
+    for side in (values > 4, values < -4):
+        assert stats.poisson.cdf(side.sum(), tail) > 1e-4
+        assert stats.poisson.sf(side.sum() - 1, tail) > 1e-4
+
+
+def test_neighbours_are_uncorrelated_in_every_index():
+    rows = sample()
+    table = np.stack(list(rows.values()))
+    n = table.shape[1]
+    correlation = np.corrcoef(table)[np.triu_indices(len(table), 1)] * math.sqrt(n)
+    # standard normal under independence; the largest of 32,640, Bonferroni at 1 in 10,000
+    assert abs(correlation).max() < stats.norm.isf(1e-4 / (2 * len(correlation)))
+    assert stats.kstest(correlation, "norm").pvalue > 1e-4
+    # within a row: next counter, the pair of one counter, and squares (Box and Muller's radius)
+    half = n // 2
+    pairs = {
+        "next": (table[:, :-1], table[:, 1:]),
+        "pair": (table[:, :half], table[:, half:]),
+        "squares": (table[:, :half] ** 2, table[:, half:] ** 2),
+    }
+    for name, (a, b) in pairs.items():
+        assert stats.pearsonr(a.ravel(), b.ravel()).pvalue > 1e-4, name
+
+
+def test_noise_levels_are_uniform_in_their_range_and_shared_by_a_repetition():
+    like, levels = torch.empty(6, 1, 1, 1), []
+    for seed, i in itertools.product(range(100), range(4)):
+        sigma = Noise.of_batch(seed, 3, 2).level((0.2, 0.4), i, like).flatten()
+        assert sigma[0] == sigma[1] == sigma[2]
+        assert sigma[3] == sigma[4] == sigma[5]
+        levels += [sigma[0].item(), sigma[3].item()]
+    assert stats.kstest(levels, "uniform", (0.2, 0.2)).pvalue > 1e-4
+    assert abs(np.corrcoef(levels[:-1], levels[1:])[0, 1]) * math.sqrt(len(levels)) < 4
+
+
+def test_shared_noise_is_one_images_for_all_of_a_repetition():
+    like = torch.empty(6, 1, 8, 8)
+    noise = Noise.of_batch(1, 3, 2, shared=True).eps_1(0, like)
+    assert torch.equal(noise[0], noise[2])
+    assert not torch.equal(noise[0], noise[3])
+
+
+def test_a_count_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="steps at most"):
+        Noise.of_batch(0, 1).eps_1(2**16, torch.empty(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 1, 1), (0, 3, 4, 4)])
+def test_every_shape(shape):
+    like = torch.empty(shape)
+    assert Noise.of_batch(0, shape[0]).eps_1(0, like).shape == shape
+    assert Noise.of_batch(0, shape[0]).level((0.1, 0.2), 0, like).shape == (shape[0], 1, 1, 1)
+
+
+def test_streams_are_known_by_their_start_and_apart():
+    first, again = Stream(3), Stream(3)
+    calls = [first.next_call() for _ in range(4)]
+    twins = [first.next_twin() for _ in range(4)]
+    assert calls == [again.next_call() for _ in range(4)]
+    assert twins == [again.next_twin() for _ in range(4)]
+    assert len({*calls, *twins, Stream(4).next_call(), Stream().next_call()}) == 10
+
+
+@pytest.mark.parametrize("variant", ["O", "N"])
+@pytest.mark.parametrize("run", [None, recompute], ids=["plain", "exact"])
+def test_no_operation_crosses_devices(variant, run):
+    """On fake tensors of a GPU that need not be there, which refuse to be read."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Devices(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.seen, self.count = set(), 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            leaves = torch.utils._pytree.tree_leaves((args, kwargs, result))
+            self.seen |= {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
+            self.count += 1
+            return result
+
+    with FakeTensorMode(allow_non_fake_inputs=True), Devices() as devices:
+        gain = torch.ones(3, 1, 1, device="cuda")
+        denoiser = EDMDenoiser(lambda x_t, sigma: torch.tanh(gain * x_t), sigma_range=(0.01, 2.0))
+        purifier = ScoreOpt(denoiser, variant=variant, loss="sr", steps=2, sigma=(0.2, 0.4))
+        x_a = torch.empty(4, 3, 8, 8, device="cuda", requires_grad=run is not None)
+        devices.seen, devices.count = set(), 0
+        noise = Noise.of_batch(0, 4, device="cuda")
+        purified = purifier.purify(x_a, noise, **({} if run is None else {"run": run}))
+        if run is not None:
+            purified.sum().backward()
+    assert devices.count > 100
+    assert devices.seen == {"cuda"}
+
+
+@pytest.mark.slow
+def test_compiled_noise_is_the_eager_noise():
+    like = mid_images(8, dtype=torch.float32)
+    noise = Noise.of_batch(0, 8)
+    compiled = torch.compile(lambda noise, like: noise.eps_1(2, like), fullgraph=True)
+    # a compiler may contract a * b + c: one rounding less in each of Horner's steps
+    torch.testing.assert_close(compiled(noise, like), noise.eps_1(2, like), rtol=0, atol=2e-6)
