@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoreopt_defense.denoisers.base import Denoiser
 from scoreopt_defense.denoisers.data_range import check_data_range, on_data_range
-from scoreopt_defense.denoisers.edm import network_dtype
+from scoreopt_defense.denoisers.precision import network_dtype
 
 __all__ = ["KDiffusionDenoiser"]
 

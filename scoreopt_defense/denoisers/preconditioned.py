@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scoreopt_defense._checks import check_choice, check_count
-from scoreopt_defense.denoisers.edm import network_dtype
+from scoreopt_defense.denoisers.edm import EDM_SIGMA_RANGE, edm_scalings
 from scoreopt_defense.denoisers.labels import ClassConditionalDenoiser
+from scoreopt_defense.denoisers.precision import network_dtype
 
 __all__ = ["PreconditionedDenoiser", "vp_time"]
 
@@ -78,7 +79,7 @@ class PreconditionedDenoiser(ClassConditionalDenoiser):
     ) -> None:
         check_choice("kind", kind, ("edm", "vp", "ve"))
         low, high = (vp_sigma(time, beta_d=beta_d, beta_min=beta_min) for time in _VP_TIMES)
-        known = {"edm": (0.002, 80.0), "vp": (low, high), "ve": (0.02, 100.0)}  # Table 1
+        known = {"edm": EDM_SIGMA_RANGE, "vp": (low, high), "ve": (0.02, 100.0)}  # Table 1
         super().__init__(
             sigma_range=sigma_range or known[kind],
             channels=channels,
@@ -126,8 +127,7 @@ class PreconditionedDenoiser(ClassConditionalDenoiser):
             return one, -sigma, (1 + sigma**2).rsqrt(), (self.steps - 1) * time
         if self.kind == "ve":
             return one, sigma, one, (sigma / 2).log()
-        s, total = self.sigma_data, (sigma**2 + self.sigma_data**2).sqrt()
-        return s**2 / total**2, sigma * s / total, 1 / total, sigma.log() / 4
+        return edm_scalings(sigma, self.sigma_data)
 
 
 def vp_time(sigma: Tensor, *, beta_d: float = 19.9, beta_min: float = 0.1) -> Tensor:

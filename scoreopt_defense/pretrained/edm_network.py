@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._optional import optional
 from scoreopt_defense.denoisers.deepinv import DeepinvUNetDenoiser, match_edm_groups
+from scoreopt_defense.denoisers.edm import EDM_SIGMA_RANGE
 
 __all__ = ["EDMConfig", "build", "load_converted", "save_converted"]
 
@@ -113,13 +114,14 @@ def build(config: EDMConfig, weights: dict[str, Tensor]) -> DeepinvUNetDenoiser:
     net._was_trained_on_minus_one_one = True
     fill(net, weights)
     low, high = config.sigma_range
-    known = {"edm": (0.002, 80.0), "vp": (low, high), "ve": (low, high)}[config.kind]
+    if config.kind == "edm":  # EDM's own networks say (0, inf)
+        low, high = max(low, EDM_SIGMA_RANGE[0]), min(high, EDM_SIGMA_RANGE[1])
     return DeepinvUNetDenoiser(
         match_edm_groups(net),
         kind=config.kind,
         label_dim=config.network["label_dim"],
         channels=config.network["in_channels"],
-        sigma_range=(max(low, known[0]), min(high, known[1])),
+        sigma_range=(low, high),
         **config.preconditioning,
     )
 

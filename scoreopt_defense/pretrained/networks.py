@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreopt_defense.denoisers.edm import edm_scalings
+
 __all__ = ["TinyResNet", "TinyUNet"]
 
 
@@ -99,14 +101,8 @@ class TinyUNet(nn.Module):
                 f"image height and width must be multiples of {self.multiple}, "
                 f"got {tuple(x_t.shape[-2:])}"
             )
-        sigma = sigma.reshape(-1, 1, 1, 1)
-        total = (sigma**2 + self.sigma_data**2).sqrt()
-        c_skip, c_out, c_in = (
-            self.sigma_data**2 / total**2,
-            sigma * self.sigma_data / total,
-            1 / total,
-        )
-        residual = self._unet(c_in * x_t, sigma.flatten().log() / 4)
+        c_skip, c_out, c_in, c_noise = edm_scalings(sigma.reshape(-1, 1, 1, 1), self.sigma_data)
+        residual = self._unet(c_in * x_t, c_noise.flatten())
         return c_skip * x_t + c_out * residual.to(x_t.dtype)
 
     def _unet(self, x: Tensor, c_noise: Tensor) -> Tensor:
