@@ -604,6 +604,20 @@ def test_a_label_may_be_fixed_given_for_each_image_or_changed():
         denoiser.with_class_label(torch.tensor([1, 2, 3]))(x_t, 0.5)
 
 
+def test_what_is_set_on_a_twin_stays_there():
+    denoiser = PreconditionedDenoiser(Tiny(classes=5), label_dim=5, class_label=1)
+    net, twin = denoiser.net, denoiser.with_class_label(4)
+    assert twin.net is net  # nothing is copied
+    twin.net = Tiny(classes=5)
+    twin.register_buffer("mean", torch.zeros(1))
+    twin.register_parameter("gain", nn.Parameter(torch.ones(1)))
+    twin.register_forward_hook(lambda *_: torch.zeros(1))
+    assert denoiser.net is net
+    assert set(denoiser.state_dict()) == {f"net.{name}" for name in net.state_dict()}
+    x_t = torch.randn(2, 3, 8, 8)
+    assert denoiser(x_t, 0.5).shape == x_t.shape  # the twin's hook is not called
+
+
 @pytest.mark.parametrize("data_range", [(0.0, 1.0), (-0.5, 0.5), (0.0, 255.0)])
 def test_a_data_range_scales_images_and_noise_alike(data_range):
     """A denoiser of Gaussian images on any range is that of the same images on [-1, 1]."""
