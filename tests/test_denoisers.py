@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from toys import MEAN, BentNet, gaussian, mid_images, shrinkage
 
 from scoreopt_defense.denoisers import EDMDenoiser, GaussianDenoiser
@@ -102,6 +103,29 @@ def test_channels_are_the_networks_own_unless_given():
 def test_bad_calls_name_what_is_wrong(bent_denoiser, x_t, sigma, message):
     with pytest.raises(ValueError, match=message):
         bent_denoiser(x_t, sigma)
+
+
+@pytest.mark.parametrize("levels", ["number", "one", "one an image"])
+def test_a_call_on_an_accelerator_reads_nothing_back(levels):
+    """A fake tensor has no values: whatever asks the device for one raises."""
+    with FakeTensorMode():
+        denoiser = EDMDenoiser(Shrinks(), sigma_range=(0.01, 2.0))
+        x_t = torch.zeros(2, 3, 8, 8, device="cuda")
+        sigma = {
+            "number": 0.5,
+            "one": torch.full((1,), 0.5, device="cuda"),
+            "one an image": torch.full((2, 1, 1, 1), 0.5, device="cuda"),
+        }[levels]
+        with pytest.raises(DataDependentOutputException):
+            torch.full((1,), 0.5, device="cuda").item()
+        denoised = denoiser(x_t, sigma)
+    assert (denoised.device, denoised.shape) == (x_t.device, x_t.shape)
+
+
+def test_numbers_are_checked_wherever_the_images_are():
+    denoiser = EDMDenoiser(Shrinks(), sigma_range=(0.01, 2.0))
+    with pytest.raises(ValueError, match=r"sigma must be within \[0.01, 2\].*from 3 to 3"):
+        denoiser(torch.zeros(2, 3, 8, 8, device="meta"), 3.0)
 
 
 def test_train_and_eval_do_not_reach_the_network():
