@@ -157,7 +157,7 @@ def deepinv_unit_range() -> Case:
         return 2 * net((x_t.float() + 1) / 2, sigma / 2) - 1
 
     denoiser = deepinv_denoiser(net, sigma_range=(0.001, 0.5))
-    return Case(denoiser, reference, sigmas=(0.05, 0.25), half=False)
+    return Case(denoiser, reference, sigmas=(0.05, 0.25))
 
 
 def deepinv_diffunet() -> Case:
@@ -344,7 +344,7 @@ def preconditioned(kind: str, classes: int = 0) -> Case:
     denoiser = PreconditionedDenoiser(
         net, kind=kind, label_dim=classes, class_label=2 if classes else None
     )
-    return Case(denoiser, reference, sigmas=(0.05, 0.25, 1.0, 10.0), half=kind != "vp")
+    return Case(denoiser, reference, sigmas=(0.05, 0.25, 1.0, 10.0))
 
 
 def edm_signature() -> Case:
@@ -668,12 +668,6 @@ class VPSDE:
         (lambda: KDiffusionDenoiser(Tiny(), sigma_range=(1, 2), data_range=(1, 0)), "data_range"),
         (lambda: PreconditionedDenoiser(Tiny(), kind="iddpm"), "kind"),
         (lambda: PreconditionedDenoiser(Tiny(), class_label=1), "class_label"),
-        (
-            lambda: PreconditionedDenoiser(Tiny().bfloat16(), kind="vp")(
-                torch.zeros(1, 3, 8, 8), 0.25
-            ),
-            "float32 weights",
-        ),
         (lambda: deepinv_denoiser(Tiny()), "sigma_range must be given"),
         (
             lambda: score_sde_denoiser(Tiny(), VPSDE(), continuous=True, centered=False),

@@ -10,7 +10,7 @@ from scoreopt_defense.denoisers.base import Denoiser
 from scoreopt_defense.denoisers.data_range import on_data_range
 from scoreopt_defense.denoisers.edm import EDM_SIGMA_RANGE
 from scoreopt_defense.denoisers.guided_diffusion import GuidedDiffusionDenoiser
-from scoreopt_defense.denoisers.precision import network_dtype
+from scoreopt_defense.denoisers.precision import network_precision
 from scoreopt_defense.denoisers.preconditioned import PreconditionedDenoiser
 
 __all__ = [
@@ -85,8 +85,8 @@ class DeepinvDenoiser(Denoiser):
         return on_data_range(self._denoise, x_t, sigma, (0.0, 1.0))
 
     def _denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        dtype = network_dtype(self.net, x_t.dtype)
-        return self.net(x_t.to(dtype), sigma.flatten().to(dtype)).to(sigma.dtype)
+        with network_precision(self.net, x_t, sigma.flatten()) as (x, level):
+            return self.net(x, level).to(sigma.dtype)
 
 
 class DeepinvUNetDenoiser(PreconditionedDenoiser):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from scoreopt_defense.denoisers.base import Denoiser
-from scoreopt_defense.denoisers.precision import network_dtype
+from scoreopt_defense.denoisers.precision import network_precision
 
 __all__ = ["EDM_SIGMA_RANGE", "EDMDenoiser", "edm_scalings"]
 
@@ -86,8 +86,7 @@ class EDMDenoiser(Denoiser):
         self.register_buffer("class_labels", class_labels, persistent=False)
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        dtype = network_dtype(self.net, x_t.dtype)
-        args = [x_t.to(dtype), sigma.flatten().to(dtype)]
-        if self.class_labels is not None:
-            args.append(self.class_labels.to(args[0]).expand(len(x_t), -1))
-        return self.net(*args)
+        with network_precision(self.net, x_t, sigma.flatten()) as (x, level):
+            if self.class_labels is None:
+                return self.net(x, level)
+            return self.net(x, level, self.class_labels.to(x).expand(len(x), -1))

@@ -95,19 +95,23 @@ class TinyUNet(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        """Denoise ``x_t`` of shape (B, C, H, W), in [-1, 1] plus noise of ``sigma``, shape (B,)."""
+        """Denoise ``x_t`` of shape (B, C, H, W), in [-1, 1] plus noise of ``sigma``, shape (B,).
+
+        The preconditioning is computed in float32 at least, whatever the type of the weights.
+        """
         if x_t.shape[-2] % self.multiple or x_t.shape[-1] % self.multiple:
             raise ValueError(
                 f"image height and width must be multiples of {self.multiple}, "
                 f"got {tuple(x_t.shape[-2:])}"
             )
-        c_skip, c_out, c_in, c_noise = edm_scalings(sigma.reshape(-1, 1, 1, 1), self.sigma_data)
-        residual = self._unet(c_in * x_t, c_noise.flatten())
-        return c_skip * x_t + c_out * residual.to(x_t.dtype)
+        sigma = sigma.to(torch.promote_types(sigma.dtype, torch.float32)).reshape(-1, 1, 1, 1)
+        c_skip, c_out, c_in, c_noise = edm_scalings(sigma, self.sigma_data)
+        residual = self._unet((c_in * x_t).to(self.stem.weight.dtype), c_noise.flatten())
+        return c_skip * x_t + c_out * residual.to(sigma.dtype)
 
     def _unet(self, x: Tensor, c_noise: Tensor) -> Tensor:
         phase = math.pi / 2 * c_noise[:, None] * self.frequencies
-        emb = self.embed(torch.cat([phase.cos(), phase.sin()], dim=1))
+        emb = self.embed(torch.cat([phase.cos(), phase.sin()], dim=1).to(x.dtype))
         h = self.stem(F.pixel_unshuffle(x, 2))
         skips = []
         for i, level in enumerate(self.encoder):
