@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -148,7 +149,9 @@ def fill(net: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
 def save_converted(path: str | Path, config: EDMConfig, weights: dict[str, Tensor]) -> None:
     """Write a safetensors file, whole or not at all."""
     path = Path(path)
-    metadata = {"format": _FORMAT, "config": json.dumps(asdict(config.checked()))}
+    low, high = config.checked().sigma_range
+    finite = asdict(config) | {"sigma_range": [low, None if high == math.inf else high]}
+    metadata = {"format": _FORMAT, "config": json.dumps(finite, allow_nan=False)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         safetensors.torch.save_file(
@@ -175,9 +178,12 @@ def load_converted(path: str | Path) -> tuple[EDMConfig, dict[str, Tensor]]:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise ValueError("it was not written by scoreopt convert-edm")
-            config = EDMConfig(**json.loads(metadata["config"])).checked()
+            fields = json.loads(metadata["config"])
+            low, high = fields["sigma_range"]
+            fields["sigma_range"] = (low, math.inf if high is None else high)  # JSON has no number
+            config = EDMConfig(**fields).checked()
             return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no converted EDM network: {error}") from error
 
 
