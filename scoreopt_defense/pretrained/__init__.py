@@ -57,6 +57,7 @@ def denoiser(name: str, *, path: str | Path | None = None) -> Denoiser:
             - ``"edm:<file>"`` is a training of your own: NVIDIA's ``network-snapshot-*.pkl``, which
               is read without being run, or what ``scoreopt convert-edm`` made of it.
         path: for a name that is downloaded, the file, or the folder that holds it, to load instead.
+            docs/score-models.md says what is checked of it.
 
     Raises:
         ValueError: if the name is unknown or a weight file is damaged or not what it should be.

@@ -18,7 +18,7 @@ from scoreopt_defense._optional import optional
 from scoreopt_defense.denoisers.deepinv import DeepinvUNetDenoiser, match_edm_groups
 from scoreopt_defense.denoisers.edm import EDM_SIGMA_RANGE
 
-__all__ = ["EDMConfig", "build", "load_converted", "save_converted"]
+__all__ = ["EDMConfig", "build", "is_converted", "load_converted", "save_converted"]
 
 _FORMAT = "scoreopt-edm-1"
 
@@ -162,6 +162,12 @@ def save_converted(path: str | Path, config: EDMConfig, weights: dict[str, Tenso
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_converted(path: str | Path) -> bool:
+    """Whether a safetensors file says that :func:`save_converted` wrote it."""
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        return (file.metadata() or {}).get("format") == _FORMAT
 
 
 def load_converted(path: str | Path) -> tuple[EDMConfig, dict[str, Tensor]]:
