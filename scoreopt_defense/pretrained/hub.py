@@ -55,7 +55,7 @@ def denoiser(name: str, *, path: str | Path | None = None) -> Denoiser:
 
         raise ValueError(
             f"denoiser must be one of {names('denoiser') + downloaded_names()}, "
-            f"'hf:<id or folder>' or 'edm:<file>', got {name!r}"
+            f"'hf:<id or folder>', 'file:<file>' or 'edm:<file>', got {name!r}"
         )
     if path is not None:
         raise ValueError(f"path must be None for {name!r}, which says where the model is")

@@ -77,7 +77,7 @@ class TinyUNet(nn.Module):
         self.img_channels = channels
         self.sigma_data = sigma_data
         self.multiple = 2 ** len(widths)
-        self.register_buffer("frequencies", 2.0 ** torch.arange(4), persistent=False)
+        self.register_buffer("frequencies", torch.tensor([1.0, 2.0, 4.0, 8.0]), persistent=False)
         self.embed = nn.Sequential(
             nn.Linear(8, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
