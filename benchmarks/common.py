@@ -59,36 +59,75 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
 
 
 def write(name: str, **contents: Any) -> None:
-    """Write ``results/<name>.json``, with the machine."""
+    """Write ``results/<name>.json``, with the machine, whole or not at all."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), **contents}, indent=2) + "\n")
+    temporary = RESULTS / f".{name}.{os.getpid()}.part"
+    try:
+        temporary.write_text(json.dumps({"machine": machine(), **contents}, indent=2) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     print(f"wrote {path}")
 
 
 class resumed:
     """Rows of a result file, written after each, kept from a run that was stopped.
 
-    Rows of a file that says anything else of its inputs (``about``) are dropped.
+    Args:
+        name: of the file, ``results/<name>.json``.
+        **about: the inputs that its rows depend on.
+
+    Raises:
+        ValueError: if there is such a file and its rows are about other inputs, or it cannot be
+            read: it is left as it is.
     """
 
     def __init__(self, name: str, **about: Any) -> None:
         self.name = name
-        self.about = about
-        path = RESULTS / f"{name}.json"
-        old = json.loads(path.read_text()) if path.exists() else {}
-        same = all(old.get(key) == value for key, value in about.items())
-        self.rows: list[dict[str, Any]] = old.get("rows", []) if same else []
+        self.about = _as_json(about)
+        self.rows = _rows(RESULTS / f"{name}.json", self.about)
 
     def __enter__(self) -> resumed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        write(self.name, **self.about, rows=self.rows)
+        """Nothing: each row was written when it was added."""
 
     def has(self, key: dict[str, Any]) -> bool:
-        return any(key.items() <= row.items() for row in self.rows)
+        return any(_as_json(key).items() <= row.items() for row in self.rows)
 
     def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
+        self.rows.append(_as_json(row))
         write(self.name, **self.about, rows=self.rows)
+
+
+def _rows(path: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a file, if there is one, that is about the same inputs."""
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text())
+        rows = found.pop("rows")
+        found.pop("machine", None)
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no result file that could go on ({error!r}): move it elsewhere, or delete "
+            "it if nothing in it is worth keeping"
+        ) from error
+    other = [
+        f"{name} was {found.get(name)} and is {about.get(name)}"
+        for name in {**about, **found}
+        if found.get(name) != about.get(name)
+    ]
+    if other:
+        raise ValueError(
+            f"{path} has rows about other inputs: {'; '.join(other)}. Run with the same, or move "
+            "the file elsewhere to start a new one"
+        )
+    return rows
+
+
+def _as_json(value: Any) -> Any:
+    """What comes back when it is written and read: lists for tuples."""
+    return json.loads(json.dumps(value))

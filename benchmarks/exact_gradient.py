@@ -129,6 +129,7 @@ def costs(args: argparse.Namespace) -> None:
 
 def one_cost(variant: str, steps: int, how: str) -> None:
     """One measurement, in a process of its own: memory above what was used before it."""
+    torch.set_num_threads(1)
     purifier = ScoreOpt(
         pretrained.denoiser(NAME), **SETTINGS[variant], steps=steps, gradient="exact"
     )

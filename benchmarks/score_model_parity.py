@@ -26,6 +26,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import safetensors.torch
 import torch
 from common import write
 from torch import Tensor, nn
@@ -147,8 +148,9 @@ def guided_diffusion(wide: bool) -> Iterator[Row]:
         labels = {"y": torch.tensor([7, 7])} if "classes" in name else {}
         if published:
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "256x256_diffusion_uncond.pt"
-                torch.save(net.state_dict(), path)
+                # not as .pt, whose checksum would have to be OpenAI's
+                path = Path(folder) / "256x256_diffusion_uncond.safetensors"
+                safetensors.torch.save_file(net.state_dict(), path)
                 published_name = "guided-diffusion-imagenet-256-uncond"
                 denoiser = pretrained.denoiser(published_name, path=path)
         else:

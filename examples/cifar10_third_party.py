@@ -3,8 +3,9 @@
     python examples/cifar10_third_party.py --classifier resnet20-12fca82f.th --images cifar10.zip
 
 The classifier is a ResNet of github.com/akamaster/pytorch_resnet_cifar10; the images are anything
-that scoreopt_defense.data.load reads. The denoiser is one that ships here, the folder of a
-diffusers pipeline (such as google/ddpm-cifar10-32), or weights of train_denoiser.py.
+that scoreopt_defense.data.load reads. The denoiser is anything that pretrained.denoiser reads: one
+that ships here, a diffusers pipeline (hf:google/ddpm-cifar10-32, or hf: and a folder), or weights
+of train_denoiser.py (file:runs/cifar/denoiser.safetensors).
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from attacks import Budget
 from torch import Tensor, nn
 
 from scoreopt_defense import OneShot, ScoreOpt, data, pretrained
-from scoreopt_defense.denoisers import Denoiser, diffusers_denoiser
 
 
 class _BasicBlock(nn.Module):
@@ -72,21 +72,13 @@ def load_resnet(path: Path) -> nn.Module:
     return model.eval()
 
 
-def load_denoiser(source: str) -> Denoiser:
-    """A denoiser by its name in the package, or from the folder of a diffusers pipeline."""
-    if source in pretrained.names("denoiser"):
-        return pretrained.denoiser(source)
-    from diffusers import DDPMPipeline
-
-    pipeline = DDPMPipeline.from_pretrained(source, use_safetensors=True)
-    return diffusers_denoiser(pipeline.unet.eval(), pipeline.scheduler)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--classifier", type=Path, required=True, help="a .th checkpoint")
     parser.add_argument("--images", required=True, help="a zip, a folder or a torchvision root")
-    parser.add_argument("--denoiser", required=True, help="a name or a diffusers folder")
+    parser.add_argument(
+        "--denoiser", required=True, help="as in pretrained.denoiser: a name, hf:... or file:..."
+    )
     parser.add_argument("-n", type=int, default=32, help="how many images")
     parser.add_argument("--eps", type=float, default=8 / 255)
     parser.add_argument("--seed", type=int, default=0)
@@ -95,7 +87,7 @@ def main() -> None:
     args = parser.parse_args()
 
     classifier = load_resnet(args.classifier).to(args.device)
-    denoiser = load_denoiser(args.denoiser).to(args.device)
+    denoiser = pretrained.denoiser(args.denoiser).to(args.device)
     images = data.load(args.images, n=args.n, seed=args.seed)
     common = {"seed": args.seed, "max_batch": 64}
     run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,8 +75,8 @@ def mnist(*, split: str = "test", n: int | None = None, seed: int = 0) -> Images
         rank[of_class] = np.arange(len(of_class))
     keep = np.flatnonzero(rank < 400 if split == "train" else rank >= 400)
     keep = keep[_subset(len(keep), n, seed)]
-    images = pixels[keep].reshape(-1, 28, 28, 1)
-    return _as_images(images, labels[keep], tuple("0123456789"))
+    images = pixels[keep].reshape(-1, 28, 28, 1).astype(np.uint8)  # whole numbers, kept as float64
+    return _as_images(images, labels[keep], tuple("0123456789"), "mnist")
 
 
 def cifar(
@@ -90,7 +90,8 @@ def cifar(
         raise ValueError(f"classes must be 10 or 100, got {classes!r}")
     dataset = kinds[classes](str(root), train=split == "train")
     keep = _subset(len(dataset), n, seed)
-    return _as_images(dataset.data[keep], np.array(dataset.targets)[keep], tuple(dataset.classes))
+    labels = np.array(dataset.targets)[keep]
+    return _as_images(dataset.data[keep], labels, tuple(dataset.classes), str(root))
 
 
 def cifar10_c(
@@ -100,9 +101,13 @@ def cifar10_c(
 
     Args:
         root: the folder that holds ``labels.npy`` and one array a corruption, 10,000 images for
-            each severity, mildest first.
+            each severity, mildest first, uint8.
         corruption: a file's stem, such as ``"gaussian_noise"``.
         severity: 1 (mildest) to 5.
+
+    Raises:
+        ValueError: if there is no such corruption or severity, or the arrays are of another type or
+            shape.
 
     Reference:
         Hendrycks and Dietterich, ICLR 2019.
@@ -122,7 +127,9 @@ def cifar10_c(
         )
     keep = _subset(per_severity, n, seed)
     first = (severity - 1) * per_severity
-    return _as_images(pixels[first + keep], labels[:per_severity][keep], _CIFAR10_CLASSES)
+    return _as_images(
+        pixels[first + keep], labels[:per_severity][keep], _CIFAR10_CLASSES, f"{corruption}.npy"
+    )
 
 
 def hold_out(images: Images, n: int, *, seed: int = 0) -> tuple[Images, Images]:
@@ -194,16 +201,27 @@ def _from_files(
     arrays = []
     for i in keep:
         with image.open(opener(names[i])) as file:
-            if file.mode.startswith("I;16"):  # Pillow's own conversion clips these at 255
-                arrays.append((np.asarray(file) >> 8).astype(np.uint8))
-            else:
-                arrays.append(np.asarray(file.convert("L" if file.mode in ("L", "1") else "RGB")))
+            arrays.append(_pixels(file, names[i]))
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
         raise ValueError(f"the images in {source} must share one size, got {sorted(shapes)[:5]}")
     stacked = np.stack(arrays)
     labels = np.array([classes.index(parents[i]) for i in keep])
-    return _as_images(stacked if stacked.ndim == 4 else stacked[..., None], labels, classes)
+    pixels = stacked if stacked.ndim == 4 else stacked[..., None]
+    return _as_images(pixels, labels, classes, str(source))
+
+
+def _pixels(image: Any, name: str) -> np.ndarray:
+    """uint8 pixels of a Pillow image, of shape (H, W) or (H, W, 3)."""
+    if image.mode[0] not in "IF":
+        return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB"))
+    levels = np.asarray(image)  # Pillow's own conversion clips these at 255
+    if levels.dtype.kind == "f" or levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(
+            f"{name} must have pixels of 8 or 16 bits, got {levels.dtype} from {levels.min():g} to "
+            f"{levels.max():g}"
+        )
+    return (levels >> 8).astype(np.uint8)
 
 
 def _subset(total: int, n: int | None, seed: int) -> np.ndarray:
@@ -218,8 +236,15 @@ def _drawn(total: int, n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(total)[:n]
 
 
-def _as_images(pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Images:
-    """From (n, H, W, C) pixels in 0 to 255."""
+def _as_images(
+    pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], source: str
+) -> Images:
+    """From uint8 pixels of shape (n, H, W, C): of another type, 255 need not be their highest."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 4:
+        raise ValueError(
+            f"{source} must hold uint8 pixels, 0 to 255, of shape (n, H, W, C), got {pixels.dtype} "
+            f"of shape {pixels.shape}"
+        )
     x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
     return Images(x.contiguous(), torch.from_numpy(np.asarray(labels, dtype=np.int64)), classes)
 

@@ -121,6 +121,32 @@ def test_images_of_16_bits_keep_their_grey_levels(tmp_path):
     assert torch.equal(image[0, 0, 0, :4], torch.tensor([0, 1, 128, 255]) / 255)
 
 
+def test_a_16_bit_ppm_keeps_its_grey_levels(tmp_path):
+    """Pillow opens it in mode I, of 32-bit integers."""
+    (tmp_path / "a").mkdir()
+    levels = np.array([0, 257, 128 * 257, 65535], dtype=">u2")
+    (tmp_path / "a" / "x.ppm").write_bytes(b"P5 8 8 65535\n" + np.tile(levels, (8, 2)).tobytes())
+    image = data.image_folder(tmp_path).x
+    assert image.shape == (1, 1, 8, 8)
+    assert torch.equal(image[0, 0, 0, :4], torch.tensor([0, 1, 128, 255]) / 255)
+
+
+@pytest.mark.parametrize(
+    ("file", "pixels"),
+    [
+        ("floats.png", np.full((8, 8), 0.5, dtype=np.float32)),
+        ("wide.png", np.full((8, 8), 70_000, dtype=np.int32)),
+        ("negative.png", np.full((8, 8), -1, dtype=np.int32)),
+    ],
+)
+def test_images_of_other_ranges_are_refused(file, pixels, tmp_path):
+    """A TIFF may be named .png; Pillow goes by what is in it, and clips it at 255."""
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / file, format="tiff")
+    with pytest.raises(ValueError, match=rf"{file} must have pixels of 8 or 16 bits, got"):
+        data.image_folder(tmp_path)
+
+
 def test_what_macos_leaves_in_a_zip_is_no_image(folder, tmp_path):
     archive = write_zip(tmp_path / "mac.zip", folder[0])
     with zipfile.ZipFile(archive, "a") as file:
@@ -321,6 +347,24 @@ def test_cifar10_c_severities_are_told_apart(labels_repeated, tmp_path):
     assert images.classes[6] == "frog"
     mild, strong = (data.cifar10_c(tmp_path, "fog", severity=s, n=3, seed=1) for s in (1, 5))
     assert torch.equal(mild.y, strong.y)  # the same images at every severity
+
+
+@pytest.mark.parametrize(
+    ("pixels", "got"),
+    [
+        (np.ones((40, 8, 8, 3), dtype=np.float32), r"float32 of shape \(8, 8, 8, 3\)"),
+        (np.ones((40, 8, 8, 3), dtype=np.float64), "float64"),
+        (np.ones((40, 8, 8, 3), dtype=np.uint16), "uint16"),
+        (np.ones((40, 8, 8, 3), dtype=np.int64), "int64"),
+        (np.ones((40, 8, 8), dtype=np.uint8), r"uint8 of shape \(8, 8, 8\)"),
+    ],
+)
+def test_arrays_that_divided_by_255_are_no_images_are_refused(pixels, got, tmp_path):
+    np.save(tmp_path / "fog.npy", pixels)
+    np.save(tmp_path / "labels.npy", np.zeros(8, dtype=int))
+    message = rf"fog\.npy must hold uint8 pixels, 0 to 255, of shape \(n, H, W, C\), got {got}"
+    with pytest.raises(ValueError, match=message):
+        data.cifar10_c(tmp_path, "fog")
 
 
 def test_cifar10_c_errors(tmp_path):

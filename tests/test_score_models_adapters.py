@@ -157,7 +157,7 @@ def deepinv_unit_range() -> Case:
         return 2 * net((x_t.float() + 1) / 2, sigma / 2) - 1
 
     denoiser = deepinv_denoiser(net, sigma_range=(0.001, 0.5))
-    return Case(denoiser, reference, sigmas=(0.05, 0.25), half=False)
+    return Case(denoiser, reference, sigmas=(0.05, 0.25))
 
 
 def deepinv_diffunet() -> Case:
@@ -344,7 +344,7 @@ def preconditioned(kind: str, classes: int = 0) -> Case:
     denoiser = PreconditionedDenoiser(
         net, kind=kind, label_dim=classes, class_label=2 if classes else None
     )
-    return Case(denoiser, reference, sigmas=(0.05, 0.25, 1.0, 10.0), half=kind != "vp")
+    return Case(denoiser, reference, sigmas=(0.05, 0.25, 1.0, 10.0))
 
 
 def edm_signature() -> Case:
@@ -604,6 +604,20 @@ def test_a_label_may_be_fixed_given_for_each_image_or_changed():
         denoiser.with_class_label(torch.tensor([1, 2, 3]))(x_t, 0.5)
 
 
+def test_what_is_set_on_a_twin_stays_there():
+    denoiser = PreconditionedDenoiser(Tiny(classes=5), label_dim=5, class_label=1)
+    net, twin = denoiser.net, denoiser.with_class_label(4)
+    assert twin.net is net  # nothing is copied
+    twin.net = Tiny(classes=5)
+    twin.register_buffer("mean", torch.zeros(1))
+    twin.register_parameter("gain", nn.Parameter(torch.ones(1)))
+    twin.register_forward_hook(lambda *_: torch.zeros(1))
+    assert denoiser.net is net
+    assert set(denoiser.state_dict()) == {f"net.{name}" for name in net.state_dict()}
+    x_t = torch.randn(2, 3, 8, 8)
+    assert denoiser(x_t, 0.5).shape == x_t.shape  # the twin's hook is not called
+
+
 @pytest.mark.parametrize("data_range", [(0.0, 1.0), (-0.5, 0.5), (0.0, 255.0)])
 def test_a_data_range_scales_images_and_noise_alike(data_range):
     """A denoiser of Gaussian images on any range is that of the same images on [-1, 1]."""
@@ -654,12 +668,6 @@ class VPSDE:
         (lambda: KDiffusionDenoiser(Tiny(), sigma_range=(1, 2), data_range=(1, 0)), "data_range"),
         (lambda: PreconditionedDenoiser(Tiny(), kind="iddpm"), "kind"),
         (lambda: PreconditionedDenoiser(Tiny(), class_label=1), "class_label"),
-        (
-            lambda: PreconditionedDenoiser(Tiny().bfloat16(), kind="vp")(
-                torch.zeros(1, 3, 8, 8), 0.25
-            ),
-            "float32 weights",
-        ),
         (lambda: deepinv_denoiser(Tiny()), "sigma_range must be given"),
         (
             lambda: score_sde_denoiser(Tiny(), VPSDE(), continuous=True, centered=False),

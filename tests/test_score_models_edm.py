@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
+import math
 import os
 import pickle
 import tracemalloc
@@ -12,6 +14,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 pytest.importorskip("deepinv")
@@ -160,6 +163,44 @@ def test_converted_files_give_the_same_network(small, tmp_path, capsys):
     assert torch.equal(pretrained.denoiser(f"edm:{target}")(X, 0.7), expected)
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    with safetensors.safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_the_configuration_of_a_converted_file_is_valid_json(small, tmp_path):
+    """EDM's own networks have sigma_max = inf, for which JSON has no number."""
+    config, weights = read_snapshot(small)
+    assert config.sigma_range[1] == math.inf
+    path = tmp_path / "model.safetensors"
+    edm_network.save_converted(path, config, weights)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    written = json.loads(metadata_of(path)["config"], parse_constant=refuse)
+    assert written["sigma_range"] == [0.0, None]
+    again, _ = edm_network.load_converted(path)
+    assert again.sigma_range == config.sigma_range
+
+
+def test_files_that_say_infinity_are_still_read(small, tmp_path):
+    config, weights = read_snapshot(small)
+    text = json.dumps(vars(config))
+    assert "Infinity" in text
+    path = tmp_path / "older.safetensors"
+    safetensors.torch.save_file(weights, path, {"format": "scoreopt-edm-1", "config": text})
+    assert edm_network.load_converted(path)[0].sigma_range == config.sigma_range
+
+
+def test_a_configuration_nested_without_end_is_a_plain_error(tmp_path):
+    path = tmp_path / "deep.safetensors"
+    deep = {"format": "scoreopt-edm-1", "config": "[" * 100_000}
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path, deep)
+    with pytest.raises(ValueError, match="no converted EDM network"):
+        edm_network.load_converted(path)
+
+
 def test_a_failed_conversion_leaves_the_old_file(small, tmp_path, monkeypatch, capsys):
     target = tmp_path / "model.safetensors"
     target.write_text("old")
@@ -190,8 +231,6 @@ def test_the_command_line_reports_errors(source, target, message, tmp_path, caps
 
 
 def test_other_safetensors_are_refused(tmp_path):
-    import safetensors.torch
-
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="not written by scoreopt convert-edm"):
@@ -212,10 +251,6 @@ def test_other_safetensors_are_refused(tmp_path):
     ],
 )
 def test_the_configuration_in_a_converted_file_is_checked(change, message, small, tmp_path):
-    import json
-
-    import safetensors.torch
-
     config, weights = read_snapshot(small)
     metadata = vars(config) | {"network": config.network | change}
     path = tmp_path / "altered.safetensors"

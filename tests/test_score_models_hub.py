@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import http.server
 import json
 import os
@@ -16,9 +17,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from edm_snapshots import DDPMPP, SMALL, snapshot, write
 
-from scoreopt_defense import pretrained
-from scoreopt_defense.pretrained import hub
+from scoreopt_defense import cli, pretrained
+from scoreopt_defense.pretrained import edm_network, hub
+from scoreopt_defense.pretrained.edm_pickle import read_snapshot
 
 VP, VE = "edm-cifar10-32x32-uncond-vp", "edm-cifar10-32x32-uncond-ve"
 IMAGENET = "guided-diffusion-imagenet-256-uncond"
@@ -75,7 +78,11 @@ def server(tmp_path, monkeypatch):
         (IMAGENET, 552_814_086, (0.0100005, 157.407)),
     ],
 )
-def test_published_architectures_load_strictly(name, parameters, sigma_range, tmp_path):
+def test_published_architectures_load_strictly(
+    name, parameters, sigma_range, tmp_path, monkeypatch
+):
+    published = dataclasses.replace(hub._PUBLISHED[name], sha256=None)
+    monkeypatch.setitem(hub._PUBLISHED, name, published)
     weights = shapes(name)
     path = tmp_path / "weights.pt"
     torch.save(weights, path)
@@ -188,6 +195,87 @@ def test_weights_may_be_safetensors(tmp_path):
     safetensors.torch.save_file(weights, tmp_path / f"{VP}.safetensors")
     denoiser = pretrained.denoiser(VP, path=tmp_path)
     assert sum(p.numel() for p in denoiser.parameters()) == 55_733_891
+
+
+@pytest.mark.parametrize("file", ["256x256_diffusion_uncond.pt", "renamed.pth", "noname"])
+def test_a_known_checksum_holds_for_a_local_file_too(file, tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / file)
+    with pytest.raises(ValueError, match=r"SHA-256 is not a37c32ff.*\.safetensors"):
+        pretrained.denoiser(IMAGENET, path=tmp_path / file)
+
+
+def test_the_right_file_passes_under_any_name(tmp_path, monkeypatch):
+    torch.save(shapes(VP), tmp_path / "renamed.pth")
+    digest = hashlib.sha256((tmp_path / "renamed.pth").read_bytes()).hexdigest()
+    published = dataclasses.replace(hub._PUBLISHED[VP], sha256=digest)
+    monkeypatch.setitem(hub._PUBLISHED, VP, published)
+    assert pretrained.denoiser(VP, path=tmp_path / "renamed.pth").channels == 3
+
+
+def test_a_conversion_has_a_checksum_of_its_own(tmp_path):
+    """So its names and shapes are what is checked."""
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    pytest.importorskip("deepinv")
+    with pytest.raises(ValueError, match="not the weights of this DiffUNet"):
+        pretrained.denoiser(IMAGENET, path=tmp_path / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def small_snapshots(tmp_path_factory) -> Path:
+    """A network in small; the same under other settings, of the same shapes; and another size."""
+    pytest.importorskip("deepinv")
+    folder = tmp_path_factory.mktemp("snapshots")
+    own = DDPMPP | SMALL
+    write(folder / "own.pkl", snapshot(**own))
+    write(folder / "dropout.pkl", snapshot(**own | {"dropout": 0.3}))
+    write(folder / "data.pkl", snapshot(**own, attributes={"sigma_data": 0.7}))
+    write(folder / "vp.pkl", snapshot("VPPrecond", **own))
+    write(folder / "wide.pkl", snapshot(**own | {"model_channels": 64}))
+    for path in folder.glob("*.pkl"):
+        assert cli.main(["convert-edm", str(path), str(path.with_suffix(".safetensors"))]) == 0
+    return folder
+
+
+@pytest.fixture
+def small_published(small_snapshots, monkeypatch):
+    config, _ = read_snapshot(small_snapshots / "own.pkl")
+    published = dataclasses.replace(
+        hub._PUBLISHED[VP], config=config, build=functools.partial(edm_network.build, config)
+    )
+    monkeypatch.setitem(hub._PUBLISHED, VP, published)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".safetensors"])
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("data", r"sigma_data is 0\.7, published: 0\.5"),
+        ("vp", "beta_d is 19.9, published: None.*kind is 'vp', published: 'edm'"),
+        ("wide", "model_channels is 64, published: 32"),
+    ],
+)
+def test_another_network_does_not_pass_under_a_published_name(
+    file, message, suffix, small_snapshots, small_published
+):
+    path = small_snapshots / (file + suffix)
+    assert pretrained.denoiser(f"edm:{path}").channels == 3  # it is a good network of its own
+    with pytest.raises(ValueError, match=f"is not {VP}: {message}"):
+        pretrained.denoiser(VP, path=path)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".safetensors"])
+@pytest.mark.parametrize("file", ["own", "dropout"])  # dropout is off in a network that is used
+def test_a_snapshot_of_the_published_network_passes(file, suffix, small_snapshots, small_published):
+    path = small_snapshots / (file + suffix)
+    x_t = torch.randn(1, 3, 16, 16)
+    expected = pretrained.denoiser(f"edm:{path}")(x_t, 0.7)
+    assert torch.equal(pretrained.denoiser(VP, path=path)(x_t, 0.7), expected)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".safetensors"])
+def test_an_edm_network_is_not_the_imagenet_model(suffix, small_snapshots):
+    with pytest.raises(ValueError, match=f"holds an EDM network, and {IMAGENET} is none"):
+        pretrained.denoiser(IMAGENET, path=small_snapshots / f"own{suffix}")
 
 
 @pytest.mark.parametrize(

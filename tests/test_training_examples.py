@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 import zipfile
@@ -13,7 +14,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from scoreopt_defense import data
+from scoreopt_defense import ScoreOpt, data, pretrained
+from scoreopt_defense.pretrained.networks import TinyResNet, TinyUNet
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("matplotlib")
@@ -151,10 +153,6 @@ def test_only_training_images_are_read(script, archive, tmp_path, monkeypatch):
 
 
 def test_an_exported_denoiser_carries_its_card(archive, tmp_path, monkeypatch):
-    import json
-
-    from scoreopt_defense.pretrained.networks import TinyUNet
-
     run(monkeypatch, "train_denoiser", archive, tmp_path, "--sigma", "0.1", "2.0")
     tensors, metadata = weights(tmp_path)
     card = json.loads(metadata["card"])
@@ -162,6 +160,49 @@ def test_an_exported_denoiser_carries_its_card(archive, tmp_path, monkeypatch):
     assert card["config"]["widths"] == [4, 6]
     TinyUNet(**card["config"]).load_state_dict(tensors)  # strict: every weight has its place
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+
+
+@every_script
+def test_an_exported_network_loads_by_its_place(script, archive, tmp_path, monkeypatch):
+    run(monkeypatch, script, archive, tmp_path)
+    kind = script.removeprefix("train_")
+    loaded = getattr(pretrained, kind)(f"file:{tmp_path / kind}.safetensors")
+    tensors, metadata = weights(tmp_path)
+    network = {"denoiser": TinyUNet, "classifier": TinyResNet}[kind]
+    expected = network(**json.loads(metadata["card"])["config"]).eval()
+    expected.load_state_dict(tensors)
+    x = torch.rand(2, 3, 8, 8)
+    if kind == "denoiser":
+        assert (loaded.sigma_range, loaded.channels) == ((0.05, 1.0), 3)
+        assert torch.equal(loaded(x, 0.3), expected(x, torch.full((2,), 0.3)))
+        assert ScoreOpt(loaded, steps=1, seed=0)(x).shape == x.shape
+    else:
+        assert torch.equal(loaded(x), expected(x))
+
+
+def test_somebody_elses_classifier_is_defended_by_ones_own_denoiser(archive, tmp_path, monkeypatch):
+    pytest.importorskip("torchattacks")
+    pytest.importorskip("art")
+    pytest.importorskip("recoloradv")
+    import cifar10_third_party as script
+
+    run(monkeypatch, "train_denoiser", archive, tmp_path)
+    torch.save({"state_dict": script.CIFARResNet(8).state_dict()}, tmp_path / "resnet8.th")
+    called = {}
+
+    def record(classifier, purifiers, images, *args, **options):
+        called.update(purifiers, classifier=classifier, images=images)
+
+    monkeypatch.setattr(script, "run", record)
+    monkeypatch.setattr(sys, "argv", [
+        "cifar10_third_party", "--classifier", str(tmp_path / "resnet8.th"), "--images",
+        str(archive), "--denoiser", f"file:{tmp_path}/denoiser.safetensors", "-n", "2",
+        "--device", "cpu",
+    ])  # fmt: skip
+    script.main()
+    purified = called["ScoreOpt-O"](called["images"].x)
+    assert purified.shape == (2, 3, 8, 8)
+    assert called["classifier"](purified).shape == (2, 10)
 
 
 def test_noise_levels_of_training_reach_from_low_to_high():

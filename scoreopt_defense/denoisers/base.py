@@ -42,7 +42,8 @@ class Denoiser(nn.Module, ABC):
         Args:
             x_t: noised images, shape ``(B, C, H, W)``, in [-1, 1] plus noise.
             sigma: noise level on that scale: a number, or one an image, shape ``(B,)`` or
-                ``(B, 1, 1, 1)``.
+                ``(B, 1, 1, 1)``. The values of a tensor on an accelerator are not checked: to read
+                them would make the host wait for the device at every call.
 
         Returns:
             Shape, dtype and device of ``x_t``.
@@ -66,6 +67,12 @@ class Denoiser(nn.Module, ABC):
         levels = torch.as_tensor(sigma, dtype=exact).flatten()
         if len(levels) not in (1, len(x_t)):
             raise ValueError(f"sigma must be one value or {len(x_t)}, got {len(levels)}")
+        if levels.device.type == "cpu":
+            self._check(levels)
+        levels = levels.to(x_t.device).expand(len(x_t)).reshape(-1, 1, 1, 1)
+        return self.denoise(x_t, levels).to(x_t.dtype)
+
+    def _check(self, levels: Tensor) -> None:
         low, high = self.sigma_range
         slack = 1e-6  # rounding of the range's own ends
         if not ((levels >= low * (1 - slack)) & (levels <= high * (1 + slack))).all():
@@ -73,8 +80,6 @@ class Denoiser(nn.Module, ABC):
                 f"sigma must be within [{low:g}, {high:g}], the noise levels this denoiser is "
                 f"valid for, got values from {levels.min():g} to {levels.max():g}"
             )
-        levels = levels.to(x_t.device).expand(len(x_t)).reshape(-1, 1, 1, 1)
-        return self.denoise(x_t, levels).to(x_t.dtype)
 
     @abstractmethod
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from scoreopt_defense.denoisers.base import Denoiser
 from scoreopt_defense.denoisers.data_range import on_data_range
-from scoreopt_defense.denoisers.edm import network_dtype
+from scoreopt_defense.denoisers.edm import EDM_SIGMA_RANGE
 from scoreopt_defense.denoisers.guided_diffusion import GuidedDiffusionDenoiser
+from scoreopt_defense.denoisers.precision import network_precision
 from scoreopt_defense.denoisers.preconditioned import PreconditionedDenoiser
 
 __all__ = [
@@ -57,7 +58,8 @@ def deepinv_denoiser(
                 class_label=class_label,
                 sigma_range=sigma_range,
             )
-        sigma_range = sigma_range or (0.004, 160.0)  # EDM's, on images in [0, 1]
+        low, high = EDM_SIGMA_RANGE  # trained on [0, 1], where the same number is twice the noise
+        sigma_range = sigma_range or (2 * low, 2 * high)
     if sigma_range is None:
         raise ValueError(f"sigma_range must be given: {kind} does not say what it was trained for")
     if class_label is not None:
@@ -83,8 +85,8 @@ class DeepinvDenoiser(Denoiser):
         return on_data_range(self._denoise, x_t, sigma, (0.0, 1.0))
 
     def _denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        dtype = network_dtype(self.net, x_t.dtype)
-        return self.net(x_t.to(dtype), sigma.flatten().to(dtype)).to(sigma.dtype)
+        with network_precision(self.net, x_t, sigma.flatten()) as (x, level):
+            return self.net(x, level).to(sigma.dtype)
 
 
 class DeepinvUNetDenoiser(PreconditionedDenoiser):

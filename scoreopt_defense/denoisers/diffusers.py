@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice
 from scoreopt_defense.denoisers.base import Denoiser
-from scoreopt_defense.denoisers.edm import network_dtype
 from scoreopt_defense.denoisers.labels import ClassConditionalDenoiser
+from scoreopt_defense.denoisers.precision import network_dtype
 from scoreopt_defense.denoisers.vp import DDPMDenoiser
 
 __all__ = ["DiffusersDDPMDenoiser", "DiffusersEDMDenoiser", "diffusers_denoiser"]

@@ -1,19 +1,46 @@
-"""Networks with the EDM signature."""
+"""Networks with the EDM signature, and what EDM fixes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoreopt_defense.denoisers.base import Denoiser
+from scoreopt_defense.denoisers.precision import network_precision
 
-__all__ = ["EDMDenoiser"]
+__all__ = ["EDM_SIGMA_RANGE", "EDMDenoiser", "edm_scalings"]
 
-# Noise levels that EDM trains and samples between: Karras et al., 2022, Table 1.
-_EDM_SIGMA_RANGE = (0.002, 80.0)
+#: Noise levels that EDM samples between, images in [-1, 1]: Karras et al., 2022, Table 1.
+EDM_SIGMA_RANGE = (0.002, 80.0)
+
+
+def edm_scalings(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""EDM's preconditioning of a raw network F.
+
+    .. math:: D_\theta(x_t; \sigma) = c_{skip} x_t + c_{out} F_\theta(c_{in} x_t;\, c_{noise})
+
+    .. math:: c_{skip} = s^2/\rho^2, \quad c_{out} = \sigma s/\rho, \quad c_{in} = 1/\rho, \quad
+              c_{noise} = \tfrac14 \ln\sigma, \qquad \rho^2 = \sigma^2 + s^2
+
+    Args:
+        sigma: noise levels, any shape, above 0, images in [-1, 1].
+        sigma_data: s, the standard deviation of the training images, on the same scale.
+
+    Returns:
+        c_skip, c_out, c_in and c_noise, each of the shape and type of ``sigma``.
+
+    Example:
+        >>> import torch
+        >>> [round(c.item(), 4) for c in edm_scalings(torch.tensor(3.0), 4.0)]
+        [0.64, 2.4, 0.2, 0.2747]
+
+    Reference:
+        Karras et al., NeurIPS 2022, Table 1.
+    """
+    total = (sigma**2 + sigma_data**2).sqrt()
+    return sigma_data**2 / total**2, sigma * sigma_data / total, 1 / total, sigma.log() / 4
 
 
 class EDMDenoiser(Denoiser):
@@ -31,6 +58,7 @@ class EDMDenoiser(Denoiser):
         class_labels: one-hot label of shape ``(1, classes)`` for a class-conditional network.
 
     Example:
+        >>> import torch
         >>> net = lambda x_t, sigma: x_t / (1 + sigma.reshape(-1, 1, 1, 1) ** 2)
         >>> denoiser = EDMDenoiser(net)
         >>> denoiser(torch.ones(2, 3, 8, 8), sigma=1.0).mean().item()
@@ -47,7 +75,7 @@ class EDMDenoiser(Denoiser):
         channels: int | None = None,
         class_labels: Tensor | None = None,
     ) -> None:
-        low, high = _EDM_SIGMA_RANGE
+        low, high = EDM_SIGMA_RANGE
         low = max(low, float(getattr(net, "sigma_min", 0.0)))
         high = min(high, float(getattr(net, "sigma_max", math.inf)))
         super().__init__(
@@ -58,14 +86,7 @@ class EDMDenoiser(Denoiser):
         self.register_buffer("class_labels", class_labels, persistent=False)
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        dtype = network_dtype(self.net, x_t.dtype)
-        args = [x_t.to(dtype), sigma.flatten().to(dtype)]
-        if self.class_labels is not None:
-            args.append(self.class_labels.to(args[0]).expand(len(x_t), -1))
-        return self.net(*args)
-
-
-def network_dtype(net: object, default: torch.dtype) -> torch.dtype:
-    """Type of a network's weights: what its input is cast to."""
-    parameters = net.parameters() if isinstance(net, nn.Module) else iter(())
-    return next((p.dtype for p in parameters if p.is_floating_point()), default)
+        with network_precision(self.net, x_t, sigma.flatten()) as (x, level):
+            if self.class_labels is None:
+                return self.net(x, level)
+            return self.net(x, level, self.class_labels.to(x).expand(len(x), -1))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoreopt_defense.denoisers.base import Denoiser
 from scoreopt_defense.denoisers.data_range import check_data_range, on_data_range
-from scoreopt_defense.denoisers.edm import network_dtype
+from scoreopt_defense.denoisers.precision import network_precision
 
 __all__ = ["KDiffusionDenoiser"]
 
@@ -73,5 +73,5 @@ class KDiffusionDenoiser(Denoiser):
         return on_data_range(self._denoise, x_t, sigma, self.data_range)
 
     def _denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        dtype = network_dtype(self.net, x_t.dtype)
-        return self.net(x_t.to(dtype), sigma.flatten().to(dtype), **self.conditioning)
+        with network_precision(self.net, x_t, sigma.flatten()) as (x, level):
+            return self.net(x, level, **self.conditioning)

@@ -39,9 +39,14 @@ class ClassConditionalDenoiser(Denoiser):
         self.class_label = class_label
 
     def with_class_label(self, class_label: int | Tensor | None) -> Self:
-        """The same network under another label: nothing is copied."""
+        """The same network under another label: no weight is copied, and neither changes the other.
+
+        Moving the network itself, as in ``twin.to(device)``, moves it for both.
+        """
         twin = copy.copy(self)
-        twin.__dict__["class_label"] = class_label
+        tables = ((name, v) for name, v in vars(self).items() if isinstance(v, (dict, set)))
+        twin.__dict__ |= {name: copy.copy(value) for name, value in tables}  # modules, hooks, ...
+        twin.class_label = class_label
         return twin
 
     def labels(self, x: Tensor) -> Tensor | None:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scoreopt_defense._checks import check_choice, check_count
-from scoreopt_defense.denoisers.edm import network_dtype
+from scoreopt_defense.denoisers.edm import EDM_SIGMA_RANGE, edm_scalings
 from scoreopt_defense.denoisers.labels import ClassConditionalDenoiser
+from scoreopt_defense.denoisers.precision import network_precision
 
 __all__ = ["PreconditionedDenoiser", "vp_time"]
 
@@ -48,8 +49,7 @@ class PreconditionedDenoiser(ClassConditionalDenoiser):
         sigma_range, channels: as in :class:`~scoreopt_defense.denoisers.base.Denoiser`.
 
     Raises:
-        ValueError: naming the argument; and, from a call, of kind ``"vp"`` with half-precision
-            weights, in which its times cannot be told apart.
+        ValueError: naming the argument.
 
     Example:
         >>> denoiser = PreconditionedDenoiser(lambda x, c_noise, labels: 0 * x, kind="edm")
@@ -78,7 +78,7 @@ class PreconditionedDenoiser(ClassConditionalDenoiser):
     ) -> None:
         check_choice("kind", kind, ("edm", "vp", "ve"))
         low, high = (vp_sigma(time, beta_d=beta_d, beta_min=beta_min) for time in _VP_TIMES)
-        known = {"edm": (0.002, 80.0), "vp": (low, high), "ve": (0.02, 100.0)}  # Table 1
+        known = {"edm": EDM_SIGMA_RANGE, "vp": (low, high), "ve": (0.02, 100.0)}  # Table 1
         super().__init__(
             sigma_range=sigma_range or known[kind],
             channels=channels,
@@ -96,13 +96,8 @@ class PreconditionedDenoiser(ClassConditionalDenoiser):
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         c_skip, c_out, c_in, c_noise = self.scalings(sigma)
-        dtype = network_dtype(self.net, x_t.dtype)
-        if self.kind == "vp" and dtype.itemsize < 4:
-            raise ValueError(
-                f"a network told times up to {self.steps - 1} must have float32 weights, got "
-                f"{dtype}: use torch.autocast, which leaves the times exact"
-            )
-        residual = self.raw((c_in * x_t).to(dtype), c_noise.flatten().to(dtype))
+        with network_precision(self.net, c_in * x_t, c_noise.flatten()) as (x, time):
+            residual = self.raw(x, time)
         return c_skip * x_t + c_out * residual.to(sigma.dtype)
 
     def raw(self, x: Tensor, c_noise: Tensor) -> Tensor:
@@ -126,8 +121,7 @@ class PreconditionedDenoiser(ClassConditionalDenoiser):
             return one, -sigma, (1 + sigma**2).rsqrt(), (self.steps - 1) * time
         if self.kind == "ve":
             return one, sigma, one, (sigma / 2).log()
-        s, total = self.sigma_data, (sigma**2 + self.sigma_data**2).sqrt()
-        return s**2 / total**2, sigma * s / total, 1 / total, sigma.log() / 4
+        return edm_scalings(sigma, self.sigma_data)
 
 
 def vp_time(sigma: Tensor, *, beta_d: float = 19.9, beta_min: float = 0.1) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoreopt_defense.denoisers.base import Denoiser
 from scoreopt_defense.denoisers.data_range import on_data_range
-from scoreopt_defense.denoisers.edm import network_dtype
+from scoreopt_defense.denoisers.precision import network_dtype
 from scoreopt_defense.denoisers.vp import DDPMDenoiser
 
 __all__ = ["ScoreSDEVEDenoiser", "ScoreSDEVPDenoiser", "score_sde_denoiser"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from scoreopt_defense._checks import check_choice
-from scoreopt_defense.denoisers.edm import network_dtype
 from scoreopt_defense.denoisers.labels import ClassConditionalDenoiser
+from scoreopt_defense.denoisers.precision import network_dtype
 
 __all__ = ["DDPMDenoiser"]
 

@@ -1,4 +1,4 @@
-"""Networks by name: small ones that ship with the package, and published ones.
+"""Networks by name: small ones that ship with the package, published ones, and your own.
 
 The names of ``names("denoiser")`` and ``names("classifier")`` ship with the package and never touch
 the network.
@@ -7,19 +7,15 @@ the network.
 from __future__ import annotations
 
 import hashlib
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import nn
 
 from scoreopt_defense._checks import check_choice
 from scoreopt_defense.denoisers import Denoiser, EDMDenoiser
-from scoreopt_defense.pretrained.networks import TinyResNet, TinyUNet
+from scoreopt_defense.pretrained import trained
 
 __all__ = ["CHECKSUMS", "card", "classifier", "denoiser", "names"]
 
@@ -54,9 +50,11 @@ def denoiser(name: str, *, path: str | Path | None = None) -> Denoiser:
               first use to torch's hub cache, unless ``HF_HUB_OFFLINE`` is set.
             - ``"hf:<id or folder>"`` is a pixel-space diffusers model, such as
               ``"hf:google/ddpm-cifar10-32"``.
-            - ``"edm:<file>"`` is a training of your own: NVIDIA's ``network-snapshot-*.pkl``, which
+            - ``"file:<file>"`` is the ``denoiser.safetensors`` of ``examples/train_denoiser.py``.
+            - ``"edm:<file>"`` is a training in EDM: NVIDIA's ``network-snapshot-*.pkl``, which
               is read without being run, or what ``scoreopt convert-edm`` made of it.
         path: for a name that is downloaded, the file, or the folder that holds it, to load instead.
+            docs/score-models.md says what is checked of it.
 
     Raises:
         ValueError: if the name is unknown or a weight file is damaged or not what it should be.
@@ -67,32 +65,36 @@ def denoiser(name: str, *, path: str | Path | None = None) -> Denoiser:
         >>> denoiser("mnist-tiny").sigma_range
         (0.1, 2.0)
     """
-    if name not in names("denoiser"):
+    if name not in names("denoiser") and not _is_file(name):
         from scoreopt_defense.pretrained import hub
 
         return hub.denoiser(name, path=path)
     if path is not None:
-        raise ValueError(f"path must be None for {name!r}, which ships with the package")
-    weights, about = _load("denoiser", name)
-    net = _restore(TinyUNet(**about["config"]), weights)
+        why = "says where the model is" if _is_file(name) else "ships with the package"
+        raise ValueError(f"path must be None for {name!r}, which {why}")
+    net, about = _load("denoiser", name)
     return EDMDenoiser(net, sigma_range=tuple(about["sigma_range"]))
 
 
 def classifier(name: str) -> nn.Module:
-    """A classifier of images in [0, 1] that ships with the package, in float32 and eval mode.
+    """A classifier of images in [0, 1], on the CPU, in float32 and eval mode, its weights frozen.
 
     Args:
-        name: one of ``names("classifier")``; an unknown name lists them.
+        name: one of ``names("classifier")``, which ship with the package, or ``"file:<file>"`` for
+            the ``classifier.safetensors`` of ``examples/train_classifier.py``; an unknown name
+            lists all.
 
     Raises:
-        ValueError: if the name is unknown or the installed weight file is damaged.
+        ValueError: if the name is unknown or a weight file is damaged or not what it should be.
+        FileNotFoundError: if there is no such file.
 
     Example:
+        >>> import torch
         >>> classifier("mnist-tiny")(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
-    weights, about = _load("classifier", name)
-    return _restore(TinyResNet(**about["config"]), weights)
+    net, _ = _load("classifier", name)
+    return net
 
 
 def card(name: str) -> str:
@@ -101,20 +103,19 @@ def card(name: str) -> str:
     return resources.files(__name__).joinpath(f"cards/{name}.md").read_text()
 
 
-def _load(kind: str, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    check_choice(kind, name, names(kind))
+def _is_file(name: str) -> bool:
+    return name.startswith("file:") and name != "file:"
+
+
+def _load(kind: str, name: str) -> tuple[nn.Module, dict[str, Any]]:
+    if _is_file(name):
+        return trained.load(kind, Path(name.removeprefix("file:")))
+    check_choice(kind, name, [*names(kind), "file:<file>"])
     resource = resources.files(__name__).joinpath(f"weights/{name}-{kind}.safetensors")
-    blob = resource.read_bytes()
-    if hashlib.sha256(blob).hexdigest() != CHECKSUMS[kind][name]:
-        raise ValueError(
-            f"the weights of {kind} {name!r} are truncated or altered ({resource}): reinstall "
-            "scoreopt-defense"
-        )
-    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
-    return safetensors.torch.load(blob), json.loads(header["__metadata__"]["card"])
-
-
-def _restore(net: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
-    net.load_state_dict({name: value.float() if value.is_floating_point() else value
-                         for name, value in weights.items()})  # fmt: skip
-    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    with resources.as_file(resource) as path:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != CHECKSUMS[kind][name]:
+            raise ValueError(
+                f"the weights of {kind} {name!r} are truncated or altered ({path}): reinstall "
+                "scoreopt-defense"
+            )
+        return trained.load(kind, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from scoreopt_defense._optional import optional
 from scoreopt_defense.denoisers.deepinv import DeepinvUNetDenoiser, match_edm_groups
+from scoreopt_defense.denoisers.edm import EDM_SIGMA_RANGE
 
-__all__ = ["EDMConfig", "build", "load_converted", "save_converted"]
+__all__ = ["EDMConfig", "build", "is_converted", "load_converted", "save_converted"]
 
 _FORMAT = "scoreopt-edm-1"
 
@@ -113,13 +115,14 @@ def build(config: EDMConfig, weights: dict[str, Tensor]) -> DeepinvUNetDenoiser:
     net._was_trained_on_minus_one_one = True
     fill(net, weights)
     low, high = config.sigma_range
-    known = {"edm": (0.002, 80.0), "vp": (low, high), "ve": (low, high)}[config.kind]
+    if config.kind == "edm":  # EDM's own networks say (0, inf)
+        low, high = max(low, EDM_SIGMA_RANGE[0]), min(high, EDM_SIGMA_RANGE[1])
     return DeepinvUNetDenoiser(
         match_edm_groups(net),
         kind=config.kind,
         label_dim=config.network["label_dim"],
         channels=config.network["in_channels"],
-        sigma_range=(max(low, known[0]), min(high, known[1])),
+        sigma_range=(low, high),
         **config.preconditioning,
     )
 
@@ -146,7 +149,9 @@ def fill(net: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
 def save_converted(path: str | Path, config: EDMConfig, weights: dict[str, Tensor]) -> None:
     """Write a safetensors file, whole or not at all."""
     path = Path(path)
-    metadata = {"format": _FORMAT, "config": json.dumps(asdict(config.checked()))}
+    low, high = config.checked().sigma_range
+    finite = asdict(config) | {"sigma_range": [low, None if high == math.inf else high]}
+    metadata = {"format": _FORMAT, "config": json.dumps(finite, allow_nan=False)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         safetensors.torch.save_file(
@@ -157,6 +162,12 @@ def save_converted(path: str | Path, config: EDMConfig, weights: dict[str, Tenso
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_converted(path: str | Path) -> bool:
+    """Whether a safetensors file says that :func:`save_converted` wrote it."""
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        return (file.metadata() or {}).get("format") == _FORMAT
 
 
 def load_converted(path: str | Path) -> tuple[EDMConfig, dict[str, Tensor]]:
@@ -173,9 +184,12 @@ def load_converted(path: str | Path) -> tuple[EDMConfig, dict[str, Tensor]]:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise ValueError("it was not written by scoreopt convert-edm")
-            config = EDMConfig(**json.loads(metadata["config"])).checked()
+            fields = json.loads(metadata["config"])
+            low, high = fields["sigma_range"]
+            fields["sigma_range"] = (low, math.inf if high is None else high)  # JSON has no number
+            config = EDMConfig(**fields).checked()
             return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no converted EDM network: {error}") from error
 
 

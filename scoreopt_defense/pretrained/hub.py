@@ -33,12 +33,14 @@ class _Published:
         file: their name in the cache.
         build: the denoiser with these weights.
         sha256: of the file; None where nobody has published one.
+        config: of an EDM network; None for another.
     """
 
     url: str
     file: str
     build: Callable[[dict[str, Tensor]], Denoiser]
     sha256: str | None = None
+    config: EDMConfig | None = None
 
 
 def denoiser(name: str, *, path: str | Path | None = None) -> Denoiser:
@@ -47,13 +49,13 @@ def denoiser(name: str, *, path: str | Path | None = None) -> Denoiser:
     if name in _PUBLISHED:
         published = _PUBLISHED[name]
         file = _download(name, published) if path is None else _local(Path(path), published)
-        return _from_file(file, published)
+        return _from_file(file, name, published)
     if kind not in ("hf", "edm") or not source:
         from scoreopt_defense.pretrained import names
 
         raise ValueError(
             f"denoiser must be one of {names('denoiser') + downloaded_names()}, "
-            f"'hf:<id or folder>' or 'edm:<file>', got {name!r}"
+            f"'hf:<id or folder>', 'file:<file>' or 'edm:<file>', got {name!r}"
         )
     if path is not None:
         raise ValueError(f"path must be None for {name!r}, which says where the model is")
@@ -65,15 +67,15 @@ def downloaded_names() -> list[str]:
     return sorted(_PUBLISHED)
 
 
-def _from_file(file: Path, published: _Published) -> Denoiser:
-    if file.suffix == ".pkl":
-        return _edm(file)
+def _from_file(file: Path, name: str, published: _Published) -> Denoiser:
     try:
-        weights = (
-            safetensors.torch.load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
+        if file.suffix == ".pkl" or _is_converted(file):
+            config, weights = _read_edm(file)
+            _check_config(file, config, name, published)
+        elif file.suffix == ".safetensors":
+            weights = safetensors.torch.load_file(file)
+        else:
+            weights = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
         raise ValueError(
             f"{file} is truncated, altered or no file of weights: delete it and try again "
@@ -84,25 +86,69 @@ def _from_file(file: Path, published: _Published) -> Denoiser:
     return published.build(weights)
 
 
+def _is_converted(file: Path) -> bool:
+    return file.suffix == ".safetensors" and edm_network.is_converted(file)
+
+
+def _check_config(file: Path, config: EDMConfig, name: str, published: _Published) -> None:
+    """What a file says of its network is what the published one is."""
+    if published.config is None:
+        raise ValueError(f"{file} holds an EDM network, and {name} is none")
+    found, expected = _settings(config), _settings(published.config)
+    other = [
+        f"{key} is {found.get(key)!r}, published: {expected.get(key)!r}"
+        for key in sorted(found | expected)
+        if found.get(key) != expected.get(key)
+    ]
+    if other:
+        raise ValueError(
+            f"{file} is not {name}: {'; '.join(other)}. Load it as "
+            f"pretrained.denoiser({f'edm:{file}'!r})"
+        )
+
+
+def _settings(config: EDMConfig) -> dict[str, Any]:
+    """All that a network computes depends on: dropout is off when it is used."""
+    own = {"kind": config.kind, "architecture": config.architecture}
+    every = own | {"sigma_range": config.sigma_range} | config.network | config.preconditioning
+    return {key: value for key, value in every.items() if key not in ("dropout", "label_dropout")}
+
+
 def _edm(file: Path) -> Denoiser:
+    return edm_network.build(*_read_edm(file))
+
+
+def _read_edm(file: Path) -> tuple[EDMConfig, dict[str, Tensor]]:
     read = {".pkl": edm_pickle.read_snapshot, ".safetensors": edm_network.load_converted}
     if file.suffix not in read:
         raise ValueError(f"an EDM network must be a file of kind {sorted(read)}, got {file}")
-    return edm_network.build(*read[file.suffix](file))
+    return read[file.suffix](file)
 
 
 def _local(path: Path, published: _Published) -> Path:
-    """The file itself, or the one of the published name in a folder."""
-    if not path.is_dir():
-        if not path.is_file():
-            raise FileNotFoundError(f"no file or folder at {path}")
-        return path
+    """The file itself, or the one of the published name in a folder; its checksum, if known, holds.
+
+    A conversion, which has another checksum, is told by its suffix.
+    """
+    file = _in_folder(path, published) if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"no file or folder at {path}")
+    if file.suffix not in (".safetensors", ".pkl") and _is_altered(file, published):
+        raise ValueError(
+            f"{file} is truncated or altered: its SHA-256 is not {published.sha256}. If it is a "
+            "conversion of the published file, write it as .safetensors, whose names and shapes "
+            "are checked instead"
+        )
+    return file
+
+
+def _in_folder(folder: Path, published: _Published) -> Path:
     stem = Path(published.file).stem
     for suffix in (".pt", ".safetensors", ".pkl"):
-        if (path / (stem + suffix)).is_file():
-            return path / (stem + suffix)
+        if (folder / (stem + suffix)).is_file():
+            return folder / (stem + suffix)
     raise FileNotFoundError(
-        f"no {published.file}, and no .safetensors or .pkl of that name, in {path}"
+        f"no {published.file}, and no .safetensors or .pkl of that name, in {folder}"
     )
 
 
@@ -127,7 +173,7 @@ def _download(name: str, published: _Published) -> Path:
             raise ConnectionError(
                 f"{name!r} could not be downloaded ({error}): {elsewhere}"
             ) from error
-    if published.sha256 is not None and _sha256(file) != published.sha256:
+    if _is_altered(file, published):
         raise ValueError(
             f"{file} is truncated or altered: its SHA-256 is not {published.sha256}. Delete it, "
             f"then try again, or {elsewhere}"
@@ -140,12 +186,15 @@ def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def _sha256(file: Path) -> str:
+def _is_altered(file: Path, published: _Published) -> bool:
+    """Whether its checksum is known and another."""
+    if published.sha256 is None:
+        return False
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(1 << 24):
             digest.update(chunk)
-    return digest.hexdigest()
+    return digest.hexdigest() != published.sha256
 
 
 def _diffusers(source: str) -> Denoiser:
@@ -194,7 +243,7 @@ def _is_latent(diffusers: Any, source: str) -> bool:
     return any(part in parts for part in ("vae", "vqvae", "movq"))
 
 
-def _cifar10(model_type: str) -> Callable[[dict[str, Tensor]], Denoiser]:
+def _cifar10(name: str, model_type: str) -> _Published:
     config = EDMConfig(
         kind="edm",
         architecture="NCSNpp",
@@ -207,7 +256,12 @@ def _cifar10(model_type: str) -> Callable[[dict[str, Tensor]], Denoiser]:
         preconditioning={"sigma_data": 0.5},
         sigma_range=(0.0, float("inf")),
     )
-    return lambda weights: edm_network.build(config, weights)
+    return _Published(
+        url=f"https://huggingface.co/deepinv/edm/resolve/main/{name}.pt",
+        file=f"{name}.pt",
+        build=lambda weights: edm_network.build(config, weights),
+        config=config,
+    )
 
 
 def _imagenet(weights: dict[str, Tensor]) -> Denoiser:
@@ -219,19 +273,14 @@ def _imagenet(weights: dict[str, Tensor]) -> Denoiser:
     return DiffUNetDenoiser(edm_network.fill(net, weights | own))
 
 
-_DEEPINV_EDM = "https://huggingface.co/deepinv/edm/resolve/main/"
-
 _PUBLISHED = {
-    "edm-cifar10-32x32-uncond-vp": _Published(
-        url=_DEEPINV_EDM + "edm-cifar10-32x32-uncond-vp.pt",
-        file="edm-cifar10-32x32-uncond-vp.pt",
-        build=_cifar10("ddpm"),
-    ),
-    "edm-cifar10-32x32-uncond-ve": _Published(
-        url=_DEEPINV_EDM + "edm-cifar10-32x32-uncond-ve.pt",
-        file="edm-cifar10-32x32-uncond-ve.pt",
-        build=_cifar10("ncsn"),
-    ),
+    **{
+        name: _cifar10(name, model_type)
+        for name, model_type in (
+            ("edm-cifar10-32x32-uncond-vp", "ddpm"),
+            ("edm-cifar10-32x32-uncond-ve", "ncsn"),
+        )
+    },
     "guided-diffusion-imagenet-256-uncond": _Published(
         # OpenAI's own file, whose checksum is known; deepinv's copy of it has another name
         url="https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"

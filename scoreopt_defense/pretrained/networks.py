@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreopt_defense.denoisers.edm import edm_scalings
+
 __all__ = ["TinyResNet", "TinyUNet"]
 
 
@@ -75,7 +77,7 @@ class TinyUNet(nn.Module):
         self.img_channels = channels
         self.sigma_data = sigma_data
         self.multiple = 2 ** len(widths)
-        self.register_buffer("frequencies", 2.0 ** torch.arange(4), persistent=False)
+        self.register_buffer("frequencies", torch.tensor([1.0, 2.0, 4.0, 8.0]), persistent=False)
         self.embed = nn.Sequential(
             nn.Linear(8, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
@@ -93,25 +95,23 @@ class TinyUNet(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        """Denoise ``x_t`` of shape (B, C, H, W), in [-1, 1] plus noise of ``sigma``, shape (B,)."""
+        """Denoise ``x_t`` of shape (B, C, H, W), in [-1, 1] plus noise of ``sigma``, shape (B,).
+
+        The preconditioning is computed in float32 at least, whatever the type of the weights.
+        """
         if x_t.shape[-2] % self.multiple or x_t.shape[-1] % self.multiple:
             raise ValueError(
                 f"image height and width must be multiples of {self.multiple}, "
                 f"got {tuple(x_t.shape[-2:])}"
             )
-        sigma = sigma.reshape(-1, 1, 1, 1)
-        total = (sigma**2 + self.sigma_data**2).sqrt()
-        c_skip, c_out, c_in = (
-            self.sigma_data**2 / total**2,
-            sigma * self.sigma_data / total,
-            1 / total,
-        )
-        residual = self._unet(c_in * x_t, sigma.flatten().log() / 4)
-        return c_skip * x_t + c_out * residual.to(x_t.dtype)
+        sigma = sigma.to(torch.promote_types(sigma.dtype, torch.float32)).reshape(-1, 1, 1, 1)
+        c_skip, c_out, c_in, c_noise = edm_scalings(sigma, self.sigma_data)
+        residual = self._unet((c_in * x_t).to(self.stem.weight.dtype), c_noise.flatten())
+        return c_skip * x_t + c_out * residual.to(sigma.dtype)
 
     def _unet(self, x: Tensor, c_noise: Tensor) -> Tensor:
         phase = math.pi / 2 * c_noise[:, None] * self.frequencies
-        emb = self.embed(torch.cat([phase.cos(), phase.sin()], dim=1))
+        emb = self.embed(torch.cat([phase.cos(), phase.sin()], dim=1).to(x.dtype))
         h = self.stem(F.pixel_unshuffle(x, 2))
         skips = []
         for i, level in enumerate(self.encoder):

@@ -1,0 +1,42 @@
+"""The floating-point types of a network's weights, of its images and of its noise levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["network_dtype", "network_precision"]
+
+
+def network_dtype(net: object, default: torch.dtype) -> torch.dtype:
+    """Type of a network's weights: what its images are cast to."""
+    parameters = net.parameters() if isinstance(net, nn.Module) else iter(())
+    return next((p.dtype for p in parameters if p.is_floating_point()), default)
+
+
+@contextmanager
+def network_precision(net: object, x: Tensor, level: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and noise levels as a network takes them, for as long as it runs.
+
+    Images get the type of its weights. Noise levels get float32 at least: rounded to bfloat16, 0.3
+    is 0.30078. A network with half-precision weights may multiply the two before its first layer,
+    which makes float32 of both, and so it runs under autocast to the type of its weights.
+
+    Args:
+        net: whose weights they are.
+        x: images, shape ``(B, C, H, W)``.
+        level: noise levels or times, as the network is told them, shape ``(B,)``.
+
+    Example:
+        >>> net = nn.Conv2d(3, 3, 1).bfloat16()
+        >>> with network_precision(net, torch.zeros(1, 3, 8, 8), torch.ones(1)) as (x, level):
+        ...     net(x * level).dtype, x.dtype, level.dtype
+        (torch.bfloat16, torch.bfloat16, torch.float32)
+    """
+    dtype = network_dtype(net, x.dtype)
+    exact = torch.promote_types(dtype, torch.float32)
+    with nullcontext() if dtype == exact else torch.autocast(x.device.type, dtype):
+        yield x.to(dtype), level.to(exact)
