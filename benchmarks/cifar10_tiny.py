@@ -53,7 +53,9 @@ def main() -> None:
         "transfer PGD-40, linf 8/255": _batched(linf, x, y),
         "transfer PGD-40, l2 0.5": _batched(l2, x, y),
     }
-    settings = {name: purifier and purifier.extra_repr() for name, purifier in purifiers.items()}
+    settings = {
+        name: purifier and purifier.settings.as_dict() for name, purifier in purifiers.items()
+    }
     about = {"data": args.describe, "images": len(y), "weights": weights(NAME), "seed": args.seed,
              "settings": settings}  # fmt: skip
     with resumed("cifar10_tiny", **about) as rows:

@@ -134,7 +134,7 @@ def one_cost(variant: str, steps: int, how: str) -> None:
         pretrained.denoiser(NAME), **SETTINGS[variant], steps=steps, gradient="exact"
     )
     x = torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    noise = Noise.of_batch(0, purifier.sigma, len(x), 1, shared=False)
+    noise = Noise.of_batch(0, len(x))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.monotonic()
     if how == "exact":

@@ -39,7 +39,7 @@ def run(
         images: what to attack.
         budget: how hard.
         out: folder, made if it is not there.
-        seed: of the attacks' random starts; the purifiers have their own.
+        seed: of the attacks' random starts and, in each cell anew, of the purifiers' noise.
     """
     print(f"{len(images.y)} images, seed {seed}, {budget}")
     print("The paper's budgets are in attacks.py; these are cut to a CPU's minutes.\n")
@@ -53,6 +53,8 @@ def run(
     with tqdm(total=BATCHES * len(cells), unit="batch") as progress:
         for row, name in cells:
             purifier = purifiers[row]
+            if purifier is not None:  # each cell has its own noise, whatever ran before it
+                purifier = purifier.replace(seed=seed)
             model = classifier if purifier is None else DefendedModel(classifier, purifier)
             started = time.monotonic()
             parts, right = [], 0
@@ -77,7 +79,10 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     about = {
         "budget": asdict(budget),
-        "purifiers": {row: _settings(purifier) for row, purifier in purifiers.items()},
+        "purifiers": {
+            row: purifier and {"purifier": type(purifier).__name__, **purifier.settings.as_dict()}
+            for row, purifier in purifiers.items()
+        },
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {"scoreopt_defense": __version__, "torch": torch.__version__},
         "results": results,
@@ -86,11 +91,6 @@ def run(
     last = list(purifiers)[-1]
     _draw(classifier, purifiers[last], images, attacked[last, "PGD+EOT"], out / "purified.png")
     print(f"\nWrote {out / 'results.json'} and {out / 'purified.png'}.")
-
-
-def _settings(purifier: Purifier | None) -> str:
-    """The purifier's own line of its repr, without its networks."""
-    return f"{type(purifier).__name__}({purifier.extra_repr()})" if purifier else "no purifier"
 
 
 def _interval(right: int, total: int) -> list[float]:

@@ -13,6 +13,7 @@ from torch import nn
 from toys import bent, mid_images, smooth_classifier
 
 from scoreopt_defense import DefendedModel, OneShot, PurifierPreprocessor, ScoreOpt
+from scoreopt_defense.gradients import BPDA
 
 EPS = 0.02
 
@@ -39,7 +40,7 @@ def expected(classifier, purifier, x, y):
     purified = purifier(x).requires_grad_()
     loss = F.cross_entropy(classifier(purified), y, reduction="sum")
     upstream = torch.autograd.grad(loss, purified)[0]
-    if purifier.gradient == "bpda":
+    if purifier.gradient == BPDA():
         return upstream
     one_shot, leaf = OneShot.surrogate_of(purifier), x.clone().requires_grad_()
     return torch.autograd.grad(one_shot(leaf), leaf, upstream)[0]
