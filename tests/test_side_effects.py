@@ -186,6 +186,19 @@ def test_a_model_in_training_mode_stays_there_and_is_warned_about():
     assert prior.net.training
 
 
+@pytest.mark.parametrize("max_batch", [None, 3])
+def test_a_classifier_in_training_mode_sees_each_image_once(max_batch):
+    """A checkpointed chunk runs twice, which updated batch normalisation twice."""
+    norm = nn.BatchNorm2d(3)
+    classifier = nn.Sequential(norm, nn.Flatten(), nn.Linear(192, 4)).train()
+    prior = EDMDenoiser(Prior().eval())
+    with pytest.warns(UserWarning, match="training mode"):
+        model = DefendedModel(classifier, OneShot(prior, sigma=0.3, max_batch=max_batch))
+    F.cross_entropy(model(mid_images(dtype=torch.float32)), labels()).backward()
+    assert norm.num_batches_tracked == (1 if max_batch is None else 2)
+    assert norm.weight.grad is not None
+
+
 def test_an_attack_librarys_train_does_not_reach_the_networks():
     model = build()
     model.train()
