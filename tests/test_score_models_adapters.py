@@ -520,6 +520,7 @@ def test_autocast_and_half_precision_weights_pass_through(name, dtype):
     with torch.no_grad():
         expected = it.denoiser(x_t, it.sigmas[1])
         tolerance = half_rounding(dtype, it.denoiser, (expected - x_t).abs().max())
+        tolerance += rounding(dtype, 1, x_t.abs().max())  # some are given, or give, the image in it
         with torch.autocast("cpu", dtype):
             d = it.denoiser(x_t, it.sigmas[1])
         assert d.dtype == torch.float32
