@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import adam_rounding, rounding
 from torch import nn
 from toys import bent, labels, mid_images, smooth_classifier
 
@@ -28,6 +29,10 @@ from art.estimators.classification import PyTorchClassifier
 
 X, Y = mid_images(dtype=torch.float32), labels()
 ONE_HOT = np.eye(4, dtype=np.float32)[Y]
+
+# Images by two routes, in batches of other sizes: two steps of Adam at 0.01. The toy classifier and
+# its gradient pass such a difference on with a gain below 1, relative to the largest gradient.
+IMAGES = adam_rounding(torch.float32, lr=0.01, steps=2, pixels=X.numel())
 
 
 class Gamma(PreprocessorPyTorch):
@@ -117,7 +122,7 @@ def test_predict(chain, images):
     got = chain(purifier()).predict(X.numpy(), batch_size=3)
     want = smooth_classifier(torch.float32)(images(X, purifier())).detach().numpy()
     assert isinstance(got, np.ndarray)
-    np.testing.assert_allclose(got, want, atol=1e-5)
+    np.testing.assert_allclose(got, want, rtol=0, atol=IMAGES)
 
 
 @every_chain
@@ -128,7 +133,7 @@ def test_loss_gradient(chain, images, mode):
     want = gradient_by_hand(images, p, lambda z: F.cross_entropy(z, Y, reduction="sum"))
     assert isinstance(got, np.ndarray)
     assert np.abs(want).max() > 1e-3
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got, want, rtol=0, atol=IMAGES * np.abs(want).max())
 
 
 @every_chain
@@ -139,7 +144,7 @@ def test_class_gradient(chain, images, mode):
     assert got.shape == (4, 4, 3, 8, 8)
     for k in range(4):
         want = gradient_by_hand(images, p, lambda z, k=k: z[:, k].sum())
-        np.testing.assert_allclose(got[:, k], want, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(got[:, k], want, rtol=0, atol=IMAGES * np.abs(want).max())
 
 
 def test_numpy_preprocessors_chain_with_it_call_by_call():
@@ -148,7 +153,7 @@ def test_numpy_preprocessors_chain_with_it_call_by_call():
     squeezed, y = squeezing(X.numpy(), ONE_HOT)
     purified, y = defence(squeezed, y)
     want = purifier()(squeeze(X))
-    np.testing.assert_allclose(purified, want.numpy(), atol=1e-6)
+    np.testing.assert_allclose(purified, want.numpy(), rtol=0, atol=IMAGES)
     np.testing.assert_array_equal(y, ONE_HOT)
 
     upstream = torch.randn(X.shape)
@@ -157,7 +162,7 @@ def test_numpy_preprocessors_chain_with_it_call_by_call():
     )
     leaf = X.clone().requires_grad_()
     want = torch.autograd.grad(purifier()(squeeze(leaf)), leaf, upstream)[0]
-    np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=IMAGES * want.abs().max())
 
 
 def test_class_gradient_of_given_labels():
@@ -165,8 +170,9 @@ def test_class_gradient_of_given_labels():
     every = model.class_gradient(X.numpy())
     one = model.class_gradient(X.numpy(), label=2)
     each = model.class_gradient(X.numpy(), label=Y.numpy())
-    np.testing.assert_allclose(one[:, 0], every[:, 2], atol=1e-6)
-    np.testing.assert_allclose(each[:, 0], every[np.arange(4), Y.numpy()], atol=1e-6)
+    close = {"rtol": 0, "atol": IMAGES * np.abs(every).max()}
+    np.testing.assert_allclose(one[:, 0], every[:, 2], **close)
+    np.testing.assert_allclose(each[:, 0], every[np.arange(4), Y.numpy()], **close)
 
 
 @pytest.mark.parametrize("mode", ["one-shot", "bpda"])
@@ -177,7 +183,7 @@ def test_estimate_gradient_is_the_backward_pass(mode):
     leaf = X.clone().requires_grad_()
     purifier(gradient=mode)(leaf).backward(upstream)
     want = leaf.grad.numpy()
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got, want, rtol=0, atol=IMAGES * np.abs(want).max())
     assert isinstance(got, np.ndarray)
 
 
@@ -187,7 +193,7 @@ def test_estimate_gradient_of_several_classes_at_once():
     got = defence.estimate_gradient(X.numpy(), upstream)
     for k in range(3):
         want = defence.estimate_gradient(X.numpy(), upstream[:, k])
-        np.testing.assert_allclose(got[:, k], want, atol=1e-6)
+        np.testing.assert_allclose(got[:, k], want, rtol=0, atol=IMAGES * np.abs(want).max())
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -197,7 +203,8 @@ def test_a_call_takes_and_gives_numpy_and_leaves_labels_alone(dtype):
     assert isinstance(purified, np.ndarray)
     assert purified.dtype == dtype
     np.testing.assert_array_equal(y, Y.numpy())
-    np.testing.assert_allclose(purified, purifier()(torch.from_numpy(x)).numpy(), atol=1e-6)
+    want = purifier()(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(purified, want, rtol=0, atol=IMAGES)
     assert PurifierPreprocessor(purifier())(x)[1] is None
 
 
@@ -274,7 +281,7 @@ def test_attacks_keep_their_budget_and_lower_the_confidence(attack, deterministi
     right = model.predict(x.numpy()).argmax(1)
     adversarial = attack(model).generate(x.numpy(), right)
 
-    assert np.abs(adversarial - x.numpy()).max() <= EPS + 1e-6
+    assert np.abs(adversarial - x.numpy()).max() <= EPS + rounding(torch.float32, 2)
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1
     judge = estimator(PurifierPreprocessor(purifier()))

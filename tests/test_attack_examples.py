@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import rounding
 from toys import bent, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, ScoreOpt
@@ -53,7 +54,7 @@ def test_each_attack_keeps_its_budget_and_raises_the_loss_of_what_it_attacks(
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1
     if name != "StAdv":  # it moves pixels about instead
-        assert (adversarial - x).abs().max() <= BUDGET.eps + 1e-5
+        assert (adversarial - x).abs().max() <= BUDGET.eps + rounding(torch.float32, 2)
     with torch.no_grad():
         assert F.cross_entropy(judge(adversarial), y) > F.cross_entropy(judge(x), y)
 

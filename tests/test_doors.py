@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import adam_rounding, rounding
 from torch import nn
 from toys import bent, mid_images, smooth_classifier
 
@@ -16,6 +17,10 @@ from scoreopt_defense import DefendedModel, OneShot, PurifierPreprocessor, Score
 from scoreopt_defense.gradients import BPDA
 
 EPS = 0.02
+
+# Purified images by two routes: two steps of Adam at 0.01 on four images of 192 numbers. The toy
+# classifier and its gradient pass it on with a gain below 1, relative to the largest gradient.
+IMAGES = adam_rounding(torch.float32, lr=0.01, steps=2, pixels=4 * 192)
 
 
 @pytest.fixture
@@ -104,7 +109,7 @@ def test_the_same_gradient_comes_through(door, mode, classifier, x, y):
     want = expected(classifier, purifier_of(mode), x, y)
     got = door(classifier, purifier_of(mode), x, y)
     assert want.abs().max() > 1e-3
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(got, want, rtol=0, atol=IMAGES * want.abs().max().item())
 
 
 def test_the_two_modes_differ(classifier, x, y):
@@ -127,10 +132,11 @@ def test_a_step_of_torchattacks_goes_along_its_sign(attack, mode, classifier, x,
     }
     size = {"FGSM": EPS, "PGD": EPS / 4}[attack]
     got = steps[attack](DefendedModel(classifier, purifier_of(mode)))(x, y)
-    clear = gradient.abs() > 1e-5  # elsewhere rounding may turn a sign
+    clear = gradient.abs() > 2 * IMAGES * gradient.abs().max()  # elsewhere a sign may turn
     assert clear.float().mean() > 0.95
     want = x + size * gradient.sign()
-    torch.testing.assert_close(got[clear], want[clear], rtol=0, atol=1e-6)
+    # a sum or two of numbers below 1
+    torch.testing.assert_close(got[clear], want[clear], rtol=0, atol=rounding(torch.float32, 2))
 
 
 @pytest.mark.parametrize("steps", [2, 5])
@@ -142,7 +148,8 @@ def test_torchattacks_pgd_is_pgd_written_by_hand(steps, classifier, x, y):
     for _ in range(steps):
         gradient = by_autograd(classifier, model.purifier, want, y)
         want = (x + (want + EPS / 4 * gradient.sign() - x).clamp(-EPS, EPS)).clamp(0, 1)
-    moved_alike = ((got - want).abs() < 1e-6).float().mean()
+    # some sums of numbers below 1 a step
+    moved_alike = ((got - want).abs() < rounding(torch.float32, 4 * steps)).float().mean()
     assert moved_alike > 0.99  # a sign at a vanishing gradient may differ
 
 
@@ -165,11 +172,12 @@ def test_predictions_agree_too(classifier, x):
     classification = pytest.importorskip("art.estimators.classification")
     want = classifier(purifier_of("bpda")(x)).detach()
     model = DefendedModel(classifier, purifier_of("bpda"))
-    torch.testing.assert_close(model(x).detach(), want)
+    close = {"rtol": 0, "atol": IMAGES}
+    torch.testing.assert_close(model(x).detach(), want, **close)
     through_foolbox = foolbox.PyTorchModel(model, bounds=(0, 1), device=torch.device("cpu"))(x)
-    torch.testing.assert_close(through_foolbox.detach(), want)
+    torch.testing.assert_close(through_foolbox.detach(), want, **close)
     estimator = classification.PyTorchClassifier(
         classifier, nn.CrossEntropyLoss(), (3, 8, 8), 4, clip_values=(0, 1),
         preprocessing_defences=[PurifierPreprocessor(purifier_of("bpda"))], device_type="cpu",
     )  # fmt: skip
-    np.testing.assert_allclose(estimator.predict(x.numpy(), batch_size=3), want, atol=1e-5)
+    np.testing.assert_allclose(estimator.predict(x.numpy(), batch_size=3), want, **close)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import adam_rounding, rounding
 from torch import nn
 from toys import bent, labels, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, ScoreOpt
 
 torchattacks = pytest.importorskip("torchattacks")
+
+
+# Images by two routes, in batches of other sizes: one step of Adam at 0.01 on up to 15 repeats.
+IMAGES = adam_rounding(torch.float64, lr=0.01, steps=1, pixels=15 * 4 * 192)
 
 
 def defended(dtype=torch.float64, **settings):
@@ -26,13 +31,14 @@ def test_it_is_the_mean_of_the_replicates_logits(samples, votes, x):
     twin = defended(seed=4)
     purified = twin.purifier(x, samples=samples * votes)
     replicates = twin.classifier(purified).reshape(samples * votes, len(x), -1)
-    torch.testing.assert_close(got, replicates.mean(0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(got, replicates.mean(0), rtol=0, atol=IMAGES)
 
 
 def test_repeats_are_independent_and_the_first_is_the_single_call(x):
     purifier = defended().purifier
     twice = purifier(x, seed=3, samples=2)
-    assert torch.equal(twice[:4], purifier(x, seed=3))
+    # not bit for bit: a library may sum otherwise in a batch of another size
+    torch.testing.assert_close(twice[:4], purifier(x, seed=3), rtol=0, atol=IMAGES)
     assert (twice[4:] - twice[:4]).abs().max() > 0.01
 
 
@@ -63,7 +69,9 @@ def test_it_wraps_any_randomised_module_and_calls_it_once(x):
     assert net.calls == [24]
     torch.manual_seed(2)
     replicates = net(x.repeat(6, 1, 1, 1)).reshape(6, 4, 5)
-    torch.testing.assert_close(got, replicates.mean(0), rtol=0, atol=1e-12)
+    # a mean of six, of numbers below 8
+    tolerance = rounding(torch.float64, 6, 8)
+    torch.testing.assert_close(got, replicates.mean(0), rtol=0, atol=tolerance)
 
 
 def test_its_modes_do_not_reach_the_model():
@@ -108,9 +116,9 @@ def test_torchattacks_run_on_it_within_their_budget_and_lower_the_confidence(att
 
     distance = adversarial - x
     if request.node.callspec.id == "PGDL2":
-        assert distance.flatten(1).norm(dim=1).max() <= 1.0 + 1e-5
+        assert distance.flatten(1).norm(dim=1).max() <= 1.0 + rounding(torch.float32, 4 + 192**0.5)
     else:
-        assert distance.abs().max() <= EPS + 1e-6
+        assert distance.abs().max() <= EPS + rounding(torch.float32, 2)
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1
     judge = EOT(defended(torch.float32, seed=1), 32)
@@ -123,5 +131,5 @@ def test_a_black_box_attack_needs_no_gradient():
     x, y = mid_images(dtype=torch.float32), labels()
     model = defended(torch.float32, gradient="none")
     attack = torchattacks.SPSA(model, eps=EPS, delta=0.01, nb_iter=2, nb_sample=4, max_batch_size=4)
-    assert (attack(x, y) - x).abs().max() <= EPS + 1e-6
+    assert (attack(x, y) - x).abs().max() <= EPS + rounding(torch.float32, 2)
     assert (attack(x, y) - x).abs().max() > 0

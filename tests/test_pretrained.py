@@ -8,6 +8,7 @@ from importlib import resources
 
 import pytest
 import torch
+from tolerances import depth_of, rounding
 
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, data, pretrained
 
@@ -143,7 +144,11 @@ def test_neither_network_mixes_images(classifier, denoiser, digits):
     x = digits.x[:6]
     with torch.no_grad():
         for net in (classifier, lambda x: denoiser(2 * x - 1, 0.5)):
-            torch.testing.assert_close(net(x)[:2], net(x[:2]), rtol=1e-4, atol=1e-4)
+            together, alone = net(x)[:2], net(x[:2])
+            # a batch of another size may be summed otherwise, in every layer
+            depth = depth_of(classifier if net is classifier else denoiser)
+            tolerance = rounding(torch.float32, depth, max(1.0, alone.abs().max()))
+            torch.testing.assert_close(together, alone, rtol=0, atol=tolerance)
 
 
 def test_images_of_a_size_it_cannot_halve_are_refused(denoiser):
@@ -167,7 +172,7 @@ def test_scoreopt_recovers_most_of_what_a_transferred_attack_took(
     preset, classifier, denoiser, attacked
 ):
     images, adversarial = attacked
-    assert (adversarial - images.x).abs().max() <= EPS + 1e-6
+    assert (adversarial - images.x).abs().max() <= EPS + rounding(torch.float32, 2)
     assert accuracy(classifier, adversarial, images.y) < 0.1
     model = DefendedModel(classifier, ScoreOpt.from_preset(preset, denoiser, seed=0))
     assert accuracy(model, images.x, images.y) > 0.85

@@ -18,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 from edm_snapshots import DDPMPP, SMALL, snapshot, write
+from tolerances import depth_of, everything_in_float64, rounding
 
 from scoreopt_defense import cli, pretrained
 from scoreopt_defense.pretrained import edm_network, hub
@@ -90,7 +91,7 @@ def test_published_architectures_load_strictly(
     denoiser = pretrained.denoiser(name, path=path)
     assert torch.equal(state, torch.random.get_rng_state())
     assert sum(p.numel() for p in denoiser.parameters()) == parameters
-    assert denoiser.sigma_range == pytest.approx(sigma_range, rel=1e-4)
+    assert denoiser.sigma_range == pytest.approx(sigma_range, rel=1e-5)  # six digits
     assert denoiser.channels == 3
     assert not any(p.is_meta for p in [*denoiser.parameters(), *denoiser.buffers()])
     assert not any(p.requires_grad or p.dtype != torch.float32 for p in denoiser.parameters())
@@ -116,12 +117,21 @@ def test_the_papers_cifar10_models_are_deepinvs(name, kind, tmp_path):
             if parameter.ndim == 4:
                 parameter.normal_(0, 0.03)
     torch.save(net.state_dict(), tmp_path / f"{name}.pt")
-    denoiser = pretrained.denoiser(name, path=tmp_path)
-    x_t = torch.randn(1, 3, 32, 32)
-    with torch.no_grad():
+    denoiser = pretrained.denoiser(name, path=tmp_path).double()
+    net.double()  # in float32 the rounding of so many layers would hide a small mistake
+    with everything_in_float64(), torch.no_grad():
+        x_t = torch.randn(1, 3, 8, 8)
+        tolerance = told_times(denoiser, x_t)
         for sigma in (0.25, 2.0):
             expected = 2 * net((x_t + 1) / 2, sigma / 2) - 1
-            assert (denoiser(x_t, sigma) - expected).abs().max() < 1e-5
+            assert (denoiser(x_t, sigma) - expected).abs().max() <= tolerance
+            assert (denoiser(x_t, 1.001 * sigma) - expected).abs().max() > 1e5 * tolerance
+
+
+def told_times(denoiser, x_t) -> float:
+    """Two routes in float64: the layers, a dozen roundings around them, and a time up to 1,000,
+    whose rounding its sine takes on."""
+    return rounding(torch.float64, 16 + depth_of(denoiser) + 1000, max(1.0, x_t.abs().max()))
 
 
 # --- downloads ----------------------------------------------------------------------------------
@@ -366,14 +376,15 @@ def test_diffusers_folders_of_every_layout_load(layout, pipeline):
     assert not any(p.requires_grad for p in denoiser.parameters())
     t = 200
     abar = pipe.scheduler.alphas_cumprod[t].double()
-    x_t = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        z = abar.sqrt().float() * x_t
+    denoiser.double(), pipe.unet.double()
+    with everything_in_float64(), torch.no_grad():
+        x_t = torch.randn(2, 3, 32, 32)
+        z = abar.sqrt() * x_t
         pipe.scheduler.config.clip_sample = False
         eps = pipe.unet(z, t).sample
         expected = (z - (1 - abar).sqrt() * eps) / abar.sqrt()
         d = denoiser(x_t, ((1 - abar) / abar).sqrt().item())
-    assert (d - expected).abs().max() < 1e-5
+    assert (d - expected).abs().max() <= told_times(denoiser, x_t)
 
 
 def test_another_scheduler_is_recognised_by_its_file(pipeline):
@@ -446,5 +457,7 @@ def test_an_id_in_the_cache_needs_no_network(hub_cache, pipeline):
     (repository / "refs" / "main").write_text("0" * 40)
     denoiser = pretrained.denoiser("hf:google/ddpm-cifar10-32")
     expected = pretrained.denoiser(f"hf:{folder}")
-    x_t = torch.randn(1, 3, 32, 32)
-    assert torch.equal(denoiser(x_t, 0.5), expected(x_t, 0.5))
+    weights, again = expected.state_dict(), denoiser.state_dict()
+    assert weights.keys() == again.keys()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert torch.equal(denoiser.log_sigmas, expected.log_sigmas)
