@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import rounding
 from torch import Tensor, nn
 from toys import bent, mid_images, smooth_classifier
 
@@ -56,6 +57,12 @@ def gradient_of(purified: Tensor, x: Tensor) -> Tensor:
     return torch.autograd.grad((weight * purified).sum() + purified.square().sum(), x)[0]
 
 
+def assert_same_gradient(found: Tensor, expected: Tensor) -> None:
+    """Up to 12 Adam steps of 64 roundings; the smallest of 768 gradients counts (tolerances.py)."""
+    tolerance = rounding(torch.float64, 64 * 12, 768 * expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
 def label_of(settings: dict) -> str:
     return "-".join(str(value) for value in settings.values())
 
@@ -65,18 +72,17 @@ def test_equals_naive_autograd_and_keeps_the_value(settings: dict) -> None:
     purifier, x = purifier_of(settings), mid_images().requires_grad_()
     purified = purifier(x, seed=1)
     assert torch.equal(purified, purifier.with_gradient("bpda")(x, seed=1))
-    expected = gradient_of(naive(purifier, x, 1), x)
-    torch.testing.assert_close(gradient_of(purified, x), expected, rtol=1e-9, atol=1e-9)
+    assert_same_gradient(gradient_of(purified, x), gradient_of(naive(purifier, x, 1), x))
 
 
 @pytest.mark.parametrize("variant", ["O", "N"])
 def test_equals_naive_autograd_over_20_float32_steps(variant: str) -> None:
-    settings = {"variant": variant, "sigma": 0.3}
+    settings = {"variant": variant, "sigma": 0.3, "optimizer": "sgd"}  # Adam magnifies rounding
     purifier = purifier_of(settings, dtype=torch.float32, steps=20)
     x = mid_images(dtype=torch.float32).requires_grad_()
     expected = gradient_of(naive(purifier, x, 1), x)
     found = gradient_of(purifier(x, seed=1), x)
-    assert (found - expected).norm() <= 1e-3 * expected.norm()
+    assert (found - expected).norm() <= rounding(torch.float32, 64 * 20, expected.norm())
 
 
 @pytest.mark.parametrize(
@@ -146,8 +152,8 @@ def test_votes_eot_and_chunks_are_the_mean_over_repetitions(y: Tensor) -> None:
     rows = (purifier.purify(2 * x.repeat(4, 1, 1, 1) - 1, noise) + 1) / 2
     logits = classifier(rows).reshape(4, len(x), -1).mean(0)
     (expected,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(chunked, expected, rtol=1e-9, atol=1e-12)
+    assert_same_gradient(found, expected)
+    assert_same_gradient(chunked, expected)
 
 
 def test_arrives_through_every_door(y: Tensor) -> None:
@@ -155,12 +161,15 @@ def test_arrives_through_every_door(y: Tensor) -> None:
     foolbox = pytest.importorskip("foolbox")
     ep = pytest.importorskip("eagerpy")
     classification = pytest.importorskip("art.estimators.classification")
-    purifier = ScoreOpt(bent(torch.float32), steps=3, lr=0.02, gradient="exact", deterministic=True)
+    purifier = ScoreOpt(bent(torch.float32), steps=3, lr=0.02, gradient="exact", deterministic=True,
+        optimizer="sgd",
+    )  # fmt: skip
     classifier, x = smooth_classifier(torch.float32), mid_images(dtype=torch.float32)
     model = DefendedModel(classifier, purifier)
     exact = input_gradient(model, x, y)
     assert not torch.allclose(exact, input_gradient(model.with_gradient("one-shot"), x, y))
-    close = {"rtol": 1e-3, "atol": 1e-6}
+    # three steps of 64 roundings, whose condition is 10 at most without Adam
+    close = {"rtol": 0, "atol": rounding(torch.float32, 64 * 3, 10 * exact.abs().max())}
 
     estimator = classification.PyTorchClassifier(
         classifier, nn.CrossEntropyLoss(reduction="sum"), (3, 8, 8), 4, clip_values=(0, 1),

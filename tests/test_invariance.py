@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from tolerances import adam_rounding, rounding
 from toys import BentNet, bent, gaussian, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt
@@ -24,6 +25,8 @@ PURIFIERS = {
     ),
     "one-shot": lambda prior, **kw: OneShot(prior, sigma=(0.2, 0.4), **kw),
 }
+# Up to 3 repetitions and 4 steps.
+TOLERANCE = adam_rounding(torch.float64, lr=0.02, steps=4, pixels=3 * 768)
 every_purifier = pytest.mark.parametrize("make", PURIFIERS.values(), ids=PURIFIERS.keys())
 
 
@@ -33,17 +36,17 @@ def test_the_rest_of_the_batch(make, x):
     purifier, others = make(bent()), torch.rand_like(x)
     others[1] = x[1]
     together, elsewhere = purifier(x, seed=3), purifier(others, seed=3)
-    torch.testing.assert_close(together[1], elsewhere[1], rtol=0, atol=1e-12)
-    torch.testing.assert_close(together[:2], purifier(x[:2], seed=3), rtol=0, atol=1e-12)
+    torch.testing.assert_close(together[1], elsewhere[1], rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(together[:2], purifier(x[:2], seed=3), rtol=0, atol=TOLERANCE)
 
 
 @every_purifier
 def test_the_place_in_the_batch_if_deterministic(make, x):
     purifier = make(bent(), deterministic=True)
     whole = purifier(x)
-    torch.testing.assert_close(purifier(x.flip(0)).flip(0), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(purifier(x.flip(0)).flip(0), whole, rtol=0, atol=TOLERANCE)
     for i in range(len(x)):
-        torch.testing.assert_close(purifier(x[i : i + 1])[0], whole[i], rtol=0, atol=1e-12)
+        torch.testing.assert_close(purifier(x[i : i + 1])[0], whole[i], rtol=0, atol=TOLERANCE)
 
 
 @every_purifier
@@ -64,7 +67,7 @@ def test_the_chunk_size(make, samples, size, x):
     assert torch.equal(make(gaussian())(x, seed=3, samples=samples, max_batch=size), whole)
     through_a_network = make(bent(), max_batch=size)(x, seed=3, samples=samples)
     torch.testing.assert_close(
-        through_a_network, make(bent())(x, seed=3, samples=samples), rtol=0, atol=1e-12
+        through_a_network, make(bent())(x, seed=3, samples=samples), rtol=0, atol=TOLERANCE
     )
 
 
@@ -112,7 +115,7 @@ def test_a_defended_model_runs_in_inference_mode(classifier, x):
     model = DefendedModel(classifier, PURIFIERS["ScoreOpt-N"](bent(), max_batch=3), votes=2)
     want = model(x, seed=3)
     with torch.inference_mode():
-        torch.testing.assert_close(model(x, seed=3), want.detach(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(model(x, seed=3), want.detach(), rtol=0, atol=TOLERANCE)
 
 
 @every_purifier
@@ -256,7 +259,8 @@ def test_single_precision(make, x):
     double = make(bent(torch.float64))(x, seed=3)
     single = make(bent(torch.float32))(x.float(), seed=3)
     assert single.dtype == torch.float32
-    # Adam divides by the gradient's size, which amplifies rounding where that is small
+    # Adam divides by the gradient's size: of normal gradients, one in 500 is so small that its
+    # float32 rounding moves the step by more than this, and 1 % are allowed
     assert ((single - double).abs() < 1e-4).float().mean() > 0.99
 
 
@@ -265,7 +269,9 @@ def test_single_precision_without_adam(sigma, x):
     settings = {"steps": 3, "lr": 0.01, "sigma": sigma, "optimizer": "sgd"}
     double = ScoreOpt(bent(torch.float64), **settings)(x, seed=3)
     single = ScoreOpt(bent(torch.float32), **settings)(x.float(), seed=3)
-    torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        single.double(), double, rtol=0, atol=rounding(torch.float32, 32 * 3, 2)
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -274,7 +280,7 @@ def test_the_device(make, x):
     on_cpu = make(bent())(x, seed=3)
     on_gpu = make(bent()).cuda()(x.cuda(), seed=3)
     assert on_gpu.is_cuda
-    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-8)
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=TOLERANCE)
 
 
 def test_seeds_of_every_size_are_taken():
