@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,7 @@ def run(
     out: Path,
     *,
     seed: int = 0,
+    passes: int | None = None,
 ) -> None:
     """Attack each defence and write ``results.json`` and ``purified.png`` to ``out``.
 
@@ -40,7 +42,12 @@ def run(
         budget: how hard.
         out: folder, made if it is not there.
         seed: of the attacks' random starts and, in each cell anew, of the purifiers' noise.
+        passes: how many passes of the bare network over these images the whole took when it was
+            measured, from which the time here is foretold.
     """
+    started_at, one_pass = time.monotonic(), _seconds_of_a_pass(purifiers, images)
+    if passes:
+        print(f"About {passes * one_pass / 60:.1f} minutes on this machine.")
     print(f"{len(images.y)} images, seed {seed}, {budget}")
     print("The paper's budgets are in attacks.py; these are cut to a CPU's minutes.\n")
     cells = [
@@ -77,7 +84,10 @@ def run(
             )  # fmt: skip
     _print_table(results, list(purifiers))
     out.mkdir(parents=True, exist_ok=True)
+    seconds = time.monotonic() - started_at
     about = {
+        "seconds": round(seconds, 1),
+        "passes of the bare network": round(seconds / one_pass),
         "budget": asdict(budget),
         "purifiers": {
             row: purifier and {"purifier": type(purifier).__name__, **purifier.settings.as_dict()}
@@ -91,6 +101,19 @@ def run(
     last = list(purifiers)[-1]
     _draw(classifier, purifiers[last], images, attacked[last, "PGD+EOT"], out / "purified.png")
     print(f"\nWrote {out / 'results.json'} and {out / 'purified.png'}.")
+
+
+def _seconds_of_a_pass(purifiers: dict[str, Purifier | None], images: Images) -> float:
+    """The denoiser's forward pass and input gradient on all images, one batch after the other."""
+    denoiser = next(p.denoiser for p in purifiers.values() if p is not None)
+    seconds = []
+    for _ in range(6):
+        started = time.perf_counter()
+        for x in images.x.split(-(-len(images.y) // BATCHES)):
+            leaf = x.clone().requires_grad_()
+            torch.autograd.grad(denoiser(leaf, denoiser.sigma_range[1] / 2).sum(), leaf)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
 
 
 def _interval(right: int, total: int) -> list[float]:

@@ -15,7 +15,10 @@ pytest.importorskip("torchattacks")
 pytest.importorskip("art")
 pytest.importorskip("recoloradv")
 
+import attack_table
 import attacks as examples
+
+from scoreopt_defense.data import Images
 
 BUDGET = examples.Budget(
     eps=0.2, transfer_steps=4, bpda_steps=4, pgd_steps=4, spsa_steps=6, spsa_samples=16,
@@ -90,3 +93,28 @@ def test_each_attack_differentiates_the_defence_in_its_own_mode(
     monkeypatch.setattr(ScoreOpt, "with_gradient", recorded)
     examples.ATTACKS[attack](classifier, purifier(), x, y, BUDGET)
     assert asked == modes
+
+
+@pytest.mark.parametrize("cells_before", [0, 1])
+def test_a_cell_of_the_table_does_not_depend_on_those_before_it(
+    cells_before, classifier, x, y, monkeypatch, tmp_path
+):
+    """One purifier's stream ran through all cells, so that no cell's seed could repeat it."""
+    found = []
+
+    def recorded(*args):
+        found.append(examples.pgd_eot(*args))
+        return found[-1]
+
+    others = {"BPDA+EOT": examples.bpda_eot} if cells_before else {}
+    monkeypatch.setattr(attack_table, "ATTACKS", others | {"PGD+EOT": recorded})
+    monkeypatch.setattr(attack_table, "_draw", lambda *_: None)
+    images = Images(x, y, tuple("abcd"))
+    attack_table.run(classifier, {"ours": purifier(seed=0)}, images, BUDGET, tmp_path, seed=3)
+    torch.manual_seed(3)
+    alone = purifier().replace(seed=3)
+    for got, part, labels in zip(found, x.split(2), y.split(2), strict=True):
+        want = examples.pgd_eot(classifier, alone, part, labels, BUDGET)
+        assert torch.equal(got, want)
+        with torch.no_grad():
+            DefendedModel(classifier, alone)(got)  # as the table judges it before the next batch
