@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
-import scoreopt_defense
 from scoreopt_defense import pretrained
+from scoreopt_defense.evaluation import statistics
+from scoreopt_defense.evaluation.about import machine
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores and versions."""
-    cpuinfo = Path("/proc/cpuinfo")  # platform.processor() is often empty on Linux
-    names = (
-        re.findall(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else []
-    )
-    model = names[0] if names else platform.processor()
-    return {
-        "processor": f"{platform.machine()} {model}",
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "scoreopt_defense": scoreopt_defense.__version__,
-    }
 
 
 def weights(name: str) -> dict[str, str]:
@@ -41,14 +23,10 @@ def weights(name: str) -> dict[str, str]:
 
 
 def proportion(right: int, total: int) -> dict[str, float]:
-    """A share with its exact (Clopper-Pearson) 95 % confidence interval."""
-    interval = binomtest(right, total).proportion_ci(0.95)
-    return {
-        "value": right / total,
-        "low": round(float(interval.low), 4),
-        "high": round(float(interval.high), 4),
-        "n": total,
-    }
+    """A share with its exact (Clopper-Pearson) 95 % confidence interval, as JSON has it."""
+    share = statistics.proportion(right, total)
+    interval = {"low": round(share.low, 4), "high": round(share.high, 4)}
+    return {"value": share.value, **interval, "n": share.n}
 
 
 @torch.no_grad()
