@@ -1,0 +1,236 @@
+r"""What "robust" means for a random defence.
+
+An image is judged by several fresh purifications, never by those that an attack or a choice among
+candidates has seen: the lowest of several noisy figures is too low, and an attack that stops at a
+lucky draw looks better than it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from scoreopt_defense._checks import check_count
+from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.evaluation.seeding import derive, reseeded, seeded
+from scoreopt_defense.evaluation.threat import check_attacked, inside
+from scoreopt_defense.settings import Options, Settings, chosen
+
+__all__ = ["CRITERIA", "AnyStep", "Criterion", "Final", "Judging", "Verdict", "judge", "vote"]
+
+
+class Criterion(Protocol):
+    """When an image counts as broken."""
+
+    def run(
+        self, attack: Any, model: nn.Module, x: Tensor, y: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attack: adversarial images and, unless the judged purifications say it, which broke."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """The last adversarial image decides, by its judged purifications."""
+
+    def run(
+        self, attack: Any, model: nn.Module, x: Tensor, y: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor | None]:
+        with seeded(derive(seed, 0)):
+            attacked = attack.run(reseeded(model, derive(seed, 0)), x, y)
+        return check_attacked(attack, x, attacked), None
+
+
+@dataclass(frozen=True)
+class AnyStep:
+    """An image is broken if it is classified wrongly at any step, and a vote confirms it.
+
+    Watches what the attack itself sends to the model, so that it works for any library's attack;
+    the last image is a step too. Each row that is wrong and within the attack's threat model is
+    confirmed at once, the worst one of each image and call, until one is. A row belongs to the
+    clean image that it is nearest to (if equally near, the one at its place in the batch):
+    libraries send copies and parts of a batch in orders of their own. That is right wherever
+    :math:`\\|x - x'\\|_2^2 > 2 \\varepsilon \\|x - x'\\|_1` for any two clean images of a batch.
+
+    What an attack does not send to the defended model (a transfer attack's queries of the bare
+    classifier) is not seen.
+
+    Args:
+        confirm: purifications whose mean logits are the confirming vote.
+
+    Reference:
+        Hill et al., ICLR 2021, and the authors' code: 150 purifications.
+    """
+
+    confirm: int = 150
+
+    def __post_init__(self) -> None:
+        check_count("confirm", self.confirm)
+
+    def run(
+        self, attack: Any, model: nn.Module, x: Tensor, y: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor | None]:
+        watched = reseeded(model, derive(seed, 0))
+        watch = _Watch(attack, model, x, y, self.confirm, derive(seed, 1))
+        hook = watched.register_forward_hook(watch)  # twins of a defended model inherit it
+        try:
+            with seeded(derive(seed, 0)):
+                attacked = check_attacked(attack, x, attack.run(watched, x, y))
+                with torch.no_grad():
+                    watched(attacked)
+        finally:
+            hook.remove()
+        broken = watch.broken.reshape(-1, 1, 1, 1)
+        return torch.where(broken, watch.images, attacked), watch.broken
+
+
+class _Watch:
+    """A forward hook: looks at each call of the model, and confirms what seems broken."""
+
+    def __init__(
+        self, attack: Any, model: nn.Module, x: Tensor, y: Tensor, confirm: int, seed: int
+    ) -> None:
+        self.attack, self.model, self.x, self.y = attack, model, x, y
+        self.confirm, self.seed, self.calls, self.busy = confirm, seed, 0, False
+        self.images, self.broken = x.clone(), torch.zeros_like(y, dtype=torch.bool)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], logits: Any) -> None:
+        queries = args[0].detach() if args else None
+        if self.busy or queries is None or queries.shape[1:] != self.x.shape[1:]:
+            return
+        self.busy = True  # a model that is not ours confirms with itself, hook and all
+        try:
+            self._look(queries, logits.detach())
+        finally:
+            self.busy = False
+
+    def _look(self, queries: Tensor, logits: Tensor) -> None:
+        owners = _owners(queries, self.x)
+        lead = margins(logits, self.y[owners])
+        wrong = (logits.argmax(1) != self.y[owners]) & ~self.broken[owners]
+        wrong &= inside(self.attack, self.x[owners], queries)
+        rows = [
+            min(of_image, key=lambda row: lead[row].item())
+            for image in range(len(self.x))
+            if (of_image := (wrong & (owners == image)).nonzero().flatten().tolist())
+        ]
+        self.calls += 1
+        if not rows:
+            return
+        found, images = queries[rows].to(self.x), owners[rows]
+        logits = vote(
+            self.model, found, times=self.confirm, rows=len(self.x),
+            seed=derive(self.seed, self.calls),
+        )  # fmt: skip
+        confirmed = logits.argmax(1) != self.y[images]
+        self.broken[images[confirmed]] = True
+        self.images[images[confirmed]] = found[confirmed].clamp(0, 1)
+
+
+def _owners(queries: Tensor, x: Tensor) -> Tensor:
+    """The index of the clean image that each query is nearest to."""
+    distances = torch.cdist(
+        queries.to(x).flatten(1), x.flatten(1), compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    place = torch.arange(len(queries), device=x.device) % len(x)
+    lowest, nearest = distances.min(1)
+    at_place = distances.gather(1, place[:, None]).squeeze(1)
+    return torch.where(at_place <= lowest, place, nearest)
+
+
+@torch.no_grad()
+def vote(model: nn.Module, x: Tensor, *, times: int, rows: int, seed: int) -> Tensor:
+    """Mean logits over ``times`` fresh purifications, shape ``(B, K)``.
+
+    Args:
+        rows: purify at most so many images at a time, or one repetition.
+    """
+    model = reseeded(model, seed)
+    total, left = torch.zeros(()), times
+    # A module that is not ours may share its noise within a call: there, a call a repetition.
+    at_once = max(1, rows // len(x)) if isinstance(model, DefendedModel) else 1
+    with seeded(seed):
+        while left:
+            samples = min(at_once, left)
+            logits = model(x, samples=samples) if samples > 1 else model(x)
+            total, left = total.to(logits) + samples * logits, left - samples
+    return _finite(total / times)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What each purification of each image was taken for.
+
+    Attributes:
+        predicted: classes, shape ``(B, purifications)``.
+        margin: the true class's logit less the highest other one's, same shape.
+    """
+
+    predicted: Tensor
+    margin: Tensor
+
+
+@torch.no_grad()
+def judge(model: nn.Module, x: Tensor, y: Tensor, *, purifications: int, seed: int) -> Verdict:
+    """Classify each image by so many fresh purifications, independent of all others.
+
+    Args:
+        model: from images in [0, 1] to logits; a :class:`~scoreopt_defense.DefendedModel` is given
+            a new seed, any other is driven by the global generators, which stay as they were.
+        x: shape ``(B, C, H, W)``, in [0, 1].
+        y: shape ``(B,)``.
+
+    Raises:
+        ValueError: if the logits are not finite.
+    """
+    model = reseeded(model, seed)
+    with seeded(seed):
+        logits = torch.stack([_finite(model(x)) for _ in range(purifications)], dim=1)
+    return Verdict(
+        logits.argmax(2).cpu(),
+        torch.stack([margins(of_draw, y) for of_draw in logits.unbind(1)], dim=1).cpu(),
+    )
+
+
+def margins(logits: Tensor, y: Tensor) -> Tensor:
+    """The true class's logit less the highest other one's: shape ``(B,)``."""
+    true = logits.gather(1, y[:, None])
+    others = logits.scatter(1, y[:, None], float("-inf"))
+    return (true.squeeze(1) - others.amax(1)).float()
+
+
+def _finite(logits: Tensor) -> Tensor:
+    if not torch.isfinite(logits).all():
+        raise ValueError("the model returned logits that are not finite")
+    return logits
+
+
+CRITERIA: Options = {"final": Final, "any-step": AnyStep}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging(Settings):
+    """How results are judged.
+
+    Args:
+        criterion: ``"final"``, ``"any-step"``, or an object such as ``AnyStep(confirm=50)``.
+        purifications: fresh ones of each final image.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+    """
+
+    criterion: Criterion = Final()
+    purifications: int = 8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "criterion", chosen("criterion", self.criterion, self.options()["criterion"])
+        )
+        check_count("purifications", self.purifications)
+
+    @classmethod
+    def options(cls) -> dict[str, Options]:
+        return {"criterion": CRITERIA}

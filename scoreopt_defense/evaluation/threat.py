@@ -1,0 +1,57 @@
+"""What an attack is allowed: images in [0, 1], within ε of the clean one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_attacked", "inside"]
+
+_NORMS = {"linf": float("inf"), "l2": 2.0}
+# Rounding of x + delta, and of a projection, in float32: a few units in the last place of 1.
+_SLACK = 1e-5
+
+
+def inside(attack: Any, x: Tensor, queries: Tensor) -> Tensor:
+    """Whether each query is an image that the attack may return for its clean one.
+
+    Args:
+        attack: with attributes ``norm`` (``"linf"`` or ``"l2"``) and ``eps``, if it has a bound.
+        x: clean images, shape ``(B, C, H, W)``, in [0, 1].
+        queries: same shape.
+
+    Returns:
+        Booleans, shape ``(B,)``; false where a query is not finite.
+    """
+    flat = queries.flatten(1)
+    legal = ((flat >= -_SLACK) & (flat <= 1 + _SLACK)).all(1)
+    norm, eps = str(getattr(attack, "norm", None)).lower(), getattr(attack, "eps", None)
+    if eps is None or norm not in _NORMS:
+        return legal
+    distance = (flat - x.flatten(1)).norm(_NORMS[norm], dim=1)
+    return legal & (distance <= eps + _SLACK * max(1.0, eps))
+
+
+def check_attacked(attack: Any, x: Tensor, attacked: Any) -> Tensor:
+    """An attack's result, clamped to [0, 1] and without a graph.
+
+    Raises:
+        ValueError: if it is no such batch, is not finite, or leaves the attack's own bound.
+    """
+    if not isinstance(attacked, Tensor) or attacked.shape != x.shape:
+        got = tuple(attacked.shape) if isinstance(attacked, Tensor) else type(attacked).__name__
+        raise ValueError(f"the attack must return images of shape {tuple(x.shape)}, got {got}")
+    attacked = attacked.detach().to(x)
+    if not torch.isfinite(attacked).all():
+        raise ValueError("the attack returned images that are not finite")
+    outside = int((~inside(attack, x, attacked)).sum())
+    if outside:
+        raise ValueError(
+            f"the attack left its threat model on {outside} of {len(x)} images: values in "
+            f"[{attacked.min():.4g}, {attacked.max():.4g}], largest change "
+            f"{(attacked - x).abs().max():.4g}, norm {getattr(attack, 'norm', None)}, eps "
+            f"{getattr(attack, 'eps', None)}"
+        )
+    return attacked.clamp(0, 1)
