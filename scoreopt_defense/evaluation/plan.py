@@ -1,0 +1,213 @@
+"""What a run is: a frozen plan, and its units, each a pure function of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreopt_defense._checks import check_count, check_unit_images
+from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.evaluation.judging import Judging
+from scoreopt_defense.evaluation.seeding import derive, key_of
+
+__all__ = ["CLEAN", "Clean", "Materials", "Plan", "Unit", "differences"]
+
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Clean:
+    """No attack: the images as they are."""
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return x
+
+    def as_dict(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The unit of work: one batch of images, attacked once at one defence.
+
+    Attributes:
+        index: its place among the plan's units; nothing random depends on it.
+        images: first image and the one after the last.
+    """
+
+    index: int
+    defence: str
+    attack: str
+    trial: int
+    images: tuple[int, int]
+
+    def __str__(self) -> str:
+        first, end = self.images
+        return f"{self.attack} on {self.defence}, trial {self.trial}, images {first} to {end - 1}"
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """The networks, images and attacks that a plan describes.
+
+    Attributes:
+        defences: modules from images in [0, 1] to logits, by name, in eval mode.
+        attacks: objects with ``run(model, x, y)`` and ``as_dict()``, by name.
+        x: images, shape ``(n, C, H, W)``, in [0, 1].
+        y: labels, shape ``(n,)``.
+    """
+
+    defences: Mapping[str, nn.Module]
+    attacks: Mapping[str, Any]
+    x: Tensor
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        check_unit_images(self.x)
+        if self.y.shape != self.x.shape[:1] or self.y.is_floating_point() or not len(self.y):
+            raise ValueError(
+                f"labels must be {len(self.x)} whole numbers, one an image and at least one, got "
+                f"{self.y.dtype} of shape {tuple(self.y.shape)}"
+            )
+        if not self.defences:
+            raise ValueError("defences must name at least one, got none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that a run's figures depend on, as JSON has it.
+
+    Args:
+        defences: by name: what each is, and a digest of its weights.
+        attacks: by name, the settings of each.
+        images: how many, of what shape, and their digest.
+        trials: repetitions with other seeds.
+        batch: images a unit. The batches are fixed: kernels differ in their last bits with the
+            batch, and an attack's sign makes a pixel of it.
+        seed: of everything random.
+        threads: of each worker; sums differ in their last bits with it.
+        judging: see :class:`Judging`.
+    """
+
+    defences: Mapping[str, Any]
+    attacks: Mapping[str, Any]
+    images: Mapping[str, Any]
+    trials: int = 1
+    batch: int = 32
+    seed: int = 0
+    threads: int = 1
+    judging: Mapping[str, Any] = field(default_factory=lambda: Judging().as_dict())
+
+    def __post_init__(self) -> None:
+        for name, least in {"trials": 1, "batch": 1, "seed": 0, "threads": 1}.items():
+            check_count(name, getattr(self, name), least=least)
+
+    @classmethod
+    def of(cls, materials: Materials, *, judging: Judging, **numbers: int) -> Plan:
+        """The plan for these materials."""
+        return cls(
+            defences={name: _described(model) for name, model in materials.defences.items()},
+            attacks={
+                name: {"attack": type(attack).__name__} | _as_json(attack.as_dict())
+                for name, attack in materials.attacks.items()
+            },
+            images={"shape": list(materials.x.shape), "sha256": _digest(materials.x, materials.y)},
+            judging=judging.as_dict(),
+            **numbers,
+        )
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return int(self.images["shape"][0])
+
+    def units(self) -> Iterator[Unit]:
+        """All units, attack by attack."""
+        cells = (
+            (defence, attack, trial, (first, min(first + self.batch, self.count)))
+            for attack in self.attacks
+            for defence in self.defences
+            for trial in range(self.trials)
+            for first in range(0, self.count, self.batch)
+        )
+        return (Unit(index, *cell) for index, cell in enumerate(cells))
+
+    def seed_of(self, unit: Unit) -> int:
+        """Of (seed, trial, attack, batch) alone: a cell is the same alone as within any run."""
+        return derive(self.seed, unit.trial, key_of(unit.attack), unit.images[0])
+
+    def as_json(self) -> str:
+        """Canonical JSON, but for the order of attacks and defences, which is the user's."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        return cls(**json.loads(text))
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.as_json().encode()).hexdigest()
+
+
+def differences(was: Any, is_now: Any, name: str = "") -> list[str]:
+    """What differs between two plans, a line each."""
+    if isinstance(was, Mapping) and isinstance(is_now, Mapping):
+        lines = [
+            line
+            for key in {**was, **is_now}
+            for line in differences(was.get(key), is_now.get(key), f"{name}.{key}".lstrip("."))
+        ]
+        in_order = list(was) == list(is_now)
+        return lines or ([] if in_order else [f"{name}: the order was {list(was)}"])
+    return [] if was == is_now else [f"{name} was {was!r} and is {is_now!r}"]
+
+
+def _described(model: nn.Module) -> dict[str, Any]:
+    """A defence: its kind, its settings, and digests that tell its networks from others."""
+    if isinstance(model, DefendedModel):
+        purifier = model.purifier
+        return {
+            "purifier": {"name": type(purifier).__name__} | _as_json(purifier.settings.as_dict()),
+            "votes": model.votes,
+            "classifier": _described(model.classifier),
+            "denoiser": _described(purifier.denoiser),
+        }
+    outline = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
+    return {
+        "module": type(model).__qualname__,
+        "outline": hashlib.sha256(outline.encode()).hexdigest(),
+        "training": any(part.training for part in model.modules()),
+        "weights": _digest(*(part for named in sorted(_weights(model)) for part in named)),
+    }
+
+
+def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return list(dict(tensors).items())
+
+
+def _digest(*parts: Tensor | str) -> str:
+    """SHA-256 of tensors and names, types and shapes included."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            raw = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(raw.numpy().data)
+        else:
+            digest.update(part.encode())
+    return digest.hexdigest()
+
+
+def _as_json(value: Any) -> Any:
+    """What comes back when it is written and read: lists for tuples."""
+    return json.loads(json.dumps(value, allow_nan=False, default=repr))

@@ -1,0 +1,251 @@
+"""The record of a run: one SQLite file, and the adversarial images beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from scoreopt_defense.evaluation.about import machine, versions
+from scoreopt_defense.evaluation.plan import Plan, Unit, differences
+from scoreopt_defense.evaluation.units import Outcome
+
+__all__ = ["Store", "StoreError"]
+
+_FILE, _IMAGES = "run.sqlite", "images"
+
+# A row of `results` is an image under one trial of one attack; its calls and seconds are its share
+# of its unit's. predicted and margin are JSON lists, a value a judged purification.
+_SCHEMA = """
+CREATE TABLE run (
+    format INTEGER NOT NULL, plan TEXT NOT NULL, hash TEXT NOT NULL, versions TEXT NOT NULL,
+    machine TEXT NOT NULL, started REAL NOT NULL
+);
+CREATE TABLE units (
+    unit INTEGER PRIMARY KEY, defence TEXT NOT NULL, attack TEXT NOT NULL, trial INTEGER NOT NULL,
+    first INTEGER NOT NULL, images INTEGER NOT NULL, parts INTEGER NOT NULL,
+    denoiser_calls INTEGER NOT NULL, classifier_calls INTEGER NOT NULL, seconds REAL NOT NULL,
+    adversarial TEXT, error TEXT
+);
+CREATE TABLE images (
+    unit INTEGER NOT NULL REFERENCES units, image INTEGER NOT NULL, label INTEGER NOT NULL,
+    predicted TEXT, margin TEXT, broken INTEGER, PRIMARY KEY (unit, image)
+) WITHOUT ROWID;
+CREATE VIEW results AS
+    SELECT defence, attack, trial, image, label, predicted, margin, broken,
+        1.0 * denoiser_calls / units.images AS denoiser_calls,
+        1.0 * classifier_calls / units.images AS classifier_calls,
+        seconds / units.images AS seconds, parts, error, adversarial, image - first AS place
+    FROM images JOIN units USING (unit) ORDER BY unit, image;
+"""
+_FORMAT = 1
+
+
+class StoreError(OSError):
+    """A store that cannot be opened, read or written, and what to do about it."""
+
+
+class Store:
+    """Units' outcomes; a transaction each, so that a run stopped at any moment keeps whole ones.
+
+    One process writes; any may read meanwhile (write-ahead log).
+
+    Args:
+        folder: of ``run.sqlite``, made if it is not there; None keeps everything in memory.
+        plan: of the run; None to read what there is.
+
+    Raises:
+        StoreError: if the folder can't be written or the file is none of ours or damaged.
+        ValueError: if it holds a run of another plan, other weights or another version; the error
+            says what differs.
+    """
+
+    def __init__(self, folder: str | Path | None, plan: Plan | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self._in_memory: dict[int, np.ndarray] = {}
+        with self._errors():
+            self._database = self._open(writing=plan is not None)
+            try:
+                self.plan = self._begin(plan)
+            except BaseException:
+                self._database.close()
+                raise
+
+    def _open(self, *, writing: bool) -> sqlite3.Connection:
+        if self.folder is None:
+            return sqlite3.connect(":memory:")
+        file = self.folder / _FILE
+        if writing:
+            (self.folder / _IMAGES).mkdir(parents=True, exist_ok=True)
+            database = sqlite3.connect(file, timeout=60)
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=FULL")
+            return database
+        if not file.is_file():
+            raise StoreError(f"there is no run in {self.folder}: expected {_FILE}")
+        try:
+            database = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+            database.execute("SELECT format FROM run")
+        except sqlite3.OperationalError:  # a log cannot be made on a medium that is read-only
+            database = sqlite3.connect(f"{file.absolute().as_uri()}?immutable=1", uri=True)
+        return database
+
+    def _begin(self, plan: Plan | None) -> Plan:
+        """The plan that is stored, or this one from now on."""
+        damage = self._database.execute("PRAGMA quick_check").fetchone()[0]
+        if damage != "ok":
+            raise sqlite3.DatabaseError(damage)
+        tables = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not tables and plan is not None:
+            about = (
+                *(_FORMAT, plan.as_json(), plan.hash),
+                *(json.dumps(versions()), json.dumps(machine()), time.time()),
+            )
+            with self._database:
+                self._database.executescript("BEGIN;" + _SCHEMA)
+                self._database.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?)", about)
+            return plan
+        row = self._database.execute("SELECT format, plan, versions FROM run").fetchone()
+        if row is None:
+            raise sqlite3.DatabaseError("it has no plan")
+        kind, text, made_by = row
+        if kind != _FORMAT:
+            raise sqlite3.DatabaseError(f"format {kind}, this version reads {_FORMAT}")
+        stored = Plan.from_json(text)
+        if plan is not None:
+            was, is_now = (
+                {"plan": json.loads(plan_text), "versions": made}
+                for plan_text, made in (
+                    (text, json.loads(made_by)), (plan.as_json(), versions()),
+                )
+            )  # fmt: skip
+            if other := differences(was, is_now):
+                raise ValueError(
+                    f"{self.folder} holds another run: {'; '.join(other)}. Run with the same, or "
+                    "give another folder"
+                )
+        return stored
+
+    def done(self) -> set[int]:
+        """Indices of the units that are recorded, failures among them."""
+        with self._errors():
+            return {index for (index,) in self._database.execute("SELECT unit FROM units")}
+
+    def add(self, outcome: Outcome, labels: np.ndarray) -> None:
+        """Record a unit, whole or not at all: its images first, then its rows at once."""
+        unit = outcome.unit
+        first, end = unit.images
+        with self._errors():
+            file = None if outcome.images is None else self._write(unit, outcome.images)
+            calls = (outcome.calls.get(name, 0) for name in ("denoiser", "classifier"))
+            with self._database:
+                self._database.execute(
+                    f"INSERT OR REPLACE INTO units VALUES ({', '.join('?' * 12)})",
+                    (
+                        *(unit.index, unit.defence, unit.attack, unit.trial, first, end - first),
+                        *(outcome.parts, *calls, outcome.seconds, file, outcome.error),
+                    ),
+                )
+                self._database.executemany(
+                    "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?)",
+                    [
+                        (
+                            *(unit.index, first + place, int(label)),
+                            _listed(outcome.predicted, place),
+                            _listed(outcome.margin, place),
+                            None if outcome.broken is None else int(outcome.broken[place]),
+                        )
+                        for place, label in enumerate(labels)
+                    ],
+                )
+
+    def _write(self, unit: Unit, images: np.ndarray) -> str:
+        """The adversarial images, under a temporary name until they are on the disk."""
+        name = f"{_IMAGES}/{unit.index:06d}.safetensors"
+        if self.folder is None:
+            self._in_memory[unit.index] = images
+            return name
+        temporary = self.folder / f"{name}.part"
+        try:
+            with temporary.open("wb") as file:
+                file.write(safetensors.numpy.save({"x": images}))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.folder / name)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        return name
+
+    def adversarial(self, unit: int) -> np.ndarray:
+        """A unit's adversarial images, shape ``(B, C, H, W)``, in [0, 1]."""
+        if self.folder is None:
+            return self._in_memory[unit]
+        path = self.folder / _IMAGES / f"{unit:06d}.safetensors"
+        with self._errors():
+            return safetensors.numpy.load_file(path)["x"]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of the view ``results``: an image, trial and attack each."""
+        return self._select("SELECT * FROM results")
+
+    def units(self) -> Iterator[dict[str, Any]]:
+        """The rows of the table ``units``."""
+        return self._select("SELECT * FROM units ORDER BY unit")
+
+    def about(self) -> dict[str, Any]:
+        """Hash of the plan, versions and machine."""
+        (row,) = self._select("SELECT hash, versions, machine, started FROM run")
+        return row | {name: json.loads(row[name]) for name in ("versions", "machine")}
+
+    def _select(self, query: str) -> Iterator[dict[str, Any]]:
+        with self._errors():
+            cursor = self._database.execute(query)
+            names = [column[0] for column in cursor.description]
+            for row in cursor:
+                yield dict(zip(names, row, strict=True))
+
+    def close(self) -> None:
+        """Close the file; nothing is lost without it."""
+        self._database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """SQLite's and the system's errors, in a sentence that says what to do."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except (sqlite3.Error, OSError) as error:
+            said = str(error)
+            denied = isinstance(error, (OSError, sqlite3.OperationalError))
+            if "disk is full" in said or "No space left" in said:
+                what = "the disk is full: free some space and start again; what is stored is kept"
+            elif denied and "no such" not in said:
+                what = f"cannot be read or written ({said}): check its permissions"
+            else:
+                what = (
+                    f"its {_FILE} is damaged or none of this program's ({said}): it was left as it "
+                    "is; move it elsewhere and start again, or restore a copy"
+                )
+            raise StoreError(f"{self.folder}: {what}") from error
+
+
+def _listed(values: np.ndarray | None, place: int) -> str | None:
+    return None if values is None else json.dumps(values[place].tolist())

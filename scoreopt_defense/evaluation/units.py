@@ -1,0 +1,157 @@
+"""One unit of work, carried out: a pure function of the plan and its materials."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.evaluation.judging import Judging, judge
+from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
+from scoreopt_defense.evaluation.seeding import derive
+
+__all__ = ["Outcome", "execute"]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of a unit.
+
+    Attributes:
+        predicted, margin: of each judged purification, shape ``(B, purifications)``; see
+            :class:`~scoreopt_defense.evaluation.judging.Verdict`.
+        broken: by a criterion that says so itself, shape ``(B,)``.
+        images: the adversarial images, shape ``(B, C, H, W)``.
+        calls: rows that the ``denoiser`` and the ``classifier`` saw, attack and judging together;
+            a module that is no defended model counts as a classifier.
+        parts: how many pieces it was carried out in; above 1 where memory ran out.
+        error: of a unit that failed, which then has no figures.
+    """
+
+    unit: Unit
+    predicted: np.ndarray | None = None
+    margin: np.ndarray | None = None
+    broken: np.ndarray | None = None
+    images: np.ndarray | None = None
+    calls: dict[str, int] = field(default_factory=dict)
+    parts: int = 1
+    seconds: float = 0.0
+    error: str | None = None
+
+
+def execute(unit: Unit, plan: Plan, materials: Materials) -> Outcome:
+    """Attack and judge; an exception in either is the unit's recorded failure."""
+    started = time.perf_counter()
+    model, attack = materials.defences[unit.defence], materials.attacks[unit.attack]
+    judging = Judging.from_dict(plan.judging)
+    device = next((part.device for _, part in model.named_parameters()), materials.x.device)
+    rows = slice(*unit.images)
+    x = materials.x[rows].clone().to(device)  # at an address of its own, as in any other process
+    y = materials.y[rows].clone().to(device)
+    calls: Counter[str] = Counter()
+    try:
+        with _as_it_was(model), _counted(model, calls), _threads(plan.threads):
+            parts = _within_memory(
+                lambda x, y, seed: _attack_and_judge(attack, model, x, y, judging, seed),
+                x, y, plan.seed_of(unit),
+            )  # fmt: skip
+        predicted, margin, broken, images = map(_joined, zip(*parts, strict=True))
+        outcome = Outcome(unit, predicted, margin, broken, images, parts=len(parts))
+    except Exception as error:  # whatever a library raises; the run goes on
+        outcome = Outcome(unit, error=f"{type(error).__name__}: {error}")
+    return replace(outcome, calls=dict(calls), seconds=time.perf_counter() - started)
+
+
+Part = tuple[Tensor, Tensor, "Tensor | None", Tensor]
+
+
+def _attack_and_judge(
+    attack: Any, model: nn.Module, x: Tensor, y: Tensor, judging: Judging, seed: int
+) -> Part:
+    attacked, broken = judging.criterion.run(attack, model, x, y, derive(seed, 0))
+    verdict = judge(model, attacked, y, purifications=judging.purifications, seed=derive(seed, 1))
+    return verdict.predicted, verdict.margin, broken, attacked
+
+
+def _within_memory(
+    work: Callable[[Tensor, Tensor, int], Part], x: Tensor, y: Tensor, seed: int
+) -> list[Part]:
+    """The work, in halves, and their halves, where it doesn't fit into memory."""
+    try:
+        return [work(x, y, seed)]
+    except (MemoryError, RuntimeError) as error:
+        if len(x) == 1 or not _is_out_of_memory(error):
+            raise
+    gc.collect()  # outside the handler, whose traceback holds the tensors
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = -(-len(x) // 2)
+    pieces = zip(x.split(half), y.split(half), strict=True)
+    return [
+        part
+        for place, (x, y) in enumerate(pieces)
+        for part in _within_memory(work, x, y, derive(seed, 2, place))
+    ]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        sign in str(error) for sign in ("out of memory", "can't allocate memory")
+    )
+
+
+def _joined(parts: tuple[Tensor | None, ...]) -> np.ndarray | None:
+    tensors = [part.detach().cpu() for part in parts if part is not None]
+    return torch.cat(tensors).numpy() if tensors else None
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Undo what attack libraries leave behind: other modes, gradients, flags."""
+    modes = {part: part.training for part in model.modules()}
+    flags = {weight: weight.requires_grad for weight in model.parameters()}
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+        for weight, flag in flags.items():
+            weight.requires_grad_(flag).grad = None
+
+
+@contextmanager
+def _counted(model: nn.Module, calls: Counter[str]) -> Iterator[None]:
+    """Count the rows that the networks see."""
+    networks: dict[str, nn.Module] = {"classifier": model}
+    if isinstance(model, DefendedModel):
+        networks = {"classifier": model.classifier, "denoiser": model.purifier.denoiser}
+
+    def counter(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def count(module: nn.Module, args: tuple[Any, ...]) -> None:
+            calls[name] += len(args[0]) if args else 0
+
+        return count
+
+    with ExitStack() as hooks:
+        for name, network in networks.items():
+            hooks.callback(network.register_forward_pre_hook(counter(name)).remove)
+        yield
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
