@@ -1,0 +1,161 @@
+"""Attack and judge: any module from images in [0, 1] to logits, by any library's attacks."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreopt_defense._checks import check_count
+from scoreopt_defense.evaluation import workers as crews
+from scoreopt_defense.evaluation.judging import Judging
+from scoreopt_defense.evaluation.plan import CLEAN, Clean, Materials, Plan
+from scoreopt_defense.evaluation.progress import Progress
+from scoreopt_defense.evaluation.results import Result
+from scoreopt_defense.evaluation.runner import run
+from scoreopt_defense.evaluation.store import Store
+
+__all__ = ["evaluate", "evaluate_plan", "materials_of", "named_attack"]
+
+
+def evaluate(
+    defences: nn.Module | Mapping[str, nn.Module],
+    images: tuple[Tensor, Tensor] | Any,
+    attacks: Mapping[str, Any] | Iterable[Any] = (),
+    *,
+    out: str | Path | None = None,
+    trials: int = 1,
+    batch: int = 32,
+    seed: int = 0,
+    judging: Judging | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Result:
+    """Attack each defence, judge it by fresh purifications, and record that as it goes.
+
+    The clean images come first, as an attack of the name ``"clean"``. Figures depend on the
+    arguments alone, not on the order, the number of workers, or how often a run was stopped. The
+    networks are copied: the caller's are not touched.
+
+    Args:
+        defences: modules from images in [0, 1] to logits, in eval mode, by name; or one of them.
+            Randomised or not, a :class:`~scoreopt_defense.DefendedModel` or not.
+        images: ``(x, y)`` or :class:`~scoreopt_defense.data.Images`: ``x`` of shape
+            ``(n, C, H, W)``, float32, in [0, 1].
+        attacks: by name; or a list. Each is an object with ``run(model, x, y)``, which returns
+            images, and ``as_dict()``, or a name of :data:`scoreopt_defense.attacks.ATTACKS`. With
+            attributes ``norm`` and ``eps`` it is held to them.
+        out: folder of the record; started again with the same arguments, the run goes on. By
+            default the record is kept in memory.
+        trials: repetitions with other seeds.
+        batch: images a unit of work. Results depend on it, within their intervals.
+        seed: of everything random.
+        judging: see :class:`Judging`.
+        workers: processes, each with a copy of the networks; 1 is this process.
+        cluster: address of a Dask scheduler, in place of ``workers``.
+        threads: of each worker; the last bits of sums depend on it.
+        progress: told of each unit; silent by default.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its value and what is allowed; or if ``out``
+            holds a run of another plan or other weights.
+        StoreError: if the record cannot be read or written.
+        Stopped: after Ctrl-C, when the units in flight are recorded.
+
+    Example:
+        >>> class Linear(nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
+        >>> x, y = torch.tensor([0.2, 0.4, 0.9]).reshape(3, 1, 1, 1), torch.tensor([1, 1, 1])
+        >>> print(evaluate(Linear(), (x, y)))
+                clean             weakest
+        Linear  66.7 [9.4, 99.2]  66.7 [9.4, 99.2]
+    """
+    materials = materials_of(defences, images, attacks)
+    plan = Plan.of(
+        materials,
+        judging=judging or Judging(),
+        **dict(trials=trials, batch=batch, seed=seed, threads=threads),
+    )
+    return evaluate_plan(
+        plan, materials, out=out, workers=workers, cluster=cluster, progress=progress
+    )
+
+
+def evaluate_plan(
+    plan: Plan,
+    materials: Materials,
+    *,
+    out: str | Path | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """As :func:`evaluate`, of a plan and its materials."""
+    check_count("workers", workers)
+    if cluster is not None:
+        crew = crews.cluster(plan, materials, cluster)
+    elif workers > 1:
+        crew = crews.processes(plan, materials, workers)
+    else:
+        crew = crews.in_process(plan, materials)
+    store = Store(out, plan)
+    try:
+        run(plan, materials, store, crew, progress or Progress())
+    except BaseException:
+        store.close()
+        raise
+    return Result(store)
+
+
+def materials_of(
+    defences: nn.Module | Mapping[str, nn.Module],
+    images: tuple[Tensor, Tensor] | Any,
+    attacks: Mapping[str, Any] | Iterable[Any],
+) -> Materials:
+    """The arguments of :func:`evaluate`, checked and by name."""
+    if isinstance(defences, nn.Module):
+        defences = {type(defences).__name__: defences}
+    for name, model in defences.items():
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"defence {name!r} must be a torch module, got {type(model).__name__}")
+    x, y = (torch.as_tensor(part) for part in images[:2])
+    return Materials(dict(defences), {CLEAN: Clean()} | _by_name(attacks), x, y)
+
+
+def _by_name(attacks: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
+    if isinstance(attacks, str):
+        attacks = [attacks]
+    if not isinstance(attacks, Mapping):
+        pairs = [(a if isinstance(a, str) else _name(a), a) for a in attacks]
+        attacks = dict(pairs)
+        if len(attacks) < len(pairs):
+            raise ValueError(
+                f"attacks must have names of their own: pass a dictionary, got "
+                f"{[name for name, _ in pairs]}"
+            )
+    if CLEAN in attacks:
+        raise ValueError(f"no attack may be called {CLEAN!r}: the clean images are always judged")
+    found = {name: named_attack(a) if isinstance(a, str) else a for name, a in attacks.items()}
+    for name, attack in found.items():
+        if not (callable(getattr(attack, "run", None)) and hasattr(attack, "as_dict")):
+            raise TypeError(
+                f"attack {name!r} must have run(model, x, y) and as_dict(), got "
+                f"{type(attack).__name__}"
+            )
+    return found
+
+
+def _name(attack: Any) -> str:
+    return str(getattr(attack, "name", type(attack).__name__))
+
+
+def named_attack(name: str, **overrides: Any) -> Any:
+    """An attack of :mod:`scoreopt_defense.attacks`, imported here since its libraries are large."""
+    return importlib.import_module("scoreopt_defense.attacks").attack(name, **overrides)

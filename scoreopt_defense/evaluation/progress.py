@@ -1,0 +1,131 @@
+"""How far a run is: bars where there is a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from scoreopt_defense.evaluation.plan import Plan
+from scoreopt_defense.evaluation.units import Outcome
+
+__all__ = ["Lines", "Progress", "duration", "progress"]
+
+
+class Progress:
+    """Told of each unit; this one keeps silent."""
+
+    def start(self, plan: Plan, done: set[int]) -> None:
+        """A run of this plan begins, or goes on after these units."""
+
+    def advance(self, outcome: Outcome) -> None:
+        """A unit is recorded."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def stop(self) -> None:
+        """The run ends."""
+
+
+class Lines(Progress):
+    """A line when a cell is complete, and one at least every ``every`` seconds."""
+
+    def __init__(self, every: float = 30.0) -> None:
+        self.every = every
+
+    def start(self, plan: Plan, done: set[int]) -> None:
+        self.left = _left(plan, done)
+        self.total, self.before = sum(1 for _ in plan.units()), len(done)
+        self.done, self.started, self.said = len(done), time.monotonic(), time.monotonic()
+        self.note(f"{self.total} units, {self.done} of them recorded before")
+
+    def advance(self, outcome: Outcome) -> None:
+        cell = outcome.unit.attack, outcome.unit.defence
+        self.done, self.left[cell] = self.done + 1, self.left[cell] - 1
+        now = time.monotonic()
+        if self.left[cell] and now - self.said < self.every:
+            return
+        self.said = now
+        each = (now - self.started) / (self.done - self.before)
+        state = f"{self.left[cell]} units left" if self.left[cell] else "complete"
+        self.note(
+            f"{self.done}/{self.total} units, {cell[0]} on {cell[1]} {state}, about "
+            f"{duration(each * (self.total - self.done))} left"
+        )
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class Bars(Progress):
+    """Two bars of rich's, of the run and of the attack under way."""
+
+    def __init__(self) -> None:
+        import rich.progress as bars
+
+        self.bars = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TimeElapsedColumn(),
+            bars.TextColumn("left:"),
+            bars.TimeRemainingColumn(),
+            console=_console(),
+        )
+        self.cells: dict[tuple[str, str], Any] = {}
+
+    def start(self, plan: Plan, done: set[int]) -> None:
+        self.left = _left(plan, done)
+        total = sum(1 for _ in plan.units())
+        self.run = self.bars.add_task("all", total=total, completed=len(done))
+        self.bars.start()
+
+    def advance(self, outcome: Outcome) -> None:
+        cell = outcome.unit.attack, outcome.unit.defence
+        if cell not in self.cells:
+            said = f"{cell[0]} on {cell[1]}"
+            self.cells[cell] = self.bars.add_task(said, total=self.left[cell])
+        self.left[cell] -= 1
+        self.bars.advance(self.run)
+        self.bars.advance(self.cells[cell])
+        if not self.left[cell]:
+            self.bars.remove_task(self.cells.pop(cell))
+
+    def note(self, text: str) -> None:
+        self.bars.console.print(text, markup=False)
+
+    def stop(self) -> None:
+        self.bars.stop()
+
+
+def progress() -> Progress:
+    """Bars on a terminal that has rich, else lines; both on stderr."""
+    if sys.stderr.isatty():
+        try:
+            return Bars()
+        except ImportError:
+            pass
+    return Lines()
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _left(plan: Plan, done: set[int]) -> dict[tuple[str, str], int]:
+    left: dict[tuple[str, str], int] = {}
+    for unit in plan.units():
+        cell = unit.attack, unit.defence
+        left[cell] = left.get(cell, 0) + (unit.index not in done)
+    return left
+
+
+def duration(seconds: float) -> str:
+    """For people."""
+    minutes = seconds / 60
+    if minutes < 1.5:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,216 @@
+"""What a run found: figures with their intervals, from its store."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scoreopt_defense._checks import check_choice
+from scoreopt_defense.evaluation.plan import CLEAN
+from scoreopt_defense.evaluation.statistics import (
+    Difference,
+    Proportion,
+    Survival,
+    deviation,
+    majority,
+    paired,
+    proportion,
+    survival,
+    weakest,
+)
+from scoreopt_defense.evaluation.store import Store
+
+__all__ = ["Cell", "Result"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One attack on one defence.
+
+    Attributes:
+        accuracy: mean over trials and judged purifications; its interval is over images.
+        majority: the share of images that most of their purifications get right.
+        unbroken: the share that the criterion ``any-step`` did not see broken; None under others.
+        survival: of resubmissions, each more of them.
+        deviation: of the accuracy, over trials; None of a single one.
+        failed: images without a figure, over all trials, because their unit failed.
+        denoiser_calls, classifier_calls: rows that the networks saw.
+        seconds: of the workers, summed.
+    """
+
+    defence: str
+    attack: str
+    accuracy: Proportion | None
+    majority: Proportion | None
+    unbroken: Proportion | None
+    survival: tuple[Survival, ...]
+    deviation: float | None
+    failed: int
+    denoiser_calls: int
+    classifier_calls: int
+    seconds: float
+
+    @property
+    def robust(self) -> Proportion | None:
+        """The criterion's own figure; None where every unit failed."""
+        return self.unbroken or self.accuracy
+
+
+class Result:
+    """A run's figures, complete or not.
+
+    Args:
+        store: of the run; stays open, for :meth:`adversarial`.
+        resubmissions: how many to report survival of.
+    """
+
+    def __init__(self, store: Store, *, resubmissions: tuple[int, ...] = (1, 8, 64)) -> None:
+        self.store, self.plan, self.resubmissions = store, store.plan, resubmissions
+        self._rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for row in store.rows():
+            for name in ("predicted", "margin"):
+                row[name] = row[name] and json.loads(row[name])
+            self._rows[row["defence"], row["attack"]].append(row)
+        self.cells = [
+            self._cell(defence, attack)
+            for attack in self.plan.attacks
+            for defence in self.plan.defences
+            if (defence, attack) in self._rows
+        ]
+
+    def cell(self, defence: str, attack: str = CLEAN) -> Cell:
+        """The figures of one attack on one defence."""
+        check_choice("defence", defence, self.plan.defences)
+        check_choice("attack", attack, self.plan.attacks)
+        found = [c for c in self.cells if (c.defence, c.attack) == (defence, attack)]
+        if not found:
+            raise ValueError(f"{attack} on {defence} has not been run yet")
+        return found[0]
+
+    def _cell(self, defence: str, attack: str) -> Cell:
+        rows = self._rows[defence, attack]
+        judged = [row for row in rows if row["predicted"] is not None]
+        right = np.array([_right(row) for row in judged])
+        broken = [row["broken"] for row in judged if row["broken"] is not None]
+        trials = sorted({row["trial"] for row in judged})
+        of_trials = [
+            float(np.mean([part.mean() for row, part in zip(judged, right) if row["trial"] == t]))
+            for t in trials
+        ]
+        voted = [float(majority(np.array(row["predicted"]), row["label"])) for row in judged]
+        return Cell(
+            defence,
+            attack,
+            accuracy=_over_images(judged, [part.mean() for part in right]),
+            majority=_over_images(judged, voted),
+            unbroken=_over_images(judged, [1.0 - b for b in broken]) if broken else None,
+            survival=tuple(survival(right, n) for n in self.resubmissions) if judged else (),
+            deviation=deviation(of_trials),
+            failed=len(rows) - len(judged),
+            denoiser_calls=round(sum(row["denoiser_calls"] for row in rows)),
+            classifier_calls=round(sum(row["classifier_calls"] for row in rows)),
+            seconds=sum(row["seconds"] for row in rows),
+        )
+
+    def weakest(self, defence: str) -> Proportion | None:
+        """Accuracy if each image meets whichever attack harms it most (no attack among them).
+
+        An attack is chosen on other purifications than it is judged on; see
+        :func:`~scoreopt_defense.evaluation.statistics.weakest`. Under the criterion ``any-step`` it
+        is the share of images that no attack broke.
+        """
+        rows = [row for attack in self.plan.attacks for row in self._rows[defence, attack]]
+        places = sorted({(row["image"], row["trial"]) for row in rows})
+        shape = (len(self.plan.attacks), len(places), self.plan.judging["purifications"])
+        right, margin = np.zeros(shape), np.full(shape, np.nan)
+        broken: dict[tuple[int, int], bool] = defaultdict(bool)
+        order = {place: index for index, place in enumerate(places)}
+        attacks = {attack: index for index, attack in enumerate(self.plan.attacks)}
+        for row in rows:
+            if row["predicted"] is not None:
+                place = row["image"], row["trial"]
+                right[attacks[row["attack"]], order[place]] = _right(row)
+                margin[attacks[row["attack"]], order[place]] = row["margin"]
+                if row["broken"] is not None:
+                    broken[place] |= bool(row["broken"])
+        if broken:
+            shares = [1.0 - broken[place] if place in broken else np.nan for place in places]
+        else:
+            shares = weakest(right, margin).tolist()
+        there = [(place, share) for place, share in zip(places, shares) if not np.isnan(share)]
+        return _over_images([{"image": place[0]} for place, _ in there], [s for _, s in there])
+
+    def compare(self, a: str, b: str, attack: str = CLEAN) -> Difference:
+        """Defence ``a`` less defence ``b`` under one attack, over the images that both have."""
+        shares = [self._shares(defence, attack) for defence in (a, b)]
+        both = sorted(shares[0].keys() & shares[1].keys())
+        return paired(*(np.array([share[image] for image in both]) for share in shares))
+
+    def _shares(self, defence: str, attack: str) -> dict[int, float]:
+        self.cell(defence, attack)
+        of_image: dict[int, list[float]] = defaultdict(list)
+        for row in self._rows[defence, attack]:
+            if row["predicted"] is not None:
+                known = row["broken"]
+                of_image[row["image"]].append(
+                    float(np.mean(_right(row))) if known is None else 1.0 - known
+                )
+        return {image: float(np.mean(values)) for image, values in of_image.items()}
+
+    def adversarial(self, defence: str, attack: str, trial: int = 0) -> np.ndarray:
+        """The adversarial images; NaN where there are none because their unit failed."""
+        images = np.full(self.plan.images["shape"], np.nan, dtype=np.float32)
+        for unit in self.store.units():
+            cell = unit["defence"], unit["attack"], unit["trial"]
+            if cell == (defence, attack, trial) and unit["adversarial"]:
+                rows = slice(unit["first"], unit["first"] + unit["images"])
+                images[rows] = self.store.adversarial(unit["unit"])
+        return images
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """The units that failed, each with its ``error``."""
+        return [unit for unit in self.store.units() if unit["error"]]
+
+    def __str__(self) -> str:
+        """A table: the criterion's figure of each cell, in per cent, with its 95 % interval."""
+        attacks = list(self.plan.attacks)
+        lines = [["", *attacks, "weakest"]]
+        for defence in self.plan.defences:
+            cells = {c.attack: c for c in self.cells if c.defence == defence}
+            figures = [cells[a].robust if a in cells else None for a in attacks]
+            enough = self.plan.judging["purifications"] > 1 or any(
+                cell.unbroken for cell in cells.values()
+            )
+            figures.append(self.weakest(defence) if enough else None)
+            lines.append([defence, *map(_percent, figures)])
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        return "\n".join(
+            "  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip()
+            for line in lines
+        )
+
+
+def _right(row: dict[str, Any]) -> np.ndarray:
+    return np.array(row["predicted"]) == row["label"]
+
+
+def _percent(share: Proportion | None) -> str:
+    if share is None:
+        return "-"
+    return f"{100 * share.value:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+def _over_images(rows: list[dict[str, Any]], shares: list[float]) -> Proportion | None:
+    """A mean over images, each of which counts once however many trials it had."""
+    of_image: dict[int, list[float]] = defaultdict(list)
+    for row, share in zip(rows, shares, strict=True):
+        of_image[row["image"]].append(float(share))
+    if not of_image:
+        return None
+    total = sum(float(np.mean(values)) for values in of_image.values())
+    return proportion(min(total, len(of_image)), len(of_image))

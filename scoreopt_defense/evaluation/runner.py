@@ -1,0 +1,130 @@
+"""Carries out a plan's units, in any order and by any workers, to the same result."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import contextmanager
+from types import FrameType
+
+from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
+from scoreopt_defense.evaluation.progress import Progress
+from scoreopt_defense.evaluation.store import Store
+from scoreopt_defense.evaluation.units import Outcome
+from scoreopt_defense.evaluation.workers import Crew, carry_out
+
+__all__ = ["Stopped", "run"]
+
+_LIVES = 2  # of a worker that is lost while it does one unit alone, before the unit is blamed
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, after the units in flight were recorded."""
+
+
+def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Progress) -> None:
+    """Carry out whatever of the plan is not in the store.
+
+    Raises:
+        Stopped: after Ctrl-C, when the units in flight are recorded; the same call goes on.
+        StoreError: if a unit cannot be recorded; those before are kept.
+        RuntimeError: if the workers do not start.
+    """
+    done = store.done()
+    units = deque(unit for unit in plan.units() if unit.index not in done)
+    progress.start(plan, done)
+
+    def record(outcome: Outcome) -> None:
+        store.add(outcome, materials.y[slice(*outcome.unit.images)].cpu().numpy())
+        progress.advance(outcome)
+        if outcome.error:
+            progress.note(f"failed: {outcome.unit}: {outcome.error}")
+        elif outcome.parts > 1:
+            progress.note(f"out of memory: {outcome.unit} was done in {outcome.parts} parts")
+
+    work = _Work(crew.key, units, record)
+    try:
+        with _interrupts(work, progress):
+            while work.left and not work.stopped:
+                with crew.open() as (executor, width):
+                    work.off(executor, width)
+    finally:
+        progress.stop()
+    if work.left:
+        raise Stopped(f"stopped with {work.left} units left; start again to go on")
+
+
+class _Work:
+    """What is left to do, what is in flight, and what was in flight when a worker was lost."""
+
+    def __init__(self, key: str, units: deque[Unit], record: Callable[[Outcome], None]) -> None:
+        self.key, self.units, self.record = key, units, record
+        self.suspects: deque[Unit] = deque()
+        self.losses: Counter[Unit] = Counter()
+        self.flying: dict[Future, Unit] = {}
+        self.stopped = False
+
+    @property
+    def left(self) -> int:
+        return len(self.units) + len(self.suspects) + len(self.flying)
+
+    def off(self, executor: Executor, width: Callable[[], int]) -> None:
+        """Until nothing is left, or Ctrl-C, or the executor is broken."""
+        broken = False
+        while True:
+            # one at a time after a loss: whichever unit is then lost is the one to blame
+            room = 1 if self.suspects else width()
+            while (
+                not (self.stopped or broken)
+                and len(self.flying) < room
+                and (queue := self.suspects or self.units)
+            ):
+                try:
+                    future = executor.submit(carry_out, self.key, queue[0])
+                except RuntimeError:  # it broke while idle
+                    broken = True
+                else:
+                    self.flying[future] = queue.popleft()
+                    room = 1 if queue is self.suspects else room
+            if not self.flying:
+                return
+            alone = len(self.flying) == 1
+            for future in wait(self.flying, return_when=FIRST_COMPLETED).done:
+                unit = self.flying.pop(future)
+                try:
+                    outcome = future.result()
+                except Exception as error:  # a unit's own are outcomes: the worker itself was lost
+                    broken = True
+                    self._lost(unit, alone, error)
+                else:
+                    self.record(outcome)
+
+    def _lost(self, unit: Unit, alone: bool, error: Exception) -> None:
+        self.losses[unit] += alone
+        if self.losses[unit] < _LIVES:
+            self.suspects.append(unit)
+        else:
+            said = f"its worker was lost {_LIVES} times: {type(error).__name__}: {error}"
+            self.record(Outcome(unit, error=said))
+
+
+@contextmanager
+def _interrupts(work: _Work, progress: Progress) -> Iterator[None]:
+    """The first Ctrl-C lets the units in flight finish; the second stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def first(number: int, frame: FrameType | None) -> None:
+        work.stopped = True
+        progress.note("stopping after the units in flight; Ctrl-C again stops at once")
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
