@@ -1,12 +1,11 @@
-"""The command ``scoreopt``."""
+"""The command ``scoreopt``: what can go wrong with it is said in a line, never a traceback."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-__all__ = ["main"]
+__all__ = ["convert_edm", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,39 +15,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; those of the process by default.
 
     Returns:
-        The exit status: 0, or 1 after an error, which is printed to stderr.
+        The exit status: 0; 1 after an error and 2 after a wrong call, which are said on stderr; 130
+        after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(prog="scoreopt", description="ScoreOpt, a defence by score.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    convert = commands.add_parser(
-        "convert-edm",
-        help="turn an EDM snapshot (.pkl) into a safetensors file, without running it",
-        description="Read NVIDIA's network-snapshot-*.pkl without running the code it carries, and "
-        "write its weights and configuration to a safetensors file, which "
-        "pretrained.denoiser('edm:<file>') loads.",
-    )
-    convert.add_argument("snapshot", help="the .pkl file")
-    convert.add_argument("output", help="the .safetensors file to write")
-    convert.set_defaults(run=_convert_edm)
-    arguments = parser.parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments.run(arguments)
-    except (OSError, ValueError, ImportError) as error:
+        try:
+            from scoreopt_defense.commands import run
+        except ImportError as error:
+            return _without_the_extra(arguments, error)
+        return run(arguments)
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
         print(f"scoreopt: {error}", file=sys.stderr)
         return 1
-    return 0
+    except KeyboardInterrupt as error:
+        print(f"scoreopt: {error or 'stopped'}", file=sys.stderr)
+        return 130
 
 
-def _convert_edm(arguments: argparse.Namespace) -> None:
+def _without_the_extra(arguments: list[str], error: ImportError) -> int:
+    """The one command that needs nothing but the core."""
+    match arguments:
+        case ["convert-edm", snapshot, output]:
+            convert_edm(snapshot, output)
+            return 0
+    raise error
+
+
+def convert_edm(snapshot: str, output: str) -> None:
+    """Read NVIDIA's snapshot without running the code it carries, and write a safetensors file."""
     from scoreopt_defense.pretrained.edm_network import save_converted
     from scoreopt_defense.pretrained.edm_pickle import read_snapshot
 
-    if not arguments.output.endswith(".safetensors"):
-        raise ValueError(f"the output must end in .safetensors, got {arguments.output}")
-    config, weights = read_snapshot(arguments.snapshot)
-    save_converted(arguments.output, config, weights)
+    if not output.endswith(".safetensors"):
+        raise ValueError(f"the output must end in .safetensors, got {output}")
+    config, weights = read_snapshot(snapshot)
+    save_converted(output, config, weights)
     numbers = sum(value.numel() for value in weights.values())
-    print(
-        f"{arguments.output}: {config.architecture}, {config.kind} preconditioning, "
-        f"{numbers:,} weights"
-    )
+    print(f"{output}: {config.architecture}, {config.kind} preconditioning, {numbers:,} weights")

@@ -15,7 +15,7 @@ from scoreopt_defense._optional import optional
 
 __all__ = ["Images", "cifar", "cifar10_c", "hold_out", "image_folder", "image_zip", "load", "mnist"]
 
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
 
 
 class Images(NamedTuple):
@@ -190,18 +190,18 @@ def _from_files(
     names = sorted(
         name
         for name in names
-        if Path(name).suffix.lower() in _IMAGE_SUFFIXES
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
         and not Path(name).name.startswith(".")  # what macOS leaves beside each file
     )
     if not names:
-        raise ValueError(f"no images in {source}: expected class/image files, {_IMAGE_SUFFIXES}")
+        raise ValueError(f"no images in {source}: expected class/image files, {IMAGE_SUFFIXES}")
     parents = [Path(name).parent.name for name in names]
     classes = tuple(sorted(set(parents)))
     keep = _subset(len(names), n, seed)
     arrays = []
     for i in keep:
         with image.open(opener(names[i])) as file:
-            arrays.append(_pixels(file, names[i]))
+            arrays.append(pixels_of(file, names[i]))
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
         raise ValueError(f"the images in {source} must share one size, got {sorted(shapes)[:5]}")
@@ -211,7 +211,7 @@ def _from_files(
     return _as_images(pixels, labels, classes, str(source))
 
 
-def _pixels(image: Any, name: str) -> np.ndarray:
+def pixels_of(image: Any, name: str) -> np.ndarray:
     """uint8 pixels of a Pillow image, of shape (H, W) or (H, W, 3)."""
     if image.mode[0] not in "IF":
         return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB"))

@@ -30,7 +30,7 @@ def run_without(blocked, code):
 
 
 OPTIONAL = ["art", "torchattacks", "diffusers", "mlxtend", "PIL", "torchvision", "matplotlib",
-            "foolbox", "hypothesis", "scipy", "recoloradv"]  # fmt: skip
+            "foolbox", "hypothesis", "scipy", "recoloradv", "typer", "rich", "pydantic", "distributed"]  # fmt: skip
 
 
 def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():

@@ -1,0 +1,208 @@
+"""The commands of ``scoreopt``; each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Annotated, Any
+
+from scoreopt_defense import __version__, cli
+from scoreopt_defense._optional import optional
+
+optional("typer", extra="evaluate")
+import typer  # noqa: E402
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="scoreopt",
+    help="Test-time purification as a defence, and its honest evaluation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def run(arguments: list[str]) -> int:
+    """The exit status of one call; errors other than of usage are the caller's to say."""
+    try:
+        status = app(arguments, prog_name="scoreopt", standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        if hasattr(error, "show"):
+            error.show()
+        return int(error.exit_code)
+    return status if isinstance(status, int) else 0
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"scoreopt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which it is.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="TOML file: defences, images, attacks.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the record.", show_default="runs/CONFIG")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, and for how long.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 1,
+    cluster: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786.")
+    ] = None,
+) -> None:
+    """Attack and judge; stopped and started again, it goes on where it was."""
+    from scoreopt_defense.evaluation import config as configuration
+    from scoreopt_defense.evaluation.evaluate import evaluate_plan
+    from scoreopt_defense.evaluation.progress import progress
+
+    read = configuration.load(config)
+    materials = read.materials()
+    plan = read.plan(materials)
+    if dry_run:
+        _foretell(plan, materials, workers)
+        return
+    folder = out or Path("runs") / config.stem
+    result = evaluate_plan(
+        plan, materials, out=folder, workers=workers, cluster=cluster, progress=progress()
+    )
+    with result.store:
+        print(f"{result}\n\nRobust accuracy in per cent with its 95 % interval, of {plan.count} "
+              f"images. The record is {folder / 'run.sqlite'}.")  # fmt: skip
+        for failure in result.failures:
+            print(f"Failed: {failure['attack']} on {failure['defence']}, images "
+                  f"{failure['first']} and on: {failure['error']}")  # fmt: skip
+
+
+def _foretell(plan: Any, materials: Any, workers: int) -> None:
+    from scoreopt_defense.evaluation.estimate import estimate
+    from scoreopt_defense.evaluation.progress import duration
+
+    cells = estimate(plan, materials)
+    lines = [["defence", "attack", "units", "denoiser calls", "classifier calls", "time"]] + [
+        [c.defence, c.attack, str(c.units), f"{c.denoiser_calls:,}", f"{c.classifier_calls:,}",
+         c.error or duration(c.seconds)]
+        for c in cells
+    ]  # fmt: skip
+    _print_table(lines)
+    total = sum(cell.seconds for cell in cells)
+    print(f"\n{plan.count} images, {plan.trials} trials, batches of {plan.batch}, seed "
+          f"{plan.seed}. About {duration(total / workers)} with {workers} worker(s).")  # fmt: skip
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a record.")],
+    csv: Annotated[Path | None, typer.Option(help="File to write.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="File to write.")] = None,
+) -> None:
+    """Write a line an image, trial and attack, for other programs."""
+    from scoreopt_defense.evaluation.export import to_csv, to_parquet
+    from scoreopt_defense.evaluation.store import Store
+
+    wanted = [(write, path) for write, path in ((to_csv, csv), (to_parquet, parquet)) if path]
+    if not wanted:
+        raise typer.BadParameter("say --csv FILE, --parquet FILE or both")
+    with Store(run) as store:
+        for write, path in wanted:
+            print(f"{path}: {write(store, path)} rows")
+
+
+@app.command()
+def purify(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or a folder of them.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="A .png file, or a folder.")],
+    denoiser: Annotated[str, typer.Option(help="Such as cifar10-tiny; see scoreopt models.")],
+    purifier: Annotated[str, typer.Option(help="ScoreOpt or OneShot.")] = "ScoreOpt",
+    preset: Annotated[str | None, typer.Option(help="See scoreopt presets.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="As in steps=10.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+) -> None:
+    """Purify image files; the results are PNG files."""
+    from scoreopt_defense.evaluation.config import purifier_of
+    from scoreopt_defense.image_files import purify_files
+
+    made = purifier_of(purifier, denoiser, preset, dict(map(_setting, set_ or [])))
+    if made is None:
+        raise typer.BadParameter("'none' purifies nothing", param_hint="--purifier")
+    for path in purify_files(made, source, target, seed=seed):
+        print(path)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """``steps=10`` as a name and a number; what is no number or tuple is a name."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint="--set")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+@app.command()
+def presets() -> None:
+    """List the presets of ScoreOpt."""
+    from scoreopt_defense.presets import PRESETS
+
+    lines = [["preset", "variant", "lr", "steps", "sigma"]]
+    for name, values in PRESETS.items():
+        low, high = values["sigma"]
+        sigma = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        lines.append([name, values["variant"], f"{values['lr']:g}", f"{values['steps']}", sigma])
+    _print_table(lines)
+
+
+@app.command()
+def models() -> None:
+    """List the denoisers and classifiers that can be named."""
+    from scoreopt_defense import pretrained
+    from scoreopt_defense.evaluation.sources import CLASSIFIERS
+    from scoreopt_defense.pretrained.hub import downloaded_names
+
+    denoisers = {
+        "ships": pretrained.names("denoiser"),
+        "downloaded on first use": downloaded_names(),
+        "by its place": ["hf:<id or folder>", "file:<file>", "edm:<file>"],
+    }
+    classifiers = {"ships": pretrained.names("classifier"), "by its place": list(CLASSIFIERS)}
+    lines = [["kind", "name", "where it is"]] + [
+        [kind, name, where]
+        for kind, places in (("denoiser", denoisers), ("classifier", classifiers))
+        for where, names in places.items()
+        for name in names
+    ]
+    _print_table(lines)
+
+
+@app.command("convert-edm")
+def convert_edm(
+    snapshot: Annotated[str, typer.Argument(help="The .pkl file.")],
+    output: Annotated[str, typer.Argument(help="The .safetensors file to write.")],
+) -> None:
+    """Turn an EDM snapshot (.pkl) into a safetensors file, without running it.
+
+    pretrained.denoiser('edm:<file>') loads it.
+    """
+    cli.convert_edm(snapshot, output)
+
+
+def _print_table(lines: list[list[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip())

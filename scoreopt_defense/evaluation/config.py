@@ -1,0 +1,269 @@
+"""A run as a TOML file: what to defend, on which images, against what, and how to judge."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from torch import nn
+
+from scoreopt_defense import data, pretrained, purifiers
+from scoreopt_defense._optional import optional
+from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.evaluation.evaluate import materials_of, named_attack
+from scoreopt_defense.evaluation.judging import AnyStep, Final, Judging
+from scoreopt_defense.evaluation.plan import Materials, Plan
+from scoreopt_defense.evaluation.sources import classifier
+from scoreopt_defense.presets import preset
+
+optional("pydantic", extra="evaluate")
+from pydantic import (  # noqa: E402
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = optional("tomli", extra="evaluate")
+
+__all__ = ["Config", "ConfigError", "load", "purifier_of"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run, naming the key, its value and what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, strict=True)]
+
+
+class Images(_Section):
+    """Which images: see :func:`scoreopt_defense.data.load`."""
+
+    source: str
+    split: Literal["train", "test"] = "test"
+    n: Count | None = None
+    seed: Seed = 0
+
+
+class Judged(_Section):
+    """How results are judged: see :class:`~scoreopt_defense.evaluation.Judging`."""
+
+    criterion: Literal["final", "any-step"] = "final"
+    purifications: Count = 8
+    confirm: Count = 150
+
+
+class Defence(_Section):
+    """A classifier, and what purifies its images."""
+
+    classifier: str
+    purifier: str = "none"
+    denoiser: str | None = None
+    preset: str | None = None
+    overrides: dict[str, Any] = {}
+    votes: Count = 1
+
+
+def _fraction(value: Any) -> Any:
+    """``"8/255"`` as a number."""
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            pass
+    return value
+
+
+class Attacked(_Section):
+    """An attack's name, by default the section's own, and overrides of its settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    attack: str | None = None
+    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0)] | None = None
+
+
+class Config(_Section):
+    """What the file says.
+
+    Attributes:
+        images: what to attack.
+        defences, attacks: by name; the clean images are always judged.
+        judging, trials, batch, seed, threads: as in :func:`scoreopt_defense.evaluation.evaluate`.
+        device: where the networks and images are put.
+    """
+
+    images: Images
+    defences: Annotated[dict[str, Defence], Field(min_length=1)]
+    attacks: dict[str, Attacked] = {}
+    judging: Judged = Judged()
+    trials: Count = 1
+    batch: Count = 32
+    seed: Seed = 0
+    threads: Count = 1
+    device: str = "cpu"
+
+    def materials(self) -> Materials:
+        """The networks, images and attacks.
+
+        Raises:
+            ConfigError: naming the key and value of what cannot be had.
+        """
+        with _named("images", self.images.source):
+            images = data.load(
+                self.images.source, split=self.images.split, n=self.images.n, seed=self.images.seed
+            )
+        with _named("device", self.device):
+            defences = {
+                name: _defence(name, d).to(self.device) for name, d in self.defences.items()
+            }
+        attacks = {
+            name: _attack(name, section, math.prod(images.x.shape[1:]))
+            for name, section in self.attacks.items()
+        }
+        with _named("attacks", sorted(attacks)):
+            return materials_of(defences, images, attacks)
+
+    def plan(self, materials: Materials) -> Plan:
+        """The plan for these materials."""
+        criterion = (
+            AnyStep(confirm=self.judging.confirm)
+            if self.judging.criterion == "any-step"
+            else Final()
+        )
+        judging = Judging(criterion=criterion, purifications=self.judging.purifications)
+        return Plan.of(
+            materials, judging=judging, trials=self.trials, batch=self.batch, seed=self.seed,
+            threads=self.threads,
+        )  # fmt: skip
+
+
+def load(path: str | Path) -> Config:
+    """Read and validate a file.
+
+    Raises:
+        ConfigError: if it is missing, no TOML, or has a key or a value that is not allowed; all of
+            them are listed.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = [_said(problem) for problem in error.errors()]
+        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from error
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "images": Images,
+    "judging": Judged,
+    "defences": Defence,
+    "attacks": Attacked,
+}
+
+
+def _said(problem: Any) -> str:
+    """One of pydantic's findings: the key, what is allowed, the value."""
+    where = [part for part in problem["loc"] if isinstance(part, str) and "[" not in part]
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        section = _SECTIONS[where[0]] if len(where) > 1 else Config
+        return f"there is no key {key}; there are {sorted(section.model_fields)}"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    said = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return f"{key} {said}, got {problem['input']!r}"
+
+
+@contextmanager
+def _named(key: str, value: Any) -> Iterator[None]:
+    """Errors below name the key and its value."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ImportError as error:
+        raise ImportError(f"{key} = {value!r}: {error}") from error
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"{key} = {value!r}: {error}") from error
+
+
+def purifier_of(
+    kind: str, denoiser: str | None, preset_name: str | None, overrides: dict[str, Any]
+) -> purifiers.Purifier | None:
+    """A purifier by its class's name, a preset and overrides; None for ``"none"``.
+
+    Raises:
+        ValueError, TypeError: naming what is missing, unknown or out of range.
+    """
+    kinds = {
+        name: found
+        for name in purifiers.__all__
+        if isinstance(found := getattr(purifiers, name), type)
+        and issubclass(found, purifiers.Purifier)
+        and found is not purifiers.Purifier
+    }
+    if kind == "none":
+        if denoiser or preset_name or overrides:
+            raise ValueError(
+                f"purifier 'none' takes no denoiser, preset or overrides; or name one of "
+                f"{sorted(kinds)}"
+            )
+        return None
+    if kind not in kinds:
+        raise ValueError(f"purifier must be one of {['none', *sorted(kinds)]}, got {kind!r}")
+    if denoiser is None:
+        raise ValueError(f"{kind} needs denoiser = one of {pretrained.names('denoiser')}, ...")
+    if preset_name is not None and kind != "ScoreOpt":
+        raise ValueError(f"presets are for ScoreOpt, got preset {preset_name!r} for {kind}")
+    settings = (preset(preset_name) if preset_name else {}) | overrides
+    return kinds[kind](pretrained.denoiser(denoiser), **settings)
+
+
+def _defence(name: str, section: Defence) -> nn.Module:
+    key = f"defences.{name}"
+    with _named(f"{key}.classifier", section.classifier):
+        network = classifier(section.classifier)
+    about = section.model_dump(exclude={"classifier", "votes"}, exclude_defaults=True)
+    with _named(key, about):
+        purifier = purifier_of(
+            section.purifier, section.denoiser, section.preset, section.overrides
+        )
+    if purifier is None:
+        return network
+    return DefendedModel(network, purifier, votes=section.votes)
+
+
+def _attack(name: str, section: Attacked, numbers: int) -> Any:
+    """The attack; its ε is below the distance at which it may return any image at all."""
+    overrides = dict(section.model_extra or {})
+    if section.eps is not None:
+        overrides["eps"] = section.eps
+    with _named(f"attacks.{name}", {"attack": section.attack or name} | overrides):
+        made = named_attack(section.attack or name, **overrides)
+    most = {"linf": 1.0, "l2": math.sqrt(numbers)}.get(str(getattr(made, "norm", None)).lower())
+    eps = getattr(made, "eps", None)
+    if most is not None and eps is not None and eps >= most:
+        raise ConfigError(
+            f"attacks.{name}.eps must be above 0 and below {most:g}, for images in [0, 1] (as in "
+            f"'8/255'), got {eps!r}"
+        )
+    return made
