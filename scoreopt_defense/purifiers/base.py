@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from scoreopt_defense._checks import check_count, check_images, check_sigma, looks_rescaled
+from scoreopt_defense._checks import (
+    check_count,
+    check_flag,
+    check_images,
+    check_sigma,
+    looks_rescaled,
+)
 from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.gradients import (
     GRADIENTS,
@@ -24,7 +30,7 @@ from scoreopt_defense.gradients import (
     differentiate,
 )
 from scoreopt_defense.noise import Noise, Stream
-from scoreopt_defense.settings import Frozen, Options, Settings, chosen
+from scoreopt_defense.settings import Frozen, Options, Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -62,8 +68,8 @@ class PurifierSettings(Settings):
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, known in self.options().items():
-            self._set(name, chosen(name, getattr(self, name), known))
+        super().__post_init__()
+        check_flag("deterministic", self.deterministic)
         if self.max_batch is not None:
             self._set("max_batch", check_count("max_batch", self.max_batch))
         if self.deterministic and self.seed is None:
@@ -73,11 +79,7 @@ class PurifierSettings(Settings):
 
     @classmethod
     def options(cls) -> dict[str, Options]:
-        return {"gradient": GRADIENTS}
-
-    def _set(self, name: str, value: Any) -> None:
-        """What a constructor may: the frozen value that a checked argument becomes."""
-        object.__setattr__(self, name, value)
+        return {"gradient": Options(GRADIENTS, Gradient)}
 
 
 class Purifier(Frozen, ABC):
