@@ -86,7 +86,8 @@ class Purifier(Frozen, ABC):
     """A map from images in [0, 1] to images in [0, 1], randomised unless told otherwise.
 
     It is what it was made: :meth:`replace` makes another. A subclass names its settings' class and
-    writes :meth:`purify`.
+    writes :meth:`purify`; if its settings have a noise level ``sigma``, that is checked against the
+    denoiser's and gives it a one-shot surrogate.
 
     Args:
         denoiser: the prior; shared, never changed.
@@ -220,7 +221,8 @@ class Purifier(Frozen, ABC):
         """
         if not hasattr(self.settings, "sigma"):
             raise NotImplementedError(
-                f"{type(self).__name__} has no noise level sigma, and so no one-shot surrogate"
+                f"{type(self).__name__} has no noise level sigma, and so no one-shot surrogate: "
+                "choose another gradient, such as 'exact' or 'bpda'"
             )
         sigma = noise.level(self.settings.sigma, 0, x_a)
         return self.denoiser(x_a + sigma * noise.eps_1(0, x_a), sigma)
