@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -120,6 +121,9 @@ class DefendedModel(Frozen):
         What the authors' code attacks; the defended model itself then judges the result.
         """
         return self._twin(purifier=OneShot.surrogate_of(self.purifier))
+
+    def _replaceable(self) -> Sequence[str]:
+        return ["votes"]
 
     def extra_repr(self) -> str:
         return f"votes={self.votes}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -157,11 +157,15 @@ class Frozen(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         may = name.startswith("_") or name == "training" or "_is_replica" in self.__dict__
         if not may and self._has(name):  # torch.nn.DataParallel fills its replicas by name
+            how = f" with replace({name}=...)" if name in self._replaceable() else ""
             raise AttributeError(
-                f"{name} of a {type(self).__name__} cannot be changed: make another with "
-                f"replace({name}=...)"
+                f"{name} of a {type(self).__name__} cannot be changed: make another{how}"
             )
         super().__setattr__(name, value)
+
+    def _replaceable(self) -> Sequence[str]:
+        """What ``replace`` takes, of a module that has it."""
+        return ()
 
     def _has(self, name: str) -> bool:
         inside = (self.__dict__.get(kind, {}) for kind in ("_modules", "_parameters", "_buffers"))

@@ -6,7 +6,7 @@ import copy
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -116,6 +116,10 @@ class Purifier(Frozen, ABC):
                 f"denoiser must be a scoreopt_defense Denoiser, got {type(denoiser).__name__}; "
                 "wrap a network in an adapter, such as EDMDenoiser(net) for net(x, sigma)"
             )
+        if not isinstance(settings, (self.Settings, type(None))):
+            raise TypeError(
+                f"settings must be {self.Settings.__name__}, got {type(settings).__name__}"
+            )
         settings = self.Settings.of(**values) if settings is None else settings.replace(**values)
         self._check(settings, denoiser)
         self.denoiser = denoiser
@@ -137,7 +141,10 @@ class Purifier(Frozen, ABC):
         return super().__getattr__(name)
 
     def _has(self, name: str) -> bool:
-        return super()._has(name) or name in self.Settings.names()
+        return super()._has(name) or name in self._replaceable()
+
+    def _replaceable(self) -> Sequence[str]:
+        return self.Settings.names()
 
     def _check(self, settings: PurifierSettings, denoiser: Denoiser) -> None:
         """Refuse settings that do not fit this denoiser."""
