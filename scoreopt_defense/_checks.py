@@ -19,7 +19,7 @@ __all__ = [
     "looks_rescaled",
 ]
 
-# A search may leave [0, 1]: torchattacks' PGDRS adds Gaussian noise (to 2.8), SparseFool walks to 2.8.
+# A search may leave [0, 1]: PGDRS of torchattacks adds Gaussian noise and SparseFool walks, to 2.8.
 # Nothing but another scale, such as pixels to 255, comes this far.
 _FARTHEST = 10.0
 _UNSUSPICIOUS = (-0.1, 1.1)
