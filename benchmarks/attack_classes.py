@@ -6,6 +6,7 @@ A new class of a newer release appears by itself. What a class needs beyond the 
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -73,7 +74,12 @@ def _art(name: str, estimator: PyTorchClassifier, **arguments: Any) -> EvasionAt
     return kind(estimator, **_budget("art", kind), **arguments)
 
 
-# The two classes of Foolbox and the one of ART that want a target are given the next image's label.
+def _logits(estimator: PyTorchClassifier) -> int:
+    """ART's number of the layer that gives the logits; a defended model's last is the purifier."""
+    names = estimator.layer_names
+    return names.index("classifier") if "classifier" in names else len(names) - 1
+
+
 Arguments = Callable[[Any, Tensor, Tensor], dict[str, Any]]
 ARGUMENTS: dict[str, dict[str, Arguments]] = {
     "torchattacks": {
@@ -95,8 +101,10 @@ ARGUMENTS: dict[str, dict[str, Arguments]] = {
                 _art("SquareAttack", model, eps=0.03),
             ],
         },
-        "FeatureAdversariesNumpy": lambda model, x, y: {"delta": 0.1, "layer": -1},
-        "FeatureAdversariesPyTorch": lambda model, x, y: {"delta": 0.1, "step_size": 0.02},
+        "FeatureAdversariesNumpy": lambda model, x, y: {"delta": 0.1, "layer": _logits(model)},
+        "FeatureAdversariesPyTorch": lambda model, x, y: {
+            "delta": 0.1, "step_size": 0.02, "layer": _logits(model),
+        },
         "FrameSaliencyAttack": lambda model, x, y: {
             "attacker": _art("FastGradientMethod", model, eps=0.1),
         },
@@ -117,15 +125,19 @@ ARGUMENTS: dict[str, dict[str, Arguments]] = {
             ),
         },
         "TargetedUniversalPerturbation": lambda model, x, y: {"eps": 0.3},
+        "VirtualAdversarialMethod": lambda model, x, y: {"max_iter": 1},  # a query a pixel
         "Wasserstein": lambda model, x, y: {"regularization": 100.0},  # 3,000 overflows float32
         "ZooAttack": lambda model, x, y: {"nb_parallel": 16},
     },
-    "foolbox": {"VirtualAdversarialAttack": lambda model, x, y: {"steps": 4}},
+    "foolbox": {
+        "PointwiseAttack": lambda model, x, y: {"l2_binary_search": False},
+        "VirtualAdversarialAttack": lambda model, x, y: {"steps": 4},
+    },
 }  # fmt: skip
 
 # What is written for three channels; the others are run on digits.
 COLOUR = {
-    "torchattacks": {"PIFGSM", "PIFGSMPP"},
+    "torchattacks": {"PIFGSM", "PIFGSMPP", "TIFGSM"},
     "art": {
         "CompositeAdversarialAttackPyTorch", "GRAPHITEBlackbox", "GRAPHITEWhiteboxPyTorch",
         "LaserAttack", "ShadowAttack",
@@ -144,7 +156,6 @@ NEEDS = {
         "BinarizationRefinementAttack": FIXED,
         "BoundaryAttack": FIXED,
         "HopSkipJumpAttack": FIXED,
-        "PointwiseAttack": FIXED,
     }
 }
 
@@ -188,6 +199,8 @@ def _arguments(library: str, kind: type, model: Any, x: Tensor, y: Tensor) -> di
 
 
 def _by_torchattacks(kind: type, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    if kind.__name__ == "LGV":  # trains a copy, and the networks that ship are frozen
+        model = copy.deepcopy(model).requires_grad_()
     arguments = _arguments("torchattacks", kind, model, x, y)
     accepted = inspect.signature(kind.__init__).parameters
     if "n_classes" in accepted:

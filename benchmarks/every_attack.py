@@ -26,6 +26,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import attack_classes
@@ -102,9 +103,9 @@ def outcome_of(found: dict[str, dict[str, Any]]) -> str:
     outcomes = {door: tried["outcome"] for door, tried in found.items()}
     if all(outcome == RUNS for door, outcome in outcomes.items() if door != BARE):
         return RUNS
-    if TOO_LONG in outcomes.values():
-        return TOO_LONG
-    return NEEDS_MORE if outcomes[BARE] == RUNS else FAILS
+    if outcomes[BARE] == "fails":
+        return FAILS
+    return TOO_LONG if TOO_LONG in outcomes.values() else NEEDS_MORE
 
 
 def in_a_process(library: str, name: str, door: str) -> dict[str, Any]:
@@ -158,9 +159,7 @@ def attempt(library: str, name: str, door: str, digits: Tensor) -> dict[str, Any
         outcome = {
             "outcome": "fails",
             "error": f"{type(error).__name__}: {error}".strip(": ").splitlines()[0],
-            "raised in": traceback.extract_tb(error.__traceback__)[-1].filename.split("-packages/")[
-                -1
-            ],
+            "raised in": _place(traceback.extract_tb(error.__traceback__)[-1].filename),
         }
     else:
         outcome = {
@@ -174,6 +173,11 @@ def attempt(library: str, name: str, door: str, digits: Tensor) -> dict[str, Any
         "queried values": [round(queries.low, 4), round(queries.high, 4)],
         "seconds": round(time.perf_counter() - start, 2),
     }
+
+
+def _place(filename: str) -> str:
+    """A source file as its library knows it."""
+    return filename.split("site-packages/")[-1].removeprefix(f"{Path(__file__).parents[1]}/")
 
 
 def problem(door: str, digits: Tensor | None) -> tuple[nn.Module, Tensor, Tensor]:

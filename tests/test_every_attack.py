@@ -106,7 +106,7 @@ def test_gradients_are_asked_for_where_it_is_known():
 
 
 def test_the_result_file_has_every_class_that_there_is():
-    assert set(MEASURED) == set(EVERY)
+    assert set(EVERY) <= set(MEASURED)  # without numba ART exports one class less
 
 
 def test_what_is_left_out_exists_and_attacks_no_image_classifier():
@@ -154,6 +154,7 @@ def test_what_ran_returned_images(case):
         (RUNS, RUNS, RUNS, RUNS),
         ("fails", RUNS, RUNS, RUNS),
         ("fails", "fails", "fails", FAILS),
+        ("fails", TOO_LONG, "fails", FAILS),
         (RUNS, "fails", RUNS, NEEDS_MORE),
         (RUNS, RUNS, "fails", NEEDS_MORE),
         (RUNS, TOO_LONG, RUNS, TOO_LONG),
