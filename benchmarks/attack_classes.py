@@ -74,12 +74,6 @@ def _art(name: str, estimator: PyTorchClassifier, **arguments: Any) -> EvasionAt
     return kind(estimator, **_budget("art", kind), **arguments)
 
 
-def _logits(estimator: PyTorchClassifier) -> int:
-    """ART's number of the layer that gives the logits; a defended model's last is the purifier."""
-    names = estimator.layer_names
-    return names.index("classifier") if "classifier" in names else len(names) - 1
-
-
 Arguments = Callable[[Any, Tensor, Tensor], dict[str, Any]]
 ARGUMENTS: dict[str, dict[str, Arguments]] = {
     "torchattacks": {
@@ -101,9 +95,9 @@ ARGUMENTS: dict[str, dict[str, Arguments]] = {
                 _art("SquareAttack", model, eps=0.03),
             ],
         },
-        "FeatureAdversariesNumpy": lambda model, x, y: {"delta": 0.1, "layer": _logits(model)},
+        "FeatureAdversariesNumpy": lambda model, x, y: {"delta": 0.1, "layer": -1},
         "FeatureAdversariesPyTorch": lambda model, x, y: {
-            "delta": 0.1, "step_size": 0.02, "layer": _logits(model),
+            "delta": 0.1, "step_size": 0.02, "layer": -1,
         },
         "FrameSaliencyAttack": lambda model, x, y: {
             "attacker": _art("FastGradientMethod", model, eps=0.1),

@@ -60,8 +60,8 @@ class DefendedModel(Frozen):
                 "classifier.eval() first unless that is meant",
                 stacklevel=2,
             )
+        self.purifier = purifier  # in the data's order: ART takes the last for the logits
         self.classifier = classifier
-        self.purifier = purifier
         self.votes = check_count("votes", votes)
         self.training = classifier.training
 
