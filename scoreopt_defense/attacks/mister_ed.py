@@ -22,8 +22,8 @@ __all__ = ["StAdv"]
 class StAdv(BoundedAttack):
     r"""Spatially transformed images: each pixel is looked up at a place nearby.
 
-    Adam on the flow, ascending the margin of the mean logits less 0.05 times the flow's roughness,
-    as recoloradv has it. Images must be square.
+    Adam on the flow, descending the margin of the mean logits plus :math:`0.0025 / \varepsilon`
+    times the flow's roughness, both as in DiffPure's code. Images must be square.
 
     Args:
         norm: ``"flow"``.
@@ -78,7 +78,7 @@ class StAdv(BoundedAttack):
                     "adv": losses.CWLossF6(model, as_they_are, kappa=float("inf")),
                     "pert": losses.PerturbationNormLoss(lp=2),
                 },
-                {"adv": 1.0, "pert": 0.05},
+                {"adv": 1.0, "pert": 0.0025 / self.eps},
                 negate=True,
             )
             perturbation = attacks.PGD(model, as_they_are, threat, loss).attack(
