@@ -449,6 +449,7 @@ def test_it_comes_back_from_its_json(how):
         (lambda: attack("spsa", norm="l2"), ValueError, r"norm must be one of \['linf'\]"),
         (lambda: attack("stadv", norm="linf"), ValueError, r"norm must be one of \['flow'\]"),
         (lambda: PGD(gradient="bdpa"), ValueError, "gradient must be one of.*'surrogate'.*'bdpa'"),
+        (lambda: PGD(gradient=8), ValueError, "gradient must be one of.*GradientOrView"),
         (lambda: PGD(steps=0), ValueError, "steps must be a whole number of at least 1, got 0"),
         (lambda: PGD(eot=1.5), ValueError, "eot must be a whole number of at least 1, got 1.5"),
         (lambda: PGD(restarts=0), ValueError, "restarts must be a whole number"),

@@ -20,7 +20,7 @@ from scoreopt_defense._checks import (
 from scoreopt_defense.attacks.views import View, shown, views
 from scoreopt_defense.defended import EOT
 from scoreopt_defense.gradients import Gradient, OneShotGradient
-from scoreopt_defense.settings import Options, Settings, chosen
+from scoreopt_defense.settings import Options, Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -109,9 +109,6 @@ class Attack(Settings, ABC):
         """The inverse of :meth:`as_dict`."""
         return super().from_dict({name: value for name, value in values.items() if name != "kind"})
 
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
 
 @dataclass(frozen=True, kw_only=True)
 class BoundedAttack(Attack):
@@ -145,9 +142,9 @@ class BoundedAttack(Attack):
     restarts: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("norm", self.norm, self.norms)
         self._set("eps", _check_eps(self.eps, self.norm))
-        self._set("gradient", chosen("gradient", self.gradient, views()))
         for count in ("eot", "steps", "restarts"):
             self._set(count, check_count(count, getattr(self, count)))
 

@@ -55,6 +55,7 @@ class Corruptions(Attack):
     clean: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("severity", self.severity, range(1, 6))  # type: ignore[arg-type]
         if (self.files is None) != (self.clean is None):
             raise ValueError(

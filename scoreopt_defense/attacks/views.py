@@ -7,16 +7,18 @@ only when it judges the result. One of your own has the method ``shown``.
 
 from __future__ import annotations
 
+from abc import ABC
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.gradients import GRADIENTS, Gradient
 from scoreopt_defense.purifiers import Purifier
+from scoreopt_defense.settings import Options
 
-__all__ = ["AsItIs", "Classifier", "Surrogate", "View", "shown", "views"]
+__all__ = ["AsItIs", "Classifier", "GradientOrView", "Surrogate", "View", "shown", "views"]
 
 
 @runtime_checkable
@@ -51,9 +53,18 @@ class AsItIs:
         return model
 
 
-def views() -> dict[str, type]:
-    """What an attack's ``gradient=`` may be by name."""
-    return GRADIENTS | {"classifier": Classifier, "surrogate": Surrogate, "as-it-is": AsItIs}
+class GradientOrView(ABC):  # noqa: B024, a union of two protocols
+    """What an attack's ``gradient`` may be: an object that has the method of either."""
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> Any:
+        return hasattr(other, "differentiate") or hasattr(other, "shown")
+
+
+def views() -> Options:
+    """What an attack's ``gradient`` may be, and by which name."""
+    own = {"classifier": Classifier, "surrogate": Surrogate, "as-it-is": AsItIs}
+    return Options(GRADIENTS | own, GradientOrView)
 
 
 def shown(gradient: Gradient | View, model: nn.Module) -> nn.Module:
