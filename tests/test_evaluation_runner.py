@@ -212,9 +212,7 @@ def test_a_failure_is_that_units_and_the_run_goes_on(how, said, tmp_path, capsys
     y = torch.tensor([0, 1, 2, 0, 0, 1, 2, 3])
     model = defences()["one-shot"]
     options = {"batch": 4, "judging": Judging(purifications=2)}
-    result = evaluate(
-        {"m": model}, (x, y), attacks, out=tmp_path, progress=Lines(), **options
-    )
+    result = evaluate({"m": model}, (x, y), attacks, out=tmp_path, progress=Lines(), **options)
     (failure,) = result.failures
     assert failure["error"].startswith(said)
     assert "failed: bad on m, trial 0, images 4 to 7" in capsys.readouterr().err
@@ -346,7 +344,7 @@ def test_what_workers_cannot_have_is_said():
         def forward(self, x):
             return x.flatten(1)[:, :4]
 
-    with pytest.raises(ValueError, match="that can be pickled.*or workers=1"):
+    with pytest.raises(ValueError, match=r"that can be pickled.*or workers=1"):
         evaluate(Local(), images(2), workers=2)
 
 

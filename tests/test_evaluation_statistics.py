@@ -44,7 +44,7 @@ def test_and_where_images_count_as_shares_of_their_purifications(shape):
     truth = shape[0] / sum(shape)
     intervals = [proportion(total, 64) for total in shares.sum(1)]
     covered = np.mean([share.low <= truth <= share.high for share in intervals])
-    # 2,000 intervals that cover with chance 0.95 fall below this once in 30,000 times (4 deviations)
+    # 4 deviations: 2,000 intervals that cover with chance 0.95 fall below once in 30,000 times
     assert covered >= 0.95 - 4 * math.sqrt(0.95 * 0.05 / 2000)
 
 
@@ -118,7 +118,7 @@ def test_ties_go_to_the_lower_margin():
 
 
 def test_one_purification_cannot_both_choose_and_judge():
-    with pytest.raises(ValueError, match="purifications must be at least 2.*got 1"):
+    with pytest.raises(ValueError, match=r"purifications must be at least 2.*got 1"):
         weakest(np.ones((2, 3, 1), dtype=bool), np.ones((2, 3, 1)))
 
 

@@ -131,7 +131,7 @@ def test_a_damaged_store_is_said_and_left(damage, finished):
             database.execute("CREATE TABLE other (a)")
     before = file.read_bytes()
     for attempt in (lambda: run(finished, **SMALL), lambda: Store(finished)):
-        with pytest.raises(StoreError, match="damaged or none of this program's.*move it"):
+        with pytest.raises(StoreError, match=r"damaged or none of this program's.*move it"):
             attempt()
     assert file.read_bytes() == before
 
@@ -237,8 +237,11 @@ def test_export_to_parquet(finished, tmp_path):
 def test_results_say_how_they_were_made(finished):
     with Store(finished) as store:
         about = store.about()
-    assert about["hash"] == evaluate(
-        SMALL["defences"], images(), SMALL["attacks"], batch=4, judging=Judging(purifications=3)
-    ).plan.hash
+    assert (
+        about["hash"]
+        == evaluate(
+            SMALL["defences"], images(), SMALL["attacks"], batch=4, judging=Judging(purifications=3)
+        ).plan.hash
+    )
     assert about["versions"]["torch"] == torch.__version__
     assert about["machine"]["processor"]
