@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The demo's data: mnist, which ships with a package, or cifar10 with CIFAR10=path/to/test/images.
-DATA ?= mnist
+# The demo's data: digits, which ship with a package, or CIFAR10=path/to/test/images.
 CIFAR10 ?=
+DEMO := $(if $(CIFAR10),demo-cifar10,demo)
 
 .PHONY: demo test test-avx2 lint clean
 
-demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 4 minutes
-	$(BIN)/python examples/quickstart.py --data $(DATA) $(if $(CIFAR10),--cifar10 "$(CIFAR10)")
+demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 3 minutes
+	$(BIN)/scoreopt evaluate examples/$(DEMO).toml --workers 2 $(if $(CIFAR10),--images "$(CIFAR10)")
+	$(BIN)/scoreopt report runs/$(DEMO)
 
 test: $(VENV)/dev.stamp  ## the default tests and the doctests; under 10 minutes
 	$(BIN)/python -m pytest

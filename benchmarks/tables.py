@@ -37,14 +37,18 @@ def _percent(share: dict[str, float], digits: int = 1) -> str:
 
 def demo() -> str:
     """Accuracy of each defence under each attack."""
-    cells = _results("demo")["results"]
-    attacks = list(dict.fromkeys(cell["attack"] for cell in cells))
-    accuracy = {(cell["defence"], cell["attack"]): cell["accuracy"] for cell in cells}
+    found = _results("demo")
+    accuracy = {(cell["defence"], cell["attack"]): cell["accuracy"] for cell in found["cells"]}
+    attacks = list(dict.fromkeys(attack for _, attack in accuracy))
     return _markdown(
-        ["accuracy, %", *attacks],
+        ["accuracy, %", *attacks, "weakest"],
         [
-            [defence, *(f"{100 * accuracy[defence, attack]:.0f}" for attack in attacks)]
-            for defence in dict.fromkeys(cell["defence"] for cell in cells)
+            [
+                defence,
+                *(f"{100 * accuracy[defence, attack]['value']:.0f}" for attack in attacks),
+                _percent(found["weakest"][defence], 0),
+            ]
+            for defence in dict.fromkeys(defence for defence, _ in accuracy)
         ],
     )
 

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from attack_table import run, short_attacks
 from torch import Tensor, nn
 
-from scoreopt_defense import OneShot, ScoreOpt, data, pretrained
+from scoreopt_defense import DefendedModel, OneShot, Purifier, ScoreOpt, data, pretrained
+from scoreopt_defense.attacks import attack
+from scoreopt_defense.evaluation import evaluate
+from scoreopt_defense.evaluation.progress import progress
 
 
 class _BasicBlock(nn.Module):
@@ -87,21 +89,29 @@ def main() -> None:
 
     classifier = load_resnet(args.classifier).to(args.device)
     denoiser = pretrained.denoiser(args.denoiser).to(args.device)
-    images = data.load(args.images, n=args.n, seed=args.seed)
-    common = {"seed": args.seed, "max_batch": 64}
-    run(
-        classifier,
+    x, y, _ = data.load(args.images, n=args.n, seed=args.seed)
+
+    def defended(purifier: Purifier) -> DefendedModel:
+        return DefendedModel(classifier, purifier.replace(max_batch=64))
+
+    result = evaluate(
         {
-            "undefended": None,
-            "one-shot": OneShot(denoiser, sigma=0.25, **common),
-            "ScoreOpt-O": ScoreOpt.from_preset("cifar10/transfer-pgd-linf/O", denoiser, **common),
-            "ScoreOpt-N": ScoreOpt.from_preset("cifar10/transfer-pgd-linf/N", denoiser, **common),
+            "undefended": classifier,
+            "one-shot": defended(OneShot(denoiser, sigma=0.25)),
+            "ScoreOpt-O": defended(ScoreOpt.from_preset("cifar10/transfer-pgd-linf/O", denoiser)),
+            "ScoreOpt-N": defended(ScoreOpt.from_preset("cifar10/transfer-pgd-linf/N", denoiser)),
         },
-        images._replace(x=images.x.to(args.device), y=images.y.to(args.device)),
-        short_attacks(args.eps),
-        args.out,
+        (x.to(args.device), y.to(args.device)),
+        {  # budgets cut to a CPU's minutes
+            "transfer PGD": attack("transfer-pgd-linf", eps=args.eps),
+            "BPDA+EOT": attack("bpda-eot-linf", eps=args.eps, steps=12, eot=3),
+            "PGD+EOT": attack("pgd-eot-linf", eps=args.eps, steps=15, eot=3),
+        },
+        out=args.out,
         seed=args.seed,
+        progress=progress(),
     )
+    print(f"{result}\n\nscoreopt report {args.out} draws the page.")
 
 
 if __name__ == "__main__":

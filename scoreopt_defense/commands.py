@@ -56,6 +56,9 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the record.", show_default="runs/CONFIG")
     ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Source of the images, in place of the file's.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, and for how long.")
     ] = False,
@@ -69,7 +72,7 @@ def evaluate(
     from scoreopt_defense.evaluation.evaluate import evaluate_plan
     from scoreopt_defense.evaluation.progress import progress
 
-    read = configuration.load(config)
+    read = configuration.load(config, source=images)
     materials = read.materials()
     plan = read.plan(materials)
     if dry_run:
@@ -108,17 +111,21 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a record.")],
     csv: Annotated[Path | None, typer.Option(help="File to write.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="File to write.")] = None,
+    json: Annotated[Path | None, typer.Option(help="File to write: the figures alone.")] = None,
 ) -> None:
-    """Write a line an image, trial and attack, for other programs."""
-    from scoreopt_defense.evaluation.export import to_csv, to_parquet
+    """Write a line an image, trial and attack, or the run's figures, for other programs."""
+    from scoreopt_defense.evaluation.export import to_csv, to_json, to_parquet
+    from scoreopt_defense.evaluation.results import Result
     from scoreopt_defense.evaluation.store import Store
 
     wanted = [(write, path) for write, path in ((to_csv, csv), (to_parquet, parquet)) if path]
-    if not wanted:
-        raise typer.BadParameter("say --csv FILE, --parquet FILE or both")
+    if not (wanted or json):
+        raise typer.BadParameter("say --csv FILE, --parquet FILE or --json FILE")
     with Store(run) as store:
         for write, path in wanted:
             print(f"{path}: {write(store, path)} rows")
+        if json:
+            print(f"{json}: {to_json(Result(store), json)} cells")
 
 
 @app.command()

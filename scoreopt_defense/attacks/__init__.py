@@ -123,7 +123,7 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
 
 
 def attack(name: str, **overrides: Any) -> Attack:
-    """A named configuration, but for these settings.
+    """A named configuration, but for these settings; or an attack of a class in :data:`KINDS`.
 
     Raises:
         ValueError: if the name is unknown, or a setting out of its range.
@@ -133,7 +133,9 @@ def attack(name: str, **overrides: Any) -> Attack:
         >>> attack("pgd-eot-linf", eot=4).queries
         80
     """
-    check_choice("attack", name, ATTACKS)
+    if name in KINDS:
+        return KINDS[name].of(**overrides)
+    check_choice("attack", name, [*ATTACKS, *KINDS])
     return ATTACKS[name].replace(**overrides)
 
 

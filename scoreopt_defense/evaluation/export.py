@@ -6,13 +6,17 @@ import csv
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from scoreopt_defense._optional import optional
+from scoreopt_defense.evaluation.about import machine
+from scoreopt_defense.evaluation.results import Result
+from scoreopt_defense.evaluation.statistics import Proportion
 from scoreopt_defense.evaluation.store import Store
 
-__all__ = ["to_csv", "to_parquet"]
+__all__ = ["to_csv", "to_json", "to_parquet"]
 
 
 def to_csv(store: Store, path: str | Path) -> int:
@@ -32,6 +36,33 @@ def to_csv(store: Store, path: str | Path) -> int:
             count += 1
     os.replace(temporary, path)
     return count
+
+
+def to_json(result: Result, path: str | Path) -> int:
+    """Write a run's figures, its plan and the machine; returns how many cells there are."""
+
+    def figure(share: Proportion | None) -> dict[str, float] | None:
+        if share is None:
+            return None
+        return {name: round(value, 4) for name, value in asdict(share).items()}
+
+    cells = [
+        {"defence": c.defence, "attack": c.attack, "accuracy": figure(c.robust),
+         "majority": figure(c.majority), "failed": c.failed,
+         "denoiser_calls": c.denoiser_calls, "classifier_calls": c.classifier_calls,
+         "seconds": round(c.seconds, 1)}
+        for c in result.cells
+    ]  # fmt: skip
+    about = {
+        "machine": machine(),
+        "plan": asdict(result.plan),
+        "weakest": {name: figure(result.weakest(name)) for name in result.plan.defences},
+        "cells": cells,
+    }
+    temporary = Path(f"{path}.part")
+    temporary.write_text(json.dumps(about, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return len(cells)
 
 
 def to_parquet(store: Store, path: str | Path) -> int:
