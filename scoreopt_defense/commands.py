@@ -104,6 +104,44 @@ def _foretell(plan: Any, materials: Any, workers: int) -> None:
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a record.")],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[RUN_B]", help="Another, to compare it with.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write.", show_default="RUN/report.html")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of the run, to purify what is shown; shipped networks need none.",
+            show_default="RUN/config.toml, if it is there",
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="How many to show, at most.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of their draw and purification.")] = 0,
+) -> None:
+    """Write one HTML page of a run, or of the differences between two; it needs no network."""
+    from scoreopt_defense.evaluation import config as configuration
+    from scoreopt_defense.evaluation import report as pages
+    from scoreopt_defense.evaluation.store import Store
+
+    with Store(run) as store:
+        if other is not None:
+            with Store(other) as second:
+                page = pages.comparison_page(store, second)
+            default = run / f"compared-with-{other.resolve().name}.html"
+        else:
+            if config is None and (run / "config.toml").is_file():
+                config = run / "config.toml"
+            made_from = None if config is None else configuration.load(config)
+            page = pages.run_page(store, config=made_from, images=images, seed=seed)
+            default = run / "report.html"
+        print(pages.write(page, out or default))
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a record.")],
     csv: Annotated[Path | None, typer.Option(help="File to write.")] = None,
