@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -136,6 +138,74 @@ def costs() -> str:
     )
 
 
+OUTCOMES = {
+    "runs": "runs",
+    "fails also without a defence": "fails also without a defence",
+    "needs what the defence does not give": "needs more",
+    "stopped at the time limit": "stopped",
+}
+
+
+def every_attack() -> str:
+    """How many attack classes of each library run."""
+    rows = _results("every_attack")["rows"]
+    counts = Counter((row["library"], row["outcome"]) for row in rows)
+    return _markdown(
+        ["library", "classes", *OUTCOMES.values()],
+        [
+            [library, str(sum(row["library"] == library for row in rows)),
+             *(str(counts[library, outcome]) for outcome in OUTCOMES)]
+            for library in dict.fromkeys(row["library"] for row in rows)
+        ],
+    )  # fmt: skip
+
+
+def every_class() -> str:
+    """Each attack class: does it run, what stops it, and what does it ask the model."""
+    return _markdown(
+        ["library", "attack", "outcome", "gradient", "queried values", "error"],
+        [
+            [row["library"], row["attack"], OUTCOMES[row["outcome"]],
+             "yes" if row["DefendedModel"].get("asks for a gradient") else "no", _range(row),
+             _error(row)]
+            for row in sorted(_results("every_attack")["rows"], key=_by_library_and_name)
+        ],
+    )  # fmt: skip
+
+
+def _by_library_and_name(row: dict[str, Any]) -> tuple[bool, str, str]:
+    return row["library"] != "torchattacks", row["library"], row["attack"]
+
+
+def _range(row: dict[str, Any]) -> str:
+    """From where to where the images went that the attack asked the defended model about."""
+    low, high = row["DefendedModel"].get("queried values", (math.inf, -math.inf))
+    return f"{low:.1f} to {high:.1f}".replace("-0.0", "0.0") if low <= high else ""
+
+
+def _error(row: dict[str, Any]) -> str:
+    """The library's own words where it is stopped, and who says them."""
+    if row["outcome"] == "runs":
+        return ""
+    failed = next(
+        tried for door, tried in row.items() if isinstance(tried, dict) and "error" in tried
+    )
+    error = failed["error"].replace("|", "/").replace("`", "'")
+    return f"`{error}` ({failed.get('raised in', '').rsplit('/', 1)[-1]})"
+
+
+def left_out() -> str:
+    """The classes that attack something else than a classifier of images."""
+    return _markdown(
+        ["library", "class", "attacks"],
+        [
+            [library, name, what]
+            for library, classes in _results("every_attack")["left_out"].items()
+            for name, what in classes.items()
+        ],
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "transfer": transfer,
@@ -143,6 +213,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "attacks": attacks,
     "cosines": cosines,
     "costs": costs,
+    "every_attack": every_attack,
+    "every_class": every_class,
+    "left_out": left_out,
 }
 
 

@@ -6,26 +6,38 @@ import json
 import platform
 import statistics
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from attacks import ATTACKS, Budget
 from scipy.stats import binomtest
 from torch import nn
 from tqdm import tqdm
 
 from scoreopt_defense import DefendedModel, Purifier, __version__
+from scoreopt_defense.attacks import ARTPGD, Attack, attack, budgets
 from scoreopt_defense.data import Images
 
 BATCHES = 2  # the progress bar moves once a batch
+
+
+def short_attacks(eps: float) -> dict[str, Attack]:
+    """Attacks by the name of their column, in l-infinity but for StAdv, cut to a CPU's minutes."""
+    return {
+        "transfer PGD": attack("transfer-pgd-linf", eps=eps),
+        "BPDA+EOT": attack("bpda-eot-linf", eps=eps, steps=12, eot=3),
+        "PGD+EOT": attack("pgd-eot-linf", eps=eps, steps=15, eot=3),
+        "SPSA": attack("spsa", eps=eps, steps=5, samples=8),
+        "StAdv": attack("stadv", steps=12, eot=1),
+        "ART PGD": ARTPGD(eps=eps, steps=10, eot=1),
+    }
 
 
 def run(
     classifier: nn.Module,
     purifiers: dict[str, Purifier | None],
     images: Images,
-    budget: Budget,
+    attacks: Mapping[str, Attack],
     out: Path,
     *,
     seed: int = 0,
@@ -39,7 +51,7 @@ def run(
         classifier: from images in [0, 1] to logits, in eval mode.
         purifiers: by the name of their row; None stands for no defence.
         images: what to attack.
-        budget: how hard.
+        attacks: by the name of their column; "PGD+EOT" is drawn.
         out: folder, made if it is not there.
         seed: of the attacks' random starts and, in each cell anew, of the purifiers' noise.
         passes: how many passes of the bare network over these images the whole took when it was
@@ -48,11 +60,14 @@ def run(
     started_at, one_pass = time.monotonic(), _seconds_of_a_pass(purifiers, images)
     if passes:
         print(f"About {passes * one_pass / 60:.1f} minutes on this machine.")
-    print(f"{len(images.y)} images, seed {seed}, {budget}")
-    print("The paper's budgets are in attacks.py; these are cut to a CPU's minutes.\n")
+    print(f"{len(images.y)} images, seed {seed}; queries an image, and in the paper:")
+    for name, how in attacks.items():
+        paper = (budgets(how)["paper"] or {}).get("queries", "-")
+        print(f"{name:>14}: {how.queries:>5} of {paper:>5}, {how.threat}")
+    print()
     cells = [
         (row, name)
-        for name in ("clean", *ATTACKS)
+        for name in ("clean", *attacks)
         for row in purifiers
     ]  # fmt: skip
     results: list[dict[str, object]] = []
@@ -70,7 +85,7 @@ def run(
             for x, y in zip(images.x.split(size), images.y.split(size), strict=True):
                 progress.set_description(f"{row}: {name}")
                 if name != "clean":
-                    x = ATTACKS[name](classifier, purifier, x, y, budget)
+                    x = attacks[name].run(model, x, y)
                 with torch.no_grad():
                     right += (model(x).argmax(1) == y).sum().item()
                 parts.append(x)
@@ -82,13 +97,13 @@ def run(
                  "interval": _interval(right, len(images.y)), "images": len(images.y),
                  "seed": seed, "seconds": seconds}
             )  # fmt: skip
-    _print_table(results, list(purifiers))
+    _print_table(results, list(purifiers), list(attacks))
     out.mkdir(parents=True, exist_ok=True)
     seconds = time.monotonic() - started_at
     about = {
         "seconds": round(seconds, 1),
         "passes of the bare network": round(seconds / one_pass),
-        "budget": asdict(budget),
+        "attacks": {name: budgets(how) for name, how in attacks.items()},
         "purifiers": {
             row: purifier and {"purifier": type(purifier).__name__, **purifier.settings.as_dict()}
             for row, purifier in purifiers.items()
@@ -122,9 +137,9 @@ def _interval(right: int, total: int) -> list[float]:
     return [round(float(interval.low), 3), round(float(interval.high), 3)]
 
 
-def _print_table(results: list[dict[str, object]], rows: list[str]) -> None:
+def _print_table(results: list[dict[str, object]], rows: list[str], attacks: list[str]) -> None:
     accuracy = {(cell["defence"], cell["attack"]): cell["accuracy"] for cell in results}
-    names = ["clean", *ATTACKS]
+    names = ["clean", *attacks]
     width = max(len(row) for row in rows)
     print("\naccuracy".ljust(width + 1), *(f"{name:>12}" for name in names), sep="  ")
     for row in rows:
@@ -132,7 +147,7 @@ def _print_table(results: list[dict[str, object]], rows: list[str]) -> None:
         print(row.ljust(width), *cells, sep="  ")
     print()
     for row in rows:
-        weakest = min(ATTACKS, key=lambda name: accuracy[row, name])
+        weakest = min(attacks, key=lambda name: accuracy[row, name])
         print(f"Lowest for {row}: {100 * accuracy[row, weakest]:.1f} %, found by {weakest}.")
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from attack_table import run
-from attacks import Budget
+from attack_table import run, short_attacks
 from torch import Tensor, nn
 
 from scoreopt_defense import OneShot, ScoreOpt, data, pretrained
@@ -99,7 +98,7 @@ def main() -> None:
             "ScoreOpt-N": ScoreOpt.from_preset("cifar10/transfer-pgd-linf/N", denoiser, **common),
         },
         images._replace(x=images.x.to(args.device), y=images.y.to(args.device)),
-        Budget(eps=args.eps),
+        short_attacks(args.eps),
         args.out,
         seed=args.seed,
     )

@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from attack_table import run
-from attacks import Budget
+from attack_table import run, short_attacks
 
 from scoreopt_defense import OneShot, ScoreOpt, data, pretrained
 
@@ -42,7 +41,7 @@ def main() -> None:
             "ScoreOpt-N": ScoreOpt.from_preset(f"{name}/N", denoiser, seed=args.seed),
         },
         data.load(args.cifar10 or "mnist", n=args.images or count, seed=args.seed),
-        Budget(eps=eps),
+        short_attacks(eps),
         args.out,
         seed=args.seed,
         passes=None if args.images else passes,

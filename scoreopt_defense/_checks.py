@@ -12,6 +12,7 @@ from torch import Tensor
 __all__ = [
     "check_choice",
     "check_count",
+    "check_flag",
     "check_images",
     "check_positive",
     "check_sigma",
@@ -106,6 +107,12 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     allowed = list(allowed)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def check_count(name: str, value: object, *, least: int = 1) -> int:

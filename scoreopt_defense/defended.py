@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,8 +60,8 @@ class DefendedModel(Frozen):
                 "classifier.eval() first unless that is meant",
                 stacklevel=2,
             )
+        self.purifier = purifier  # in the data's order: ART takes the last for the logits
         self.classifier = classifier
-        self.purifier = purifier
         self.votes = check_count("votes", votes)
         self.training = classifier.training
 
@@ -120,6 +121,9 @@ class DefendedModel(Frozen):
         What the authors' code attacks; the defended model itself then judges the result.
         """
         return self._twin(purifier=OneShot.surrogate_of(self.purifier))
+
+    def _replaceable(self) -> Sequence[str]:
+        return ["votes"]
 
     def extra_repr(self) -> str:
         return f"votes={self.votes}"

@@ -23,7 +23,7 @@ from scoreopt_defense.gradients import BPDA, GRADIENTS, Exact, Gradient, OneShot
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.objectives import denoising_error
 from scoreopt_defense.purifiers import ScoreOpt
-from scoreopt_defense.settings import chosen, name_of
+from scoreopt_defense.settings import Options, chosen, name_of
 
 __all__ = [
     "Agreement",
@@ -107,7 +107,8 @@ def gradient_agreement(
     """
     settings = {"samples": samples, "seed": seed}
     exact = input_gradient(model.with_gradient(Exact()), x, y, **settings).flatten(1)
-    surrogates = [chosen("modes", mode, GRADIENTS) for mode in modes]
+    known = Options(GRADIENTS, Gradient)
+    surrogates = [chosen("modes", mode, known) for mode in modes]
     found = {
         name_of(mode, GRADIENTS): input_gradient(model.with_gradient(mode), x, y, **settings)
         for mode in surrogates

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,7 @@ class Purification(Protocol):
         """One-shot denoising of the same images at the same noise level and noise."""
 
 
+@runtime_checkable
 class Gradient(Protocol):
     """A gradient mode."""
 

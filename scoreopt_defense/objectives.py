@@ -13,7 +13,7 @@ the others in its batch. Images are on the denoiser's scale, [-1, 1].
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class Loss(Protocol):
     """A loss: one value an image. A user's own, any such callable, stands where a name does.
 

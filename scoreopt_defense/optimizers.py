@@ -7,7 +7,7 @@ again or differentiated. These can.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from scoreopt_defense._checks import check_positive
 __all__ = ["OPTIMIZERS", "SGD", "Adam", "Optimizer"]
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """An update rule without memory of its own. A user's own stands where a name does."""
 

@@ -7,25 +7,50 @@ own object stands where a name does.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Frozen", "Settings", "chosen", "described", "name_of"]
+__all__ = ["Frozen", "Options", "Settings", "chosen", "described", "name_of"]
 
-Options = Mapping[str, type]
+Names = Mapping[str, type]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a setting may be: an object of these names, or any of this kind.
+
+    Args:
+        named: the library's own classes by name, each made without arguments.
+        kind: a protocol that an object of a user's own has.
+    """
+
+    named: Names
+    kind: type
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of frozen settings: a subclass lists fields and checks them in ``__post_init__``."""
+    """Base of frozen settings: a subclass lists fields and checks them in ``__post_init__``.
+
+    Where it calls this one's, what was chosen by name is an object from then on.
+    """
+
+    def __post_init__(self) -> None:
+        for name, options in self.options().items():
+            self._set(name, chosen(name, getattr(self, name), options))
+
+    def _set(self, name: str, value: Any) -> None:
+        """What only a constructor may: put the value that a checked argument becomes."""
+        object.__setattr__(self, name, value)
 
     @classmethod
     def names(cls) -> list[str]:
@@ -68,52 +93,59 @@ class Settings:
         )
 
     @classmethod
-    def _known(cls, name: str) -> Options:
-        return cls.options().get(name, {})
+    def _known(cls, name: str) -> Names:
+        options = cls.options().get(name)
+        return options.named if options else {}
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.names())
 
 
-def chosen(setting: str, value: Any, known: Options) -> Any:
+def chosen(setting: str, value: Any, options: Options) -> Any:
     """The object of that name, or the object that was passed in.
 
     Raises:
         ValueError: if it is neither.
     """
-    if isinstance(value, str) or value is None or isinstance(value, type):
-        check_choice(setting, value, known)
-        return known[str(value)]()
+    if isinstance(value, str):
+        check_choice(setting, value, options.named)
+        return options.named[value]()
+    if isinstance(value, type) or not isinstance(value, options.kind):
+        raise ValueError(
+            f"{setting} must be one of {list(options.named)}, got {value!r}; or an object that is "
+            f"a {options.kind.__module__}.{options.kind.__qualname__}"
+        )
     return value
 
 
-def name_of(value: Any, known: Options) -> str:
+def name_of(value: Any, named: Names) -> str:
     """What an object is chosen by; a user's own goes by its class or function."""
-    names = [name for name, kind in known.items() if type(value) is kind]
+    names = [name for name, kind in named.items() if type(value) is kind]
     return names[0] if names else getattr(value, "__name__", type(value).__qualname__)
 
 
-def described(value: Any, known: Options) -> Any:
-    """A setting as JSON has it."""
+def described(value: Any, named: Names) -> Any:
+    """A setting as JSON has it.
+
+    Raises:
+        TypeError: of a value that JSON has no word for, such as a tensor.
+    """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (tuple, list)):
-        return [described(part, known) for part in value]
-    fields = _fields(value)
-    return {"name": name_of(value, known)} | fields
+        return [described(part, {}) for part in value]
+    if isinstance(value, Tensor) or not hasattr(value, "__dict__"):
+        raise TypeError(f"a {type(value).__name__} cannot be written as JSON, got {value!r}")
+    fields = {} if inspect.isfunction(value) else vars(value)
+    about = {"name": name_of(value, named)}
+    return about | {name: described(part, {}) for name, part in fields.items()}
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return dict(getattr(value, "__dict__", {}))
-
-
-def _restored(setting: str, value: dict[str, Any], known: Options) -> Any:
+def _restored(setting: str, value: dict[str, Any], named: Names) -> Any:
     fields = dict(value)
     name = fields.pop("name", None)
-    check_choice(f"{setting}'s name", name, known)
-    return known[name](**fields)
+    check_choice(f"{setting}'s name", name, named)
+    return named[name](**fields)
 
 
 class Frozen(nn.Module):
@@ -123,12 +155,17 @@ class Frozen(nn.Module):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_") and name != "training" and self._has(name):
+        may = name.startswith("_") or name == "training" or "_is_replica" in self.__dict__
+        if not may and self._has(name):  # torch.nn.DataParallel fills its replicas by name
+            how = f" with replace({name}=...)" if name in self._replaceable() else ""
             raise AttributeError(
-                f"{name} of a {type(self).__name__} cannot be changed: make another with "
-                f"replace({name}=...)"
+                f"{name} of a {type(self).__name__} cannot be changed: make another{how}"
             )
         super().__setattr__(name, value)
+
+    def _replaceable(self) -> Sequence[str]:
+        """What ``replace`` takes, of a module that has it."""
+        return ()
 
     def _has(self, name: str) -> bool:
         inside = (self.__dict__.get(kind, {}) for kind in ("_modules", "_parameters", "_buffers"))

@@ -298,3 +298,11 @@ def test_bad_arguments_are_named():
         PurifierPreprocessor(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="max_batch must be a whole number of at least 1, got 0"):
         PurifierPreprocessor(purifier(), max_batch=0)
+
+
+def test_the_last_layer_that_art_lists_is_the_logits():
+    """The default of its FeatureAdversaries attacks."""
+    around = estimator(classifier=DefendedModel(smooth_classifier(torch.float32), purifier()))
+    assert around.layer_names == ["purifier", "classifier"]
+    logits = around.get_activations(X.numpy(), -1, batch_size=4)
+    np.testing.assert_allclose(logits, around.predict(X.numpy()), atol=IMAGES)

@@ -30,7 +30,8 @@ def run_without(blocked, code):
 
 
 OPTIONAL = ["art", "torchattacks", "diffusers", "mlxtend", "PIL", "torchvision", "matplotlib",
-            "foolbox", "hypothesis", "scipy", "recoloradv", "typer", "rich", "pydantic", "distributed"]  # fmt: skip
+            "foolbox", "hypothesis", "scipy", "recoloradv", "imagecorruptions", "typer", "rich",
+            "pydantic", "distributed"]  # fmt: skip
 
 
 def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():
@@ -39,18 +40,26 @@ def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():
         """
         import torch
         import scoreopt_defense as so
-        from scoreopt_defense import data
+        from scoreopt_defense import attacks, data
 
         denoiser, classifier = (
             load("mnist-tiny") for load in (so.pretrained.denoiser, so.pretrained.classifier)
         )
         purifier = so.ScoreOpt.from_preset("mnist-tiny/N", denoiser, steps=1)
-        print(tuple(so.DefendedModel(classifier, purifier)(torch.rand(2, 1, 28, 28)).shape))
+        model, x, y = so.DefendedModel(classifier, purifier), torch.rand(2, 1, 32, 32), [0, 0]
+        print(tuple(model(x[..., :28, :28]).shape))
         for attempt in (
             lambda: so.PurifierPreprocessor(purifier),
             lambda: data.mnist(),
             lambda: data.cifar("."),
             lambda: data.image_folder("."),
+            *(
+                lambda how=how: how.run(model, x, torch.tensor(y))
+                for how in (
+                    attacks.attack("pgd-eot-linf"), attacks.attack("stadv"), attacks.ARTPGD(),
+                    attacks.FoolboxPGD(), attacks.attack("corruptions"),
+                )
+            ),
         ):
             try:
                 attempt()
@@ -59,7 +68,11 @@ def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():
         """,
     ).splitlines()
     assert out[0] == "(2, 10)"
-    wanted = [("art", "art"), ("mlxtend", "data"), ("torchvision", "data"), ("PIL", "data")]
+    wanted = [
+        *[("art", "art"), ("mlxtend", "data"), ("torchvision", "data"), ("PIL", "data")],
+        *[("torchattacks", "attacks"), ("recoloradv", "attacks"), ("art", "art")],
+        *[("foolbox", "foolbox"), ("imagecorruptions", "corruptions")],
+    ]
     for line, (package, extra) in zip(out[1:], wanted, strict=True):
         assert line.startswith(f"this needs {package}, which could not be imported")
         assert line.endswith(f"pip install 'scoreopt-defense[{extra}]'")
@@ -70,7 +83,7 @@ def test_importing_the_package_loads_no_optional_library():
         [],
         f"""
         import sys
-        import scoreopt_defense, scoreopt_defense.data, scoreopt_defense.denoisers
+        import scoreopt_defense.attacks, scoreopt_defense.data, scoreopt_defense.denoisers
         print(sorted(set({OPTIONAL!r}) & set(sys.modules)))
         """,
     )

@@ -17,6 +17,8 @@ SNIPPETS = [
 def test_snippet_runs(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchattacks")
     pytest.importorskip("art")
+    if "import foolbox" in snippet:
+        pytest.importorskip("foolbox")
     exec(compile(snippet, "snippet", "exec"), {})
     printed = capsys.readouterr().out
     if "robust:" in snippet:

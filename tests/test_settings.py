@@ -112,11 +112,27 @@ def test_json_is_read_by_the_same_rules():
         ScoreOptSettings.from_dict(plain | {"weight": 1})
 
 
+def test_a_tensor_is_no_json():
+    """Its text would be cut short: two that differ would look alike."""
+    odd = ScoreOptSettings(loss=Absolute(power=torch.ones(3)))
+    with pytest.raises(TypeError, match="a Tensor cannot be written as JSON"):
+        odd.as_dict()
+
+
+def test_data_parallel_may_fill_its_replicas():
+    model = DefendedModel(smooth_classifier(), purifier())
+    replica = model._replicate_for_data_parallel()
+    replica.classifier = smooth_classifier()
+    assert model.classifier is not replica.classifier
+
+
 def test_the_settings_object_itself_makes_a_purifier():
     settings = OneShotSettings(sigma=(0.2, 0.3), seed=4)
     x = mid_images()
     assert torch.equal(OneShot(bent(), settings)(x), OneShot(bent(), sigma=(0.2, 0.3), seed=4)(x))
     assert OneShot(bent(), settings, seed=5).seed == 5
+    with pytest.raises(TypeError, match="settings must be OneShotSettings, got ScoreOptSettings"):
+        OneShot(bent(), ScoreOptSettings())
 
 
 def test_the_signature_lists_every_setting_and_its_default():
@@ -138,8 +154,9 @@ def test_the_signature_lists_every_setting_and_its_default():
 )
 def test_the_parts_of_a_defence_cannot_be_exchanged(make, name, value):
     made = make()
-    with pytest.raises(AttributeError, match=rf"{name} of a \w+ cannot be changed"):
+    with pytest.raises(AttributeError, match=rf"{name} of a \w+ cannot.*make another") as error:
         setattr(made, name, value)
+    assert ("replace" in str(error.value)) == (name == "votes")  # where that takes it
 
 
 def test_a_defended_models_twin():

@@ -133,21 +133,20 @@ class Config(_Section):
             name: _attack(name, section, math.prod(images.x.shape[1:]))
             for name, section in self.attacks.items()
         }
-        with _named("attacks", sorted(attacks)):
-            return materials_of(defences, images, attacks)
-
-    def plan(self, materials: Materials) -> Plan:
-        """The plan for these materials."""
         criterion = (
             AnyStep(confirm=self.judging.confirm)
             if self.judging.criterion == "any-step"
             else Final()
         )
         judging = Judging(criterion=criterion, purifications=self.judging.purifications)
+        with _named("attacks", sorted(attacks)):
+            return materials_of(defences, images, attacks, judging)
+
+    def plan(self, materials: Materials) -> Plan:
+        """The plan for these materials."""
         return Plan.of(
-            materials, judging=judging, trials=self.trials, batch=self.batch, seed=self.seed,
-            threads=self.threads,
-        )  # fmt: skip
+            materials, trials=self.trials, batch=self.batch, seed=self.seed, threads=self.threads
+        )
 
 
 def load(path: str | Path) -> Config:

@@ -77,12 +77,8 @@ def evaluate(
                 clean             weakest
         Linear  66.7 [9.4, 99.2]  66.7 [9.4, 99.2]
     """
-    materials = materials_of(defences, images, attacks)
-    plan = Plan.of(
-        materials,
-        judging=judging or Judging(),
-        **dict(trials=trials, batch=batch, seed=seed, threads=threads),
-    )
+    materials = materials_of(defences, images, attacks, judging or Judging())
+    plan = Plan.of(materials, trials=trials, batch=batch, seed=seed, threads=threads)
     return evaluate_plan(
         plan, materials, out=out, workers=workers, cluster=cluster, progress=progress
     )
@@ -118,6 +114,7 @@ def materials_of(
     defences: nn.Module | Mapping[str, nn.Module],
     images: tuple[Tensor, Tensor] | Any,
     attacks: Mapping[str, Any] | Iterable[Any],
+    judging: Judging,
 ) -> Materials:
     """The arguments of :func:`evaluate`, checked and by name."""
     if isinstance(defences, nn.Module):
@@ -126,7 +123,7 @@ def materials_of(
         if not isinstance(model, nn.Module):
             raise TypeError(f"defence {name!r} must be a torch module, got {type(model).__name__}")
     x, y = (torch.as_tensor(part) for part in images[:2])
-    return Materials(dict(defences), {CLEAN: Clean()} | _by_name(attacks), x, y)
+    return Materials(dict(defences), {CLEAN: Clean()} | _by_name(attacks), x, y, judging)
 
 
 def _by_name(attacks: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ lucky draw looks better than it is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,12 @@ from scoreopt_defense._checks import check_count
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.seeding import derive, reseeded, seeded
 from scoreopt_defense.evaluation.threat import check_attacked, inside
-from scoreopt_defense.settings import Options, Settings, chosen
+from scoreopt_defense.settings import Options, Settings
 
 __all__ = ["CRITERIA", "AnyStep", "Criterion", "Final", "Judging", "Verdict", "judge", "vote"]
 
 
+@runtime_checkable
 class Criterion(Protocol):
     """When an image counts as broken."""
 
@@ -207,7 +208,7 @@ def _finite(logits: Tensor) -> Tensor:
     return logits
 
 
-CRITERIA: Options = {"final": Final, "any-step": AnyStep}
+CRITERIA = Options({"final": Final, "any-step": AnyStep}, Criterion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,9 +227,7 @@ class Judging(Settings):
     purifications: int = 8
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "criterion", chosen("criterion", self.criterion, self.options()["criterion"])
-        )
+        super().__post_init__()
         check_count("purifications", self.purifications)
 
     @classmethod

@@ -63,12 +63,14 @@ class Materials:
         attacks: objects with ``run(model, x, y)`` and ``as_dict()``, by name.
         x: images, shape ``(n, C, H, W)``, in [0, 1].
         y: labels, shape ``(n,)``.
+        judging: how results are judged.
     """
 
     defences: Mapping[str, nn.Module]
     attacks: Mapping[str, Any]
     x: Tensor
     y: Tensor
+    judging: Judging = field(default_factory=Judging)
 
     def __post_init__(self) -> None:
         check_unit_images(self.x)
@@ -111,16 +113,16 @@ class Plan:
             check_count(name, getattr(self, name), least=least)
 
     @classmethod
-    def of(cls, materials: Materials, *, judging: Judging, **numbers: int) -> Plan:
+    def of(cls, materials: Materials, **numbers: int) -> Plan:
         """The plan for these materials."""
         return cls(
             defences={name: described(model) for name, model in materials.defences.items()},
             attacks={
-                name: {"attack": type(attack).__name__} | _as_json(attack.as_dict())
+                name: {"kind": type(attack).__name__} | _as_json(attack.as_dict())
                 for name, attack in materials.attacks.items()
             },
             images={"shape": list(materials.x.shape), "sha256": _digest(materials.x, materials.y)},
-            judging=judging.as_dict(),
+            judging=materials.judging.as_dict(),
             **numbers,
         )
 

@@ -87,7 +87,6 @@ class Store:
         if writing:
             (self.folder / _IMAGES).mkdir(parents=True, exist_ok=True)
             database = sqlite3.connect(file, timeout=60)
-            database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")
             return database
         if not file.is_file():
@@ -110,6 +109,7 @@ class Store:
                 *(_FORMAT, plan.as_json(), plan.hash),
                 *(json.dumps(versions()), json.dumps(machine()), time.time()),
             )
+            self._database.execute("PRAGMA journal_mode=WAL")  # kept in the file
             with self._database:
                 self._database.executescript("BEGIN;" + _SCHEMA)
                 self._database.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?)", about)

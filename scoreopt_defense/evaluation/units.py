@@ -52,7 +52,6 @@ def execute(unit: Unit, plan: Plan, materials: Materials) -> Outcome:
     """Attack and judge; an exception in either is the unit's recorded failure."""
     started = time.perf_counter()
     model, attack = materials.defences[unit.defence], materials.attacks[unit.attack]
-    judging = Judging.from_dict(plan.judging)
     device = next((part.device for _, part in model.named_parameters()), materials.x.device)
     rows = slice(*unit.images)
     x = materials.x[rows].clone().to(device)  # at an address of its own, as in any other process
@@ -61,7 +60,7 @@ def execute(unit: Unit, plan: Plan, materials: Materials) -> Outcome:
     try:
         with _as_it_was(model), _counted(model, calls), _threads(plan.threads):
             parts = _within_memory(
-                lambda x, y, seed: _attack_and_judge(attack, model, x, y, judging, seed),
+                lambda x, y, seed: _attack_and_judge(attack, model, x, y, materials.judging, seed),
                 x, y, plan.seed_of(unit),
             )  # fmt: skip
         predicted, margin, broken, images = map(_joined, zip(*parts, strict=True))

@@ -33,6 +33,15 @@ def carry_out(key: str, unit: Unit) -> Outcome:
         return execute(unit, *_HELD[key])
 
 
+def hold(key: str, blob: bytes) -> None:
+    """Give this process a plan and its networks."""
+    _HELD[key] = pickle.loads(blob)
+
+
+def let_go(key: str) -> None:
+    _HELD.pop(key, None)
+
+
 def _ready(key: str) -> bool:
     return key in _HELD
 
@@ -75,7 +84,7 @@ def in_process(plan: Plan, materials: Materials) -> Crew:
         try:
             yield _Here(), lambda: 1
         finally:
-            _HELD.pop(plan.hash, None)
+            let_go(plan.hash)
 
     return Crew(opened, plan.hash)
 
@@ -128,7 +137,7 @@ def _packed(plan: Plan, materials: Materials) -> bytes:
 def _start_process(key: str, blob: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _HELD[key] = pickle.loads(blob)
+    hold(key, blob)
 
 
 def _end_with_parent() -> None:
@@ -171,10 +180,15 @@ def _plugin(key: str, blob: bytes) -> Any:
     class Networks(base):
         name = f"scoreopt-{key}"
 
+        # A local class travels by value, with copies of the globals that it names: it imports them.
         def setup(self, worker: Any) -> None:
-            _HELD[key] = pickle.loads(blob)
+            from scoreopt_defense.evaluation import workers
+
+            workers.hold(key, blob)
 
         def teardown(self, worker: Any) -> None:
-            _HELD.pop(key, None)
+            from scoreopt_defense.evaluation import workers
+
+            workers.let_go(key)
 
     return Networks()

@@ -6,14 +6,20 @@ import copy
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from scoreopt_defense._checks import check_count, check_images, check_sigma, looks_rescaled
+from scoreopt_defense._checks import (
+    check_count,
+    check_flag,
+    check_images,
+    check_sigma,
+    looks_rescaled,
+)
 from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.gradients import (
     GRADIENTS,
@@ -24,7 +30,7 @@ from scoreopt_defense.gradients import (
     differentiate,
 )
 from scoreopt_defense.noise import Noise, Stream
-from scoreopt_defense.settings import Frozen, Options, Settings, chosen
+from scoreopt_defense.settings import Frozen, Options, Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -62,8 +68,8 @@ class PurifierSettings(Settings):
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, known in self.options().items():
-            self._set(name, chosen(name, getattr(self, name), known))
+        super().__post_init__()
+        check_flag("deterministic", self.deterministic)
         if self.max_batch is not None:
             self._set("max_batch", check_count("max_batch", self.max_batch))
         if self.deterministic and self.seed is None:
@@ -73,18 +79,15 @@ class PurifierSettings(Settings):
 
     @classmethod
     def options(cls) -> dict[str, Options]:
-        return {"gradient": GRADIENTS}
-
-    def _set(self, name: str, value: Any) -> None:
-        """What a constructor may: the frozen value that a checked argument becomes."""
-        object.__setattr__(self, name, value)
+        return {"gradient": Options(GRADIENTS, Gradient)}
 
 
 class Purifier(Frozen, ABC):
     """A map from images in [0, 1] to images in [0, 1], randomised unless told otherwise.
 
     It is what it was made: :meth:`replace` makes another. A subclass names its settings' class and
-    writes :meth:`purify`.
+    writes :meth:`purify`; if its settings have a noise level ``sigma``, that is checked against the
+    denoiser's and gives it a one-shot surrogate.
 
     Args:
         denoiser: the prior; shared, never changed.
@@ -113,6 +116,10 @@ class Purifier(Frozen, ABC):
                 f"denoiser must be a scoreopt_defense Denoiser, got {type(denoiser).__name__}; "
                 "wrap a network in an adapter, such as EDMDenoiser(net) for net(x, sigma)"
             )
+        if not isinstance(settings, (self.Settings, type(None))):
+            raise TypeError(
+                f"settings must be {self.Settings.__name__}, got {type(settings).__name__}"
+            )
         settings = self.Settings.of(**values) if settings is None else settings.replace(**values)
         self._check(settings, denoiser)
         self.denoiser = denoiser
@@ -134,7 +141,10 @@ class Purifier(Frozen, ABC):
         return super().__getattr__(name)
 
     def _has(self, name: str) -> bool:
-        return super()._has(name) or name in self.Settings.names()
+        return super()._has(name) or name in self._replaceable()
+
+    def _replaceable(self) -> Sequence[str]:
+        return self.Settings.names()
 
     def _check(self, settings: PurifierSettings, denoiser: Denoiser) -> None:
         """Refuse settings that do not fit this denoiser."""
@@ -218,7 +228,8 @@ class Purifier(Frozen, ABC):
         """
         if not hasattr(self.settings, "sigma"):
             raise NotImplementedError(
-                f"{type(self).__name__} has no noise level sigma, and so no one-shot surrogate"
+                f"{type(self).__name__} has no noise level sigma, and so no one-shot surrogate: "
+                "choose another gradient, such as 'exact' or 'bpda'"
             )
         sigma = noise.level(self.settings.sigma, 0, x_a)
         return self.denoiser(x_a + sigma * noise.eps_1(0, x_a), sigma)

@@ -166,7 +166,10 @@ class ScoreOptSettings(PurifierSettings):
 
     @classmethod
     def options(cls) -> dict[str, Options]:
-        return super().options() | {"loss": LOSSES, "optimizer": OPTIMIZERS}
+        return super().options() | {
+            "loss": Options(LOSSES, Loss),
+            "optimizer": Options(OPTIMIZERS, Optimizer),
+        }
 
 
 class ScoreOpt(Purifier):

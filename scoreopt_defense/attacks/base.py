@@ -1,0 +1,266 @@
+"""What every attack is: frozen settings, and one method that hands them to a library."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from scoreopt_defense._checks import (
+    check_choice,
+    check_count,
+    check_positive,
+    check_unit_images,
+)
+from scoreopt_defense.attacks.views import View, shown, views
+from scoreopt_defense.defended import EOT
+from scoreopt_defense.gradients import Gradient, OneShotGradient
+from scoreopt_defense.settings import Options, Settings
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Attack", "BoundedAttack", "ProjectedGradientAttack", "strongest"]
+
+# Largest eps that is no mistake of scale, images being in [0, 1]: no pixel is further than 1 from
+# another; half the pixels of a CIFAR image, all the way, are 28 in l2, and no paper goes past 5; a
+# flow of 2 leads from one edge of the image to the other
+_LARGEST = {"linf": 1.0, "l2": 10.0, "flow": 2.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(Settings, ABC):
+    """Settings of an attack, and :meth:`run`. A subclass writes :meth:`perturb`, a few lines.
+
+    Args:
+        preset: the named configuration that this one began as, whose budget is the paper's.
+    """
+
+    preset: str | None = None
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Attacked images.
+
+        Random numbers are the library's, which draws them from the global generators of torch,
+        numpy and ``random``: seed those, and the model's own, for the same result again.
+
+        Args:
+            model: from images in [0, 1] to logits: a :class:`~scoreopt_defense.DefendedModel`,
+                which is shown as ``gradient`` says, or any other module, randomised or not. Nothing
+                of it is changed, and it is attacked in the train or eval mode that it is in.
+            x: clean images, shape ``(B, C, H, W)``, float32 or float64, in [0, 1].
+            y: their labels, shape ``(B,)``, integers.
+
+        Returns:
+            Images of the shape, dtype and device of ``x``, in [0, 1], without a graph.
+
+        Raises:
+            TypeError, ValueError: if ``x`` or ``y`` is no such batch.
+            ImportError: without the library; the error names the extra that brings it.
+        """
+        check_unit_images(x)
+        if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.is_floating_point():
+            got = f"{y.dtype} of {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(f"labels must be integers of shape ({len(x)},), got {got}")
+        if not len(x):
+            return x.clone()
+        with torch.inference_mode(False), torch.enable_grad(), _untouched(model):
+            return self.perturb(model, x.detach().clone(), y.detach().clone()).detach().to(x)
+
+    @abstractmethod
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """As :meth:`run`, on checked arguments, gradients being recorded."""
+
+    @property
+    @abstractmethod
+    def queries(self) -> int:
+        """Most images that :meth:`run` has the model classify for each of its own.
+
+        Exact unless the attack stops early on an image that it has broken. Of a defended model each
+        is ``votes`` purifications; of a surrogate or a classifier that is shown, none.
+        """
+
+    @property
+    def gradients(self) -> int:
+        """How many of the :attr:`queries` are differentiated."""
+        return 0
+
+    @property
+    @abstractmethod
+    def threat(self) -> str:
+        """What the attacker may do to an image, in a few words."""
+
+    def budget(self) -> dict[str, Any]:
+        """The settings, the threat and what it all costs, as JSON has it."""
+        cost = {"threat": self.threat, "queries": self.queries, "gradients": self.gradients}
+        return self.as_dict() | cost
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it, with the class under ``"kind"``."""
+        return {"kind": type(self).__name__} | super().as_dict()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`as_dict`."""
+        return super().from_dict({name: value for name, value in values.items() if name != "kind"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundedAttack(Attack):
+    """An attack within a ball about each image, by an iterative method of a library.
+
+    Args:
+        norm: of the ball, one of the class's :attr:`norms`.
+        eps: its radius, images being in [0, 1]: 8/255, not 8.
+        gradient: what the attack is shown of a defended model, by name or as an object. A mode of
+            :mod:`scoreopt_defense.gradients` (``"one-shot"``, ``"bpda"``, ``"exact"``, ``"none"``):
+            the real defence, differentiated so. ``"surrogate"``: one-shot denoising in its place,
+            forward and backward. ``"classifier"``: the classifier alone. ``"as-it-is"``: what was
+            passed in. Any other module is attacked as it is.
+        eot: random evaluations that each answer of the model is the mean logits of.
+        steps: of the method.
+        restarts: the method is run so many times, and of each image the :func:`strongest` result
+            kept, by what the attacker can see. A fair judge takes fresh evaluations.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    float32_only: ClassVar[bool] = False
+
+    norm: str = "linf"
+    eps: float = 8 / 255
+    gradient: Gradient | View = OneShotGradient()
+    eot: int = 20
+    steps: int = 20
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("norm", self.norm, self.norms)
+        self._set("eps", _check_eps(self.eps, self.norm))
+        for count in ("eot", "steps", "restarts"):
+            self._set(count, check_count(count, getattr(self, count)))
+
+    @classmethod
+    def options(cls) -> dict[str, Options]:
+        return {"gradient": views()}
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        seen: nn.Module = EOT(shown(self.gradient, model), self.eot).eval()
+        if self.float32_only and x.dtype != torch.float32:
+            seen, x = _Cast(seen, x.dtype), x.float()
+        found = [self.attack(seen, x, y) for _ in range(self.restarts)]
+        return found[0] if len(found) == 1 else strongest(seen, found, y)
+
+    @abstractmethod
+    def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The library's attack, once, on what the attacker is shown, EOT included."""
+
+    @property
+    def calls(self) -> int:
+        """Answers of the model, each of ``eot`` evaluations, that one run takes an image."""
+        return self.steps
+
+    @property
+    def differentiated(self) -> int:
+        """How many of those are differentiated."""
+        return self.steps
+
+    @property
+    def queries(self) -> int:
+        chosen_among = self.restarts if self.restarts > 1 else 0
+        return self.eot * (self.restarts * self.calls + chosen_among)
+
+    @property
+    def gradients(self) -> int:
+        return self.eot * self.restarts * self.differentiated
+
+    @property
+    def threat(self) -> str:
+        return f"{self.norm} <= {self.eps:.4g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectedGradientAttack(BoundedAttack):
+    r"""What projected gradient ascent has, whichever library takes it.
+
+    .. math:: x \leftarrow \Pi_{\varepsilon, [0, 1]}\big(x + \alpha\, \mathrm{sign}\, \nabla_x
+              H(y, \tfrac1k \sum_i f_i(x))\big)
+
+    and along the gradient over its own length in l2.
+
+    Args:
+        norm, eps, gradient, eot, steps, restarts: as in :class:`BoundedAttack`.
+        step_size: :math:`\alpha / \varepsilon`.
+        random_start: begin at a random point of the ball instead of the image.
+    """
+
+    step_size: float = 0.25
+    random_start: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set("step_size", check_positive("step_size", self.step_size))
+
+
+def _check_eps(eps: object, norm: str) -> float:
+    number = check_positive("eps", eps)
+    if number > _LARGEST[norm]:
+        raise ValueError(
+            f"eps must be above 0 and at most {_LARGEST[norm]:g} in norm {norm!r}, images being in "
+            f"[0, 1], got {eps!r}; 8 of 255 levels are 8/255"
+        )
+    return number
+
+
+def strongest(model: nn.Module, found: Sequence[Tensor], y: Tensor) -> Tensor:
+    r"""Of each image the candidate whose margin is lowest, :math:`f_y - \max_{k \ne y} f_k`.
+
+    Args:
+        model: what judges; one answer a candidate.
+        found: candidates, each of shape ``(B, C, H, W)``.
+        y: labels, shape ``(B,)``.
+    """
+
+    def margin(x: Tensor) -> Tensor:
+        logits, column = model(x), y.unsqueeze(1)
+        others = logits.scatter(1, column, -torch.inf)
+        return (logits.gather(1, column) - others.max(1, keepdim=True).values).squeeze(1)
+
+    with torch.no_grad():
+        margins = torch.stack([margin(x) for x in found])
+    return torch.stack(list(found))[margins.argmin(0), torch.arange(len(y), device=y.device)]
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """No weight's gradient is reset or added to meanwhile, whatever a library does."""
+    weights = [(p, p.requires_grad, p.grad) for p in model.parameters() if p.is_leaf]
+    for weight, *_ in weights:
+        weight.grad = None
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight, required, grad in weights:
+            weight.requires_grad_(required)
+            weight.grad = grad
+
+
+class _Cast(nn.Module):
+    """A model of another dtype than the library's."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.to(self.dtype))

@@ -1,0 +1,616 @@
+"""A table of attacks, each on a defended model, a bare one, and a randomised one that is not ours.
+
+A new attack is a row of ROWS: its configuration cut to a test's budget, and what it must see of a
+defence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_data import write_cifar
+from tolerances import rounding
+from torch import nn
+from toys import bent, mid_images, smooth_classifier
+
+from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt, attacks, gradients
+from scoreopt_defense.attacks import ARTPGD, ATTACKS, PGD, TABLE_5, Attack, FoolboxPGD, attack
+from scoreopt_defense.attacks.base import BoundedAttack, strongest
+
+for library in ("art", "foolbox", "recoloradv", "torchattacks"):
+    pytest.importorskip(library)
+torch.optim.Adam(
+    [torch.zeros(1)]
+).zero_grad()  # torch's first one sets a variable of the environment
+
+
+class Row(NamedTuple):
+    """An attack, and what of a defence it asks: purifiers and gradient modes that take part."""
+
+    attack: BoundedAttack
+    purifiers: set[type] = {ScoreOpt}
+    modes: set[type] = {gradients.OneShotGradient}
+
+
+LINF, L2, SHORT = {"eps": 0.2}, {"eps": 1.0}, {"steps": 4, "eot": 2}
+BLACK_BOX = {"modes": set()}
+TRANSFER = {"purifiers": set(), "modes": set()}
+SURROGATE = {"purifiers": {OneShot}}
+
+ROWS = {
+    "transfer-pgd-linf": Row(attack("transfer-pgd-linf", steps=4, **LINF), **TRANSFER),
+    "transfer-pgd-l2": Row(attack("transfer-pgd-l2", steps=4, **L2), **TRANSFER),
+    "bpda-eot-linf": Row(attack("bpda-eot-linf", **LINF, **SHORT), modes={gradients.BPDA}),
+    "pgd-eot-linf": Row(attack("pgd-eot-linf", **LINF, **SHORT)),
+    "pgd-eot-l2": Row(attack("pgd-eot-l2", **L2, **SHORT)),
+    "pgd-eot-exact": Row(
+        attack("pgd-eot-linf", gradient="exact", restarts=2, random_start=True, **LINF, **SHORT),
+        modes={gradients.Exact},
+    ),
+    "pgd-eot-surrogate-linf": Row(attack("pgd-eot-surrogate-linf", **LINF, **SHORT), **SURROGATE),
+    "pgd-eot-surrogate-l2": Row(attack("pgd-eot-surrogate-l2", **L2, **SHORT), **SURROGATE),
+    "spsa": Row(attack("spsa", steps=4, samples=20, chunk=8, **LINF), **BLACK_BOX),
+    "stadv": Row(attack("stadv", eps=0.2, steps=8, eot=2)),
+    "autoattack-rand-linf": Row(attack("autoattack-rand-linf", **LINF, **SHORT)),
+    "autoattack-rand-l2": Row(attack("autoattack-rand-l2", **L2, **SHORT)),
+    "square": Row(attack("square", steps=40, eot=2, **LINF), **BLACK_BOX),
+    "square-l2": Row(attack("square", norm="l2", steps=40, eot=2, **L2), **BLACK_BOX),
+    "art-linf": Row(ARTPGD(**LINF, **SHORT)),
+    "art-l2": Row(ARTPGD(norm="l2", random_start=True, restarts=2, **L2, **SHORT)),
+    "foolbox-linf": Row(FoolboxPGD(**LINF, **SHORT)),
+    "foolbox-l2": Row(FoolboxPGD(norm="l2", random_start=True, **L2, **SHORT)),
+}
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class Jitter(nn.Module):
+    """A randomised module that is none of ours."""
+
+    def __init__(self, classifier):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x):
+        return self.classifier(x + 0.05 * torch.randn_like(x))
+
+
+class Stubborn(nn.Module):
+    """A classifier that nothing within reach changes the mind of, so that no attack stops early."""
+
+    def __init__(self, classifier):
+        super().__init__()
+        self.classifier = classifier
+        self.register_buffer("bias", torch.tensor([100.0, 0, 0, 0]))
+
+    def forward(self, x):
+        return self.classifier(x) + self.bias.to(x)
+
+
+def purifier(dtype=torch.float32, **settings):
+    return ScoreOpt(bent(dtype), steps=1, lr=0.01, sigma=(0.2, 0.4), **settings)
+
+
+MODELS = {
+    "bare": lambda classifier, dtype, seed: classifier,
+    "defended": lambda classifier, dtype, seed: DefendedModel(
+        classifier, purifier(dtype, seed=seed)
+    ),
+    "randomised": lambda classifier, dtype, seed: Jitter(classifier),
+}
+
+on_each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+on_each_model = pytest.mark.parametrize("kind", MODELS)
+
+
+def images(dtype=torch.float32):
+    return mid_images(dtype=dtype)
+
+
+def seed_everything(seed=0):
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002, ART draws from the global generator
+    random.seed(seed)
+
+
+def run(how, kind, x, y, *, classifier=None, seed=0):
+    """The one function that runs an attack here: it may change nothing but the random state."""
+    classifier = smooth_classifier(x.dtype) if classifier is None else classifier
+    model = MODELS[kind](classifier, x.dtype, seed)
+    before, x_before, y_before = state_of(model), x.clone(), y.clone()
+    seed_everything(seed)
+    x_adv = how.run(model, x, y)
+    assert state_of(model) == before
+    assert torch.equal(x, x_before)
+    assert torch.equal(y, y_before)
+    return x_adv
+
+
+def state_of(model):
+    """All that an attack must leave as it was."""
+    weights = [*model.parameters(), *model.buffers()]
+    return {
+        "modes": [module.training for module in model.modules()],
+        "values": [(p.data_ptr(), p._version, p.dtype, p.device, p.requires_grad) for p in weights],
+        "gradients": [None if p.grad is None else p.grad.tolist() for p in weights],
+        "environment": dict(os.environ),
+        "default dtype": torch.get_default_dtype(),
+        "recording": torch.is_grad_enabled(),
+    }
+
+
+def allowed(how, x):
+    """Bounds on the change of each image, and the norms of it that they are bounds on."""
+    if how.norm == "flow":
+        # a pixel is a mean of those around it: of the 3 by 3 about its place, black outside, as the
+        # furthest that it is looked up is less than a pixel; its own share is (1 - shift)^2
+        shift = how.eps * x.shape[-1] / 2
+        assert shift < 1
+        around = F.unfold(F.pad(x, (1, 1, 1, 1)), 3).unflatten(1, (3, 9))
+        spread = (around - x.flatten(2).unsqueeze(2)).abs().amax(2).reshape(x.shape)
+        return (1 - (1 - shift) ** 2) * spread, lambda change: change.abs()
+    if how.norm == "l2":
+        return torch.tensor(how.eps), lambda change: change.flatten(1).norm(dim=1)
+    return torch.tensor(how.eps), lambda change: change.abs()
+
+
+# ---- what each attack must do
+
+
+@on_each_model
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@on_each_row
+def test_it_stays_within_its_ball_and_the_images_range(row, dtype, kind, y):
+    x = images(dtype)
+    x_adv = run(row.attack, kind, x, y)
+    assert (x_adv.shape, x_adv.dtype, x_adv.device) == (x.shape, x.dtype, x.device)
+    assert not x_adv.requires_grad
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    bound, size = allowed(row.attack, x)
+    # l2 sums the squares of 192 pixels; two libraries compute in float32 whatever the images are;
+    # the grid of places has been through a dozen roundings
+    assert (size(x_adv - x) <= bound + rounding(torch.float32, 14 + 8)).all()
+    assert (x_adv != x).any(dim=(1, 2, 3)).all()
+
+
+@on_each_model
+@on_each_row
+def test_it_raises_the_loss_of_what_it_attacks(row, kind):
+    x = images()
+    judge = EOT(MODELS[kind](smooth_classifier(torch.float32), x.dtype, 1), 64)
+    with torch.no_grad():
+        y = judge(x).argmax(1)
+        x_adv = run(row.attack, kind, x, y)
+        losses = [F.cross_entropy(judge(images), y) for images in (x, x_adv)]
+    assert losses[1] > losses[0]
+
+
+@on_each_model
+@on_each_row
+def test_it_costs_its_stated_number_of_calls(row, kind):
+    x, rows = images(), {"queries": 0, "gradients": 0}
+
+    def count(module, args, logits):
+        rows["queries"] += len(logits)
+        if logits.requires_grad:
+            logits.register_hook(lambda grad: rows.update(gradients=rows["gradients"] + len(grad)))
+
+    stubborn = Stubborn(smooth_classifier(torch.float32)).eval()
+    stubborn.register_forward_hook(count)
+    run(row.attack, kind, x, torch.zeros(len(x), dtype=torch.long), classifier=stubborn)
+    stated = {"queries": row.attack.queries, "gradients": row.attack.gradients}
+    assert rows == {name: number * len(x) for name, number in stated.items()}
+
+
+def test_an_attack_that_stops_early_costs_less(y):
+    x, rows, classifier = images(), [], smooth_classifier(torch.float32)
+    classifier.register_forward_hook(lambda module, args, logits: rows.append(len(logits)))
+    wrong = (smooth_classifier(torch.float32)(x).argmax(1) + 1) % 4
+    how = attack("square", steps=12, eot=2, **LINF)
+    run(how, "bare", x, wrong, classifier=classifier)
+    assert sum(rows) < how.queries * len(x)
+
+
+@on_each_row
+def test_it_is_shown_of_the_defence_what_it_states(row, y, monkeypatch):
+    asked = {"purifiers": set(), "modes": set()}
+    for kind in (ScoreOpt, OneShot):
+        purify = kind.purify
+
+        def noted_purify(self, *args, _purify=purify, **options):
+            asked["purifiers"].add(type(self))
+            return _purify(self, *args, **options)
+
+        monkeypatch.setattr(kind, "purify", noted_purify)
+    for mode in gradients.GRADIENTS.values():
+        differentiate = mode.differentiate
+
+        def noted_differentiate(self, *args, _differentiate=differentiate):
+            asked["modes"].add(type(self))
+            return _differentiate(self, *args)
+
+        monkeypatch.setattr(mode, "differentiate", noted_differentiate)
+    run(row.attack, "defended", images(), y)
+    assert asked == {"purifiers": row.purifiers, "modes": row.modes}
+
+
+@on_each_row
+def test_seeds_repeat_it(row, y):
+    x = images()
+    once, again, other = (
+        run(row.attack, "defended", x, y, seed=seed)
+        for seed in (3, 3, 4)
+    )  # fmt: skip
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
+
+
+@on_each_row
+def test_modes_and_gradients_of_the_users_are_left_as_they_were(row, y):
+    x, classifier = images(), nn.Sequential(smooth_classifier(torch.float32), nn.Dropout(0.5))
+    classifier[1].train()
+    classifier[0][1].bias.requires_grad_(False)
+    F.cross_entropy(classifier(x), y).backward()
+    with torch.no_grad():
+        run(row.attack, "bare", x, y, classifier=classifier)
+    with torch.inference_mode():
+        x_adv = row.attack.run(classifier, x.clone(), y)
+    assert not x_adv.is_inference()
+
+
+def test_an_error_on_the_way_leaves_weights_as_they_were(y):
+    def fail(module, args):
+        raise RuntimeError("on the way")
+
+    classifier = smooth_classifier(torch.float32)
+    classifier.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="on the way"):
+        PGD(eot=1).run(classifier, images(), y)
+    assert all(p.requires_grad for p in classifier.parameters())
+
+
+# ---- one library against another, and the parts
+
+
+@pytest.mark.parametrize("other", [ARTPGD, FoolboxPGD])
+def test_libraries_agree_on_projected_gradient_ascent(other, y):
+    """On a fixed smooth function the sign of a gradient is the same by every library."""
+    x, settings = images(), {"eps": 0.2, "eot": 1, "steps": 5}
+    torch.testing.assert_close(
+        run(other(**settings), "bare", x, y), run(PGD(**settings), "bare", x, y),
+        rtol=0, atol=rounding(torch.float32, 3 * 5),
+    )  # fmt: skip
+
+
+def test_the_strongest_candidate_is_taken_image_by_image():
+    logits = nn.Flatten()
+    weak, strong = torch.zeros(2, 3, 1, 1), torch.zeros(2, 3, 1, 1)
+    weak[:, 0], strong[:, 0] = 2.0, 1.0  # margins for class 0
+    mixed = torch.stack([weak[0], strong[1]]), torch.stack([strong[0], weak[1]])
+    y = torch.zeros(2, dtype=torch.long)
+    assert torch.equal(strongest(logits, mixed, y), strong)
+    assert strongest(logits, [weak, strong], y + 1)[0, 0] == 2.0  # where class 0 is the other one
+
+
+def test_restarts_leave_no_image_less_broken(y):
+    """The first restart begins as the only one does, so that its results are among the others'."""
+    x, judge = images(), smooth_classifier(torch.float32)
+    how = PGD(eps=0.2, eot=1, steps=2, random_start=True)
+    margins = []
+    for restarts in (1, 4):
+        x_adv = run(how.replace(restarts=restarts), "bare", x, y)
+        logits = judge(x_adv)
+        others = logits.masked_fill(F.one_hot(y, 4).bool(), -torch.inf).max(1).values
+        margins.append(logits[range(4), y] - others)
+    assert (margins[1] <= margins[0] + rounding(torch.float32, 30, logits.abs().max())).all()
+    assert (margins[1] < margins[0] - 1e-3).any()
+
+
+@pytest.mark.parametrize("name", ["autoattack-rand-linf", "square"])
+def test_an_image_that_is_not_broken_comes_back_attacked(name):
+    """The library returns it clean, and a random defence would be judged on clean images."""
+    x, y = images(), torch.zeros(4, dtype=torch.long)
+    stubborn = Stubborn(smooth_classifier(torch.float32)).eval()
+    x_adv = run(attack(name, steps=20, eot=1, **LINF), "bare", x, y, classifier=stubborn)
+    logits = stubborn(x_adv)
+    assert (logits.argmax(1) == y).all()
+    margins = [f[:, 0] - f[:, 1:].max(1).values for f in (stubborn(x), logits)]
+    assert (margins[1] < margins[0] - 0.01).all()
+
+
+def test_the_sampled_answer_is_the_mean_of_eot_evaluations(y):
+    """So that the loss is that of the mean logits, as the authors' code has it."""
+    seen = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Watch(BoundedAttack):
+        def attack(self, model, x, y):
+            seen.append(model)
+            return x
+
+    model = DefendedModel(smooth_classifier(torch.float32), purifier(seed=0), votes=3)
+    Watch(eot=5, gradient="bpda").run(model, images(), y)
+    (shown,) = seen
+    assert isinstance(shown, EOT)
+    assert shown.samples == 5
+    assert shown.model.votes == 3
+    assert isinstance(shown.model.purifier.gradient, gradients.BPDA)
+    assert not shown.training
+
+
+def test_a_hook_on_the_defended_model_watches_what_an_attack_sends_it(y):
+    x, sent = images(), []
+    model = DefendedModel(smooth_classifier(torch.float32), purifier(seed=0))
+    model.register_forward_pre_hook(lambda module, args: sent.append(args[0].detach().clone()))
+    x_adv = PGD(eps=0.2, eot=3, steps=4).run(model, x, y)
+    assert torch.equal(sent[0], x)
+    assert [len(images) for images in sent] == [4] * 4  # a step each, of three evaluations
+    assert (x_adv - sent[-1]).abs().max() <= 0.05 + rounding(torch.float32, 3)
+
+
+def test_a_gradient_of_the_users_own_is_shown(y):
+    asked = []
+
+    @dataclass(frozen=True)
+    class MinusIdentity:
+        def differentiate(self, purification, x_a):
+            asked.append(len(x_a))
+            return purification(x_a), lambda grad: -grad
+
+    how = PGD(gradient=MinusIdentity(), eps=0.2, eot=2, steps=3)
+    run(how, "defended", images(), y)
+    assert asked == [2 * 4] * 3
+    assert how.as_dict()["gradient"]["name"].endswith("MinusIdentity")
+
+
+def test_a_purifier_inside_a_foreign_module_cannot_be_shown_in_a_mode(y):
+    inside = DefendedModel(smooth_classifier(torch.float32), purifier(seed=0, gradient="bpda"))
+    model = nn.Sequential(nn.Identity(), inside)
+    message = r"BPDA\(\) cannot be set of a purifier inside a Sequential.*gradient='as-it-is'"
+    with pytest.raises(ValueError, match=message):
+        attack("bpda-eot-linf", **SHORT).run(model, images(), y)
+    x_adv = attack("bpda-eot-linf", gradient="as-it-is", **SHORT).run(model, images(), y)
+    assert (x_adv != images()).any()
+
+
+# ---- configurations
+
+
+PAPER = {  # norm, eps, steps, eot, queries: appendix C.3, sections 4.1 to 4.3
+    "transfer-pgd-linf": ("linf", 8 / 255, 40, 1, 40),
+    "transfer-pgd-l2": ("l2", 0.5, 40, 1, 40),
+    "bpda-eot-linf": ("linf", 8 / 255, 50, 15, 750),
+    "pgd-eot-linf": ("linf", 8 / 255, 20, 20, 400),
+    "pgd-eot-l2": ("l2", 0.5, 20, 20, 400),
+    "pgd-eot-surrogate-linf": ("linf", 8 / 255, 20, 20, 400),
+    "pgd-eot-surrogate-l2": ("l2", 0.5, 20, 20, 400),
+    "spsa": ("linf", 8 / 255, 5, 1, 1280),
+    "stadv": ("flow", 0.05, 100, 20, 2000),
+    "autoattack-rand-linf": ("linf", 8 / 255, 100, 20, 4120),
+    "autoattack-rand-l2": ("l2", 0.5, 100, 20, 4120),
+    "square": ("linf", 8 / 255, 124, 8, 1000),
+}
+
+
+def test_named_configurations_have_the_papers_budgets():
+    assert set(ATTACKS) == {*PAPER, "corruptions"}
+    for name, budget in PAPER.items():
+        paper = attacks.paper_budget(name)
+        assert tuple(paper[key] for key in ("norm", "eps", "steps", "eot", "queries")) == budget
+        assert f"``{name}``" in attacks.__doc__
+        assert (paper.get("step_size", 0.25), paper["preset"]) == (0.25, name)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_overrides_stand_beside_the_papers_budget(name):
+    change = {"severity": 2} if name == "corruptions" else {"eps": 0.25}
+    changed = attack(name, **change)
+    both = attacks.budgets(changed)
+    assert both["paper"] == attacks.paper_budget(name)
+    assert both["used"] | dict(both["paper"], threat=changed.threat) | change == both["used"]
+    assert ATTACKS[name] == attack(name)  # a twin never changes its parent
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        changed.preset = "other"
+
+
+def test_an_attack_without_a_name_has_no_budget_of_the_papers():
+    assert attacks.budgets(PGD())["paper"] is None
+
+
+@pytest.mark.parametrize("how", [*ATTACKS.values(), *(row.attack for row in ROWS.values())])
+def test_it_comes_back_from_its_json(how):
+    assert attacks.from_dict(how.as_dict()) == how
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: attack("pgd"), ValueError, r"attack must be one of \['transfer-.*got 'pgd'"),
+        (lambda: attacks.paper_budget("pgd"), ValueError, "attack must be one of"),
+        (lambda: attack("spsa", queries=9), TypeError, "no setting 'queries'; there are"),
+        (
+            lambda: PGD(eps=8),
+            ValueError,
+            r"eps must be above 0 and at most 1 in norm 'linf'.*got 8",
+        ),
+        (lambda: PGD(eps=127.5, norm="l2"), ValueError, "eps must be above 0 and at most 10 in"),
+        (lambda: PGD(eps=0), ValueError, "eps must be a finite number above 0, got 0"),
+        (lambda: PGD(eps="8/255"), ValueError, "eps must be a finite number above 0, got '8/255'"),
+        (lambda: PGD(norm="l1"), ValueError, r"norm must be one of \['linf', 'l2'\], got 'l1'"),
+        (lambda: attack("spsa", norm="l2"), ValueError, r"norm must be one of \['linf'\]"),
+        (lambda: attack("stadv", norm="linf"), ValueError, r"norm must be one of \['flow'\]"),
+        (lambda: PGD(gradient="bdpa"), ValueError, "gradient must be one of.*'surrogate'.*'bdpa'"),
+        (lambda: PGD(gradient=8), ValueError, "gradient must be one of.*GradientOrView"),
+        (lambda: PGD(steps=0), ValueError, "steps must be a whole number of at least 1, got 0"),
+        (lambda: PGD(eot=1.5), ValueError, "eot must be a whole number of at least 1, got 1.5"),
+        (lambda: PGD(restarts=0), ValueError, "restarts must be a whole number"),
+        (lambda: PGD(step_size=0), ValueError, "step_size must be a finite number above 0"),
+        (lambda: attack("spsa", samples=0), ValueError, "samples must be a whole number"),
+        (lambda: attack("spsa", delta=-1), ValueError, "delta must be a finite number above 0"),
+        (lambda: attack("stadv", lr=0), ValueError, "lr must be a finite number above 0"),
+        (lambda: attack("corruptions", severity=6), ValueError, "severity must be one of"),
+        (lambda: attack("corruptions", corruption="rain"), ValueError, "corruption must be one"),
+        (lambda: attack("corruptions", files="here"), ValueError, "files and clean go together"),
+        (lambda: attacks.from_dict({"kind": "Pgd"}), ValueError, "kind must be one of.*'PGD'"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (255 * images(), torch.zeros(4).long(), "divide pixels by 255"),
+        (images()[0], torch.zeros(4).long(), "must have shape"),
+        (
+            images(),
+            torch.zeros(3).long(),
+            r"labels must be integers of shape \(4,\), got torch.int",
+        ),
+        (images(), torch.zeros(4), "labels must be integers .* got torch.float32"),
+        (images(), [0, 0, 0, 0], "labels must be integers .* got list"),
+    ],
+)
+def test_images_and_labels_are_checked(x, y, message):
+    with pytest.raises(ValueError, match=message):
+        PGD().run(smooth_classifier(torch.float32), x, y)
+
+
+def test_an_empty_batch_comes_back(y):
+    assert PGD().run(smooth_classifier(torch.float32), images()[:0], y[:0]).shape == (0, 3, 8, 8)
+
+
+def test_images_that_are_not_square_are_refused_by_stadv(y):
+    with pytest.raises(ValueError, match=r"square images, got shape \(4, 3, 8, 6\)"):
+        attack("stadv").run(smooth_classifier(torch.float32), images()[..., :6], y)
+
+
+# ---- corruptions
+
+
+def natural_images(count=4, dtype=torch.float32):
+    """Smooth ones, since corruptions of noise are hardly ones."""
+    coarse = 2.5 * mid_images(count, size=4, dtype=dtype) - 0.7
+    return F.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1)
+
+
+@pytest.mark.parametrize("name", TABLE_5)
+def test_corruptions_are_seeded_and_grow_with_severity(name, y):
+    pytest.importorskip("imagecorruptions", exc_type=ImportError)  # OpenCV needs libGL
+    x, classifier = natural_images(), smooth_classifier(torch.float32, size=32)
+    made = {}
+    for severity in (1, 5):
+        how = attack("corruptions", severity=severity).table_5()[name]
+        once, again, other = (
+            run(how, "bare", x, y, classifier=classifier, seed=s) for s in (0, 0, 1)
+        )
+        assert torch.equal(once, again)
+        fixed = name in ("pixelate", "jpeg_compression", "brightness")
+        assert torch.equal(once, other) == fixed
+        assert (once.shape, once.dtype) == (x.shape, x.dtype)
+        assert once.min() >= 0
+        assert once.max() <= 1
+        made[severity] = (once - x).abs().mean()
+    assert 0 < made[1] < made[5]
+    assert (how.queries, how.gradients) == (0, 0)
+
+
+def test_corruptions_keep_dtype_and_one_channel(y):
+    pytest.importorskip("imagecorruptions", exc_type=ImportError)  # OpenCV needs libGL
+    x = natural_images(dtype=torch.float64)[:, :1]
+    x_c = attack("corruptions", corruption="fog").run(nn.Identity(), x, y)
+    assert (x_c.shape, x_c.dtype) == (x.shape, x.dtype)
+    with pytest.raises(ValueError, match="at least 32 by 32 pixels"):
+        attack("corruptions").run(nn.Identity(), images(), y)
+
+
+def test_corruptions_are_read_from_files_by_the_place_of_the_clean_image(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("torchvision.datasets")
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    x, y = write_cifar(tmp_path, 10)
+    x, y = x[10:], y[10:]  # the test images
+    pixels = np.random.default_rng(1).integers(0, 256, (5 * 2, 32, 32, 3), dtype=np.uint8)
+    np.save(tmp_path / "glass_blur.npy", pixels)
+    np.save(tmp_path / "labels.npy", y.numpy())
+    how = attack(
+        "corruptions", corruption="glass_blur", severity=3, files=str(tmp_path), clean=str(tmp_path)
+    )
+    x_c = how.run(nn.Identity(), x.flip(0), y.flip(0))
+    want = torch.from_numpy(pixels[4:6]).permute(0, 3, 1, 2).float() / 255
+    assert torch.equal(x_c, want.flip(0))
+    with pytest.raises(ValueError, match="1 of 2 images are not of CIFAR-10's test set"):
+        how.run(nn.Identity(), torch.stack([x[0], 1 - x[0]]), y)
+
+
+# ---- an attack of the user's own
+
+
+def test_an_attack_of_the_users_own_is_a_subclass_of_one_method(y):
+    @dataclass(frozen=True, kw_only=True)
+    class FGSM(BoundedAttack):
+        steps: int = 1
+
+        def attack(self, model, x, y):
+            torchattacks = pytest.importorskip("torchattacks")
+            return torchattacks.FGSM(model, eps=self.eps)(x, y)
+
+    x = images()
+    assert isinstance(FGSM(), Attack)
+    want = PGD(eps=0.2, eot=2, steps=1, step_size=1.0)
+    got = FGSM(eps=0.2, eot=2)
+    assert torch.equal(run(got, "defended", x, y), run(want, "defended", x, y))
+    assert got.queries == want.queries == 2
+
+
+# ---- the demo
+
+
+def test_the_demo_has_the_columns_that_it_had():
+    import attack_table
+
+    short = attack_table.short_attacks(0.3)
+    assert list(short) == ["transfer PGD", "BPDA+EOT", "PGD+EOT", "SPSA", "StAdv", "ART PGD"]
+    assert {how.eps for name, how in short.items() if name != "StAdv"} == {0.3}
+    assert short["StAdv"].eps == 0.05
+
+
+@pytest.mark.parametrize("cells_before", [0, 1])
+def test_a_cell_of_the_table_does_not_depend_on_those_before_it(
+    cells_before, y, monkeypatch, tmp_path
+):
+    """One purifier's stream ran through all cells, so that no cell's seed could repeat it."""
+    import attack_table
+
+    from scoreopt_defense.data import Images
+
+    @dataclass(frozen=True, kw_only=True)
+    class Recorded(PGD):
+        def run(self, model, x, y):
+            found.append(super().run(model, x, y))
+            return found[-1]
+
+    found, x, classifier = [], images(), smooth_classifier(torch.float32)
+    others = {"BPDA+EOT": attack("bpda-eot-linf", **SHORT)} if cells_before else {}
+    cells = others | {"PGD+EOT": Recorded(**SHORT)}
+    monkeypatch.setattr(attack_table, "_draw", lambda *_: None)
+    attack_table.run(
+        classifier, {"ours": purifier(seed=0)}, Images(x, y, tuple("abcd")), cells, tmp_path, seed=3
+    )
+    torch.manual_seed(3)
+    alone = DefendedModel(classifier, purifier().replace(seed=3))
+    for got, part, labels in zip(found, x.split(2), y.split(2), strict=True):
+        assert torch.equal(got, PGD(**SHORT).run(alone, part, labels))
+        with torch.no_grad():
+            alone(got)  # as the table judges it before the next batch

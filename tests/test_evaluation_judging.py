@@ -1,0 +1,253 @@
+"""What counts as broken, by attacks and models whose answers are known."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toy_evaluation import Ascent, Toy, defences, images
+
+from scoreopt_defense import EOT, DefendedModel, OneShot
+from scoreopt_defense.evaluation import judging
+from scoreopt_defense.evaluation.judging import AnyStep, Final, Judging, judge, vote
+from scoreopt_defense.evaluation.seeding import derive, seeded
+from scoreopt_defense.evaluation.threat import check_attacked, inside
+
+
+class Level(nn.Module):
+    """Class 1 where the mean is above 0.5, else class 0; ``noise`` on the mean, one a call."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, x):
+        level = x.mean((1, 2, 3)) - 0.5
+        level = level + self.noise * torch.randn(())
+        return torch.stack([-level, level], 1)
+
+
+def flat(*levels):
+    return torch.tensor(levels).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
+
+
+@dataclass(frozen=True)
+class Path(Toy):
+    """Queries these offsets from the images, in an order of its own, and returns the last."""
+
+    offsets: tuple[float, ...] = ()
+    order: str = "plain"
+
+    def run(self, model, x, y):
+        for offset in self.offsets:
+            queries = x + offset
+            if self.order == "reversed":
+                queries = queries.flip(0)
+            if self.order == "interleaved":
+                queries = queries.repeat_interleave(3, 0)
+            if self.order == "part":
+                model(queries[-1:])
+            else:
+                model(queries)
+        return x + self.offsets[-1]
+
+
+X, Y = flat(0.45, 0.1, 0.9), torch.tensor([0, 0, 1])
+PASSING = Path(offsets=(0.08, 0.0))  # over the line, and back
+
+
+@pytest.mark.parametrize("order", ["plain", "reversed", "interleaved"])
+def test_any_step_sees_the_break_that_the_last_image_does_not_show(order):
+    attack = replace(PASSING, order=order)
+    attacked, broken = AnyStep(confirm=3).run(attack, Level(), X, Y, seed=0)
+    assert broken.tolist() == [True, False, False]
+    assert torch.equal(attacked, X + flat(0.08, 0, 0))  # the query that broke it is kept
+    attacked, broken = Final().run(attack, Level(), X, Y, seed=0)
+    assert broken is None
+    assert torch.equal(attacked, X)
+
+
+def test_any_step_knows_whose_a_part_of_the_batch_is():
+    x = flat(0.1, 0.9, 0.45)
+    attack = replace(PASSING, order="part")
+    _, broken = AnyStep(confirm=3).run(attack, Level(), x, torch.tensor([0, 1, 0]), seed=0)
+    assert broken.tolist() == [False, False, True]
+
+
+def test_equal_images_are_told_apart_by_their_place():
+    x = flat(0.45, 0.45)
+    _, broken = AnyStep(confirm=3).run(PASSING, Level(), x, torch.tensor([0, 1]), seed=0)
+    assert broken.tolist() == [True, True]  # the second was wrong before
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [Path(offsets=(0.2, 0.0)), Path(offsets=(0.06, 0.0), eps=0.05), Path(offsets=(0.6, 0.0))],
+)
+def test_queries_outside_the_threat_model_break_nothing(attack):
+    _, broken = AnyStep(confirm=3).run(attack, Level(), X, Y, seed=0)
+    assert not broken.any()
+
+
+def test_the_last_image_is_a_step_too():
+    @dataclass(frozen=True)
+    class Silent(Toy):
+        def run(self, model, x, y):
+            return x + 0.08
+
+    _, broken = AnyStep(confirm=3).run(Silent(), Level(), X, Y, seed=0)
+    assert broken.tolist() == [True, False, False]
+
+
+def test_a_lucky_draw_is_not_confirmed():
+    """At 0.4 under noise of 0.1, one draw in six is wrong; the vote over 150 never is."""
+    x, y = flat(0.4), torch.tensor([0])
+    model = Level(noise=0.1)
+    attack = Path(offsets=(0.0,) * 50)
+    with seeded(0):
+        assert any(model(x).argmax(1).item() for _ in range(50))
+    _, broken = AnyStep().run(attack, model, x, y, seed=0)
+    assert not broken.any()
+    _, broken = AnyStep(confirm=1).run(attack, model, x, y, seed=0)
+    assert broken.all()  # what one draw would have confirmed
+
+
+TWINS = {
+    "gradient": lambda model: model.with_gradient("bpda"),
+    "eot": lambda model: EOT(model, 3),
+    "surrogate": lambda model: model.surrogate(),
+    "plain": lambda model: model,
+}
+
+
+@dataclass(frozen=True)
+class OfTwin(Toy):
+    how: str = ""
+
+    def run(self, model, x, y):
+        TWINS[self.how](model)(x[:1])
+        return x
+
+
+@pytest.mark.parametrize("how", TWINS)
+def test_any_step_watches_every_twin_that_an_attack_makes_of_a_defended_model(how, monkeypatch):
+    model, (x, y), seen = defences()["one-shot"], images(4), []
+    monkeypatch.setattr(
+        judging._Watch, "_look", lambda _, queries, logits: seen.append(len(queries))
+    )
+    AnyStep().run(OfTwin(how=how), model, x, y, seed=0)
+    assert seen == [1, 4]  # the attack's query and the last images
+    assert not model._forward_hooks
+
+
+def test_the_vote_is_the_mean_over_fresh_purifications():
+    model = defences()["one-shot"]
+    x, _ = images(2)
+    first = vote(model, x, times=64, rows=16, seed=0)
+    assert torch.equal(first, vote(model, x, times=64, rows=16, seed=0))
+    one_by_one = vote(model, x, times=64, rows=1, seed=0)
+    single = torch.stack([model.replace(seed=s)(x) for s in range(64)])
+    spread = single.std(0) / 8  # of a mean over 64
+    for mean in (first, one_by_one):
+        assert ((mean - single.mean(0)).abs() <= 6 * spread).all()
+
+
+@pytest.mark.parametrize("name", ["one-shot", "noisy"])
+def test_judging_is_a_function_of_its_seed_and_leaves_no_trace(name):
+    model, (x, y) = defences()[name], images(4)
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    first, again, other = (judge(model, x, y, purifications=3, seed=s) for s in (0, 0, 1))
+    assert torch.equal(first.margin, again.margin)
+    assert not torch.equal(first.margin, other.margin)
+    assert not torch.equal(first.margin[:, 0], first.margin[:, 1])
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1][1]).all()  # noqa: NPY002
+    assert random.getstate() == states[2]
+
+
+def test_predictions_and_margins_are_of_the_same_logits():
+    model, (x, y) = defences()["one-shot"], images(4)
+    verdict = judge(model, x, y, purifications=2, seed=0)
+    twin = model.replace(seed=0)
+    for draw in range(2):
+        with seeded(0):
+            logits = twin(x)
+        others = logits.masked_fill(nn.functional.one_hot(y, 4).bool(), -torch.inf).amax(1)
+        margin = logits[torch.arange(4), y] - others
+        assert torch.equal(verdict.margin[:, draw], margin)
+        assert torch.equal(verdict.predicted[:, draw], logits.argmax(1))
+    assert torch.equal(verdict.margin > 0, verdict.predicted == y[:, None])
+
+
+def test_a_deterministic_defence_is_judged_with_the_noise_that_was_attacked():
+    plain = defences()["one-shot"]
+    model = DefendedModel(plain.classifier, OneShot(plain.purifier.denoiser, deterministic=True))
+    x, y = images(4)
+    verdict = judge(model, x, y, purifications=2, seed=5)
+    assert torch.equal(verdict.predicted[:, 0], model(x).argmax(1))
+    assert torch.equal(verdict.margin[:, 0], verdict.margin[:, 1])
+
+
+def test_judged_purifications_are_none_that_the_attack_saw():
+    """An attack that keeps whichever noise was worst gains nothing."""
+    model = Level(noise=0.2)
+    x, y = flat(*[0.45] * 64), torch.zeros(64, dtype=torch.long)
+    seen = []
+
+    @dataclass(frozen=True)
+    class Recording(Toy):
+        def run(self, model, x, y):
+            seen.extend(model(x)[0, 1].item() for _ in range(20))
+            return x
+
+    attacked, _ = Final().run(Recording(), model, x, y, seed=derive(0, 0))
+    verdict = judge(model, attacked, y, purifications=20, seed=derive(0, 1))
+    judged = (-verdict.margin[0] / 2).tolist()
+    assert not {round(v, 6) for v in seen} & {round(v, 6) for v in judged}
+
+
+def test_logits_that_are_not_finite_are_an_error():
+    with pytest.raises(ValueError, match="logits that are not finite"):
+        judge(Level(noise=float("nan")), X, Y, purifications=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("norm", "offset", "allowed"),
+    [("linf", 0.1, True), ("linf", 0.11, False), ("l2", 0.05, True), ("l2", 0.051, False)],
+)
+def test_the_bound_is_the_attacks_own(norm, offset, allowed):
+    """In l2, 0.05 on each of 4 pixels is 0.1."""
+    attack, x = Toy(norm=norm, eps=0.1), flat(0.5)
+    assert inside(attack, x, x + offset).tolist() == [allowed]
+    if not allowed:
+        with pytest.raises(ValueError, match=f"left its threat model on 1 of 1.*{norm}, eps 0.1"):
+            check_attacked(attack, x, x + offset)
+
+
+def test_an_attack_without_a_bound_has_only_the_range_of_images():
+    assert inside(object(), flat(0.5, 0.5), flat(1.0, 1.1)).tolist() == [True, False]
+
+
+def test_the_settings_of_judging_are_checked_and_come_back():
+    settings = Judging(criterion=AnyStep(confirm=7), purifications=2)
+    assert Judging.from_dict(settings.as_dict()) == settings
+    assert Judging(criterion="any-step").criterion == AnyStep(confirm=150)
+    with pytest.raises(ValueError, match=r"criterion must be one of \['final', 'any-step'\]"):
+        Judging(criterion="best")
+    with pytest.raises(ValueError, match="purifications must be a whole number of at least 1"):
+        Judging(purifications=0)
+    with pytest.raises(ValueError, match="confirm must be a whole number of at least 1"):
+        AnyStep(confirm=0)
+
+
+def test_an_attack_under_any_step_is_the_attack_under_final():
+    """Watching draws nothing from the generators that the attack uses."""
+    x, y = images(4)
+    for model in defences().values():
+        final, _ = Final().run(Ascent(), model, x, y, seed=0)
+        watched, broken = AnyStep(confirm=2).run(Ascent(), model, x, y, seed=0)
+        assert torch.equal(final[~broken], watched[~broken])

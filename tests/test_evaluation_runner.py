@@ -1,0 +1,361 @@
+"""A run's result depends on its plan alone: not on order, stops, kills, workers or failures."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toy_evaluation import (
+    Ascent,
+    Failing,
+    Greedy,
+    Noisy,
+    defences,
+    found,
+    images,
+    run,
+    run_here,
+)
+
+from scoreopt_defense.evaluation import AnyStep, Judging, Stopped, evaluate
+from scoreopt_defense.evaluation.progress import Lines, Progress
+
+
+@pytest.fixture(scope="module")
+def forked():
+    """Processes that start with torch imported and nothing of it used."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["scoreopt_defense.evaluation", "hypothesis", "scipy.stats"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The result of a run that nothing disturbed."""
+    return found(run(None))
+
+
+def recorded(out: Path) -> int:
+    if not (out / "run.sqlite").exists():
+        return 0
+    with sqlite3.connect(out / "run.sqlite", timeout=60) as database:
+        try:
+            return database.execute("SELECT count(*) FROM units").fetchone()[0]
+        except sqlite3.OperationalError:
+            return 0
+
+
+def killed_until_done(forked, out: Path, kills: int, options: dict) -> list[int]:
+    """Start, kill after a while, start again; how many units were recorded at each kill."""
+    generator, counts = random.Random(0), []
+    for _ in range(kills):
+        process = forked.Process(target=run_here, args=(str(out), options))
+        process.start()
+        before, most = recorded(out), generator.randint(0, 3)
+        deadline = time.monotonic() + 60
+        while process.is_alive() and recorded(out) <= before + most:
+            assert time.monotonic() < deadline
+            time.sleep(generator.uniform(0, 0.01))
+        process.kill()
+        process.join()
+        counts.append(recorded(out))
+    return counts
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_goes_on_to_the_identical_result(forked, kills, tmp_path, whole):
+    options = {"pause": 0.005} if kills == 5 else {"pause": 0.01}
+    many = {"trials": 2} if kills == 5 else {"trials": 8}
+    counts = killed_until_done(forked, tmp_path, kills, options | many)
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1]
+    undisturbed = run(None, **options, **many)
+    assert found(run(tmp_path, **options, **many)) == found(undisturbed)
+
+
+def children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+def test_two_workers_give_what_one_gives_and_end_with_a_coordinator_that_is_killed(
+    forked, tmp_path, whole
+):
+    process = forked.Process(target=run_here, args=(str(tmp_path), {"workers": 2}))
+    process.start()
+    while recorded(tmp_path) < 27:  # of 54
+        assert process.is_alive()
+        time.sleep(0.02)
+    workers = children_of(process.pid)
+    assert len(workers) >= 2
+    process.kill()
+    process.join()
+    deadline = time.monotonic() + 20
+    while any(map(is_alive, workers)):
+        assert time.monotonic() < deadline, "workers outlived their coordinator"
+        time.sleep(0.05)
+    assert 27 <= recorded(tmp_path) < 54
+    assert found(run(tmp_path)) == whole
+
+
+def test_a_unit_that_kills_its_worker_is_recorded_and_the_others_are_done():
+    attacks = {"ascent": Ascent(), "deadly": Failing(how="kill")}
+    options = {"attacks": attacks, "trials": 1, "defences": {"noisy": Noisy().eval()}}
+    x, _ = images(8)
+    y = torch.tensor([0, 1, 2, 0, 0, 1, 2, 3])  # deadly on the second batch of four
+    result = run(None, workers=2, images=(x, y), **options)
+    (failure,) = result.failures
+    assert (failure["attack"], failure["first"]) == ("deadly", 4)
+    assert "its worker was lost 2 times" in failure["error"]
+    alone = run(None, images=(x, y), **options | {"attacks": {"ascent": Ascent()}})
+    assert result.cell("noisy", "ascent").accuracy == alone.cell("noisy", "ascent").accuracy
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_one_of_whose_workers_is_killed(tmp_path, whole):
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with (
+        distributed.LocalCluster(**options, local_directory=str(tmp_path / "dask")) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        out = tmp_path / "run"
+        pids = list(client.run(os.getpid).values())
+
+        def kill_one() -> None:
+            while recorded(out) < 3:
+                time.sleep(0.005)
+            os.kill(pids[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        result = run(out, pause=0.05, cluster=cluster.scheduler_address)
+        killer.join()
+        assert not is_alive(pids[0])
+        assert found(result) == found(run(None, pause=0.05))
+
+
+def test_one_cell_alone_is_the_same_cell_within_a_run(whole):
+    alone = run(
+        None, defences={"scoreopt": defences()["scoreopt"]}, attacks={"long": Ascent(steps=3)}
+    )
+    cell = {"defence": "scoreopt", "attack": "long"}
+    assert [row for row in found(alone) if cell.items() <= row.items() and "image" in row] == [
+        row | {"adversarial": other["adversarial"]}
+        for row, other in zip(
+            (r for r in whole if cell.items() <= r.items() and "image" in r),
+            (r for r in found(alone) if cell.items() <= r.items() and "image" in r),
+            strict=True,
+        )
+    ]
+    of_cell = [
+        [row["bytes"] for row in rows if cell.items() <= row.items() and "bytes" in row]
+        for rows in (found(alone), whole)
+    ]
+    assert of_cell[0] == of_cell[1]
+    assert of_cell[0]
+
+
+def test_trials_attacks_and_batches_have_noise_of_their_own():
+    x, y = images(1)
+    result = run(
+        None, images=(x.repeat(4, 1, 1, 1), y.repeat(4)), batch=2,
+        attacks={"a": Ascent(steps=0), "b": Ascent(steps=0)},
+    )  # fmt: skip
+    starts = [row["bytes"] for row in found(result) if row.get("attack") in ("a", "b")
+              and row["defence"] == "noisy" and "bytes" in row]  # fmt: skip
+    assert len(starts) == len(set(starts)) == 2 * 2 * 2
+    other = run(None, images=(x, y), attacks={"a": Ascent(steps=0)}, seed=1)
+    assert found(other)[-1]["bytes"] not in starts
+
+
+def test_batch_sizes_agree_within_their_intervals():
+    x, y = images(64)
+    small = {"defences": {"noisy": Noisy().eval()}, "attacks": {"ascent": Ascent()}, "trials": 1}
+    cells = [
+        run(None, images=(x, y), batch=batch, **small).cell("noisy", "ascent").accuracy
+        for batch in (1, 7, 32)
+    ]
+    assert all(0 < cell.value < 1 for cell in cells)
+    assert all(cell.low <= other.value <= cell.high for cell in cells for other in cells)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("raise", "KeyError: 'no such thing'"),
+        ("nan", "ValueError: the attack returned images that are not finite"),
+        ("far", "ValueError: the attack left its threat model on 4 of 4 images"),
+        ("shape", "ValueError: the attack must return images of shape (4, 3, 8, 8), got (4, 1,"),
+    ],
+)
+def test_a_failure_is_that_units_and_the_run_goes_on(how, said, tmp_path, capsys):
+    attacks = {"bad": Failing(how=how), "ascent": Ascent()}
+    x, _ = images(8)
+    y = torch.tensor([0, 1, 2, 0, 0, 1, 2, 3])
+    model = defences()["one-shot"]
+    options = {"batch": 4, "judging": Judging(purifications=2)}
+    result = evaluate({"m": model}, (x, y), attacks, out=tmp_path, progress=Lines(), **options)
+    (failure,) = result.failures
+    assert failure["error"].startswith(said)
+    assert "failed: bad on m, trial 0, images 4 to 7" in capsys.readouterr().err
+    bad, good = (result.cell("m", name) for name in ("bad", "ascent"))
+    assert (bad.failed, bad.accuracy.n) == (4, 4)
+    assert (good.failed, good.accuracy.n) == (0, 8)
+    assert result.weakest("m").n == 8
+    again = evaluate({"m": model}, (x, y), attacks, out=tmp_path, **options)
+    assert found(again) == found(result)
+
+
+def test_a_cell_that_failed_altogether_has_no_figure():
+    x, _ = images(2)
+    result = run(None, images=(x, torch.tensor([3, 3])), attacks={"bad": Failing()}, trials=1)
+    assert result.cell("noisy", "bad").accuracy is None
+    assert " -  " in str(result)
+
+
+def test_a_defence_that_fails_is_recorded_too():
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :4] * float("nan")
+
+    result = evaluate(Broken(), images(4))
+    assert "logits that are not finite" in result.failures[0]["error"]
+
+
+@pytest.mark.parametrize("error", ["cuda", "cpu"])
+def test_a_unit_that_does_not_fit_is_done_in_parts_and_says_so(error, capsys):
+    attacks = {"greedy": Greedy(most=2, error=error)}
+    result = run(
+        None, attacks=attacks, images=images(10), batch=5, trials=1, progress=Lines(),
+        defences={"noisy": Noisy().eval()},
+    )  # fmt: skip
+    parts = {(u["attack"], u["parts"]) for u in result.store.units()}
+    assert parts == {("clean", 1), ("greedy", 3)}  # 5 images: 3 and 2; 3 again: 2 and 1
+    assert not result.failures
+    assert "out of memory: greedy on noisy" in capsys.readouterr().err
+    assert torch.equal(torch.from_numpy(result.adversarial("noisy", "greedy")), images(10)[0])
+
+
+def test_one_image_that_does_not_fit_is_a_failure():
+    result = run(None, attacks={"greedy": Greedy(most=0)}, images=images(2), trials=1)
+    assert {f["error"] for f in result.failures} == {"OutOfMemoryError: CUDA out of memory"}
+
+
+class Interrupting(Progress):
+    def __init__(self, after: int) -> None:
+        self.after, self.seen, self.notes = after, 0, []
+
+    def advance(self, outcome):
+        self.seen += 1
+        if self.seen == self.after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_ctrl_c_stops_after_the_unit_in_flight_and_the_run_goes_on(tmp_path, whole):
+    before = signal.getsignal(signal.SIGINT)
+    watch = Interrupting(after=3)
+    with pytest.raises(Stopped, match="stopped with 51 units left; start again to go on"):
+        run(tmp_path, progress=watch)
+    assert recorded(tmp_path) == 3
+    assert signal.getsignal(signal.SIGINT) is before
+    assert watch.notes == ["stopping after the units in flight; Ctrl-C again stops at once"]
+    assert found(run(tmp_path)) == whole
+
+
+def test_models_and_generators_are_as_they_were():
+    models = defences()
+    weights = {name: json.dumps(str(model.state_dict())) for name, model in models.items()}
+    state = torch.get_rng_state()
+    threads = torch.get_num_threads()
+
+    class Rude(Ascent):
+        def run(self, model, x, y):
+            for weight in model.parameters():
+                weight.requires_grad_(False)
+            model.train()
+            torch.manual_seed(9)
+            return super().run(model, x, y)
+
+    result = evaluate(models, images(4), {"rude": Rude()}, judging=Judging(purifications=1))
+    assert not result.failures
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    for name, model in models.items():
+        assert json.dumps(str(model.state_dict())) == weights[name]
+        assert not any(part.training for part in model.modules())
+        assert not model._forward_hooks
+        assert not model._forward_pre_hooks
+
+
+def test_the_rows_that_networks_see_are_counted():
+    """Judging: 3 purifications of each image; the attack: 2 steps of one pass each."""
+    result = run(None, trials=1)
+    assert result.cell("noisy").classifier_calls == 12 * 3
+    assert result.cell("noisy", "ascent").classifier_calls == 12 * (3 + 2)
+    one_shot = result.cell("one-shot", "clean")
+    assert (one_shot.denoiser_calls, one_shot.classifier_calls) == (12 * 3, 12 * 3)
+    assert result.cell("scoreopt", "clean").denoiser_calls == 12 * 3 * (2 + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"trials": 0}, ValueError, "trials must be a whole number of at least 1, got 0"),
+        ({"batch": 0}, ValueError, "batch must be a whole number"),
+        ({"seed": -1}, ValueError, "seed must be a whole number of at least 0, got -1"),
+        ({"workers": 0}, ValueError, "workers must be a whole number of at least 1, got 0"),
+        ({"images": (images()[0] * 255, images()[1])}, ValueError, "divide pixels by 255"),
+        ({"images": (images()[0], images()[1][:3])}, ValueError, "labels must be 12 whole"),
+        ({"defences": {}}, ValueError, "defences must name at least one"),
+        ({"defences": {"m": len}}, TypeError, "defence 'm' must be a torch module"),
+        ({"attacks": {"a": 3}}, TypeError, r"attack 'a' must have run\(model, x, y\)"),
+        ({"attacks": {"clean": Ascent()}}, ValueError, "no attack may be called 'clean'"),
+        ({"attacks": [Ascent(), Ascent()]}, ValueError, "attacks must have names of their own"),
+    ],
+)
+def test_a_wrong_call_is_a_plain_error(change, error, said):
+    with pytest.raises(error, match=said):
+        run(None, **change)
+
+
+def test_what_workers_cannot_have_is_said():
+    class Local(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :4]
+
+    with pytest.raises(ValueError, match=r"that can be pickled.*or workers=1"):
+        evaluate(Local(), images(2), workers=2)
+
+
+def test_any_step_is_the_share_that_nothing_broke():
+    judging = Judging(criterion=AnyStep(confirm=10), purifications=2)
+    result = run(None, judging=judging, trials=1)
+    for defence in result.plan.defences:
+        broken = [row for row in result.store.rows() if row["defence"] == defence and row["broken"]]
+        cell = result.cell(defence, "ascent")
+        lost = {row["image"] for row in broken if row["attack"] == "ascent"}
+        assert cell.robust == cell.unbroken
+        assert cell.unbroken.value == pytest.approx(1 - len(lost) / 12)
+        weakest = result.weakest(defence)
+        assert weakest.value == pytest.approx(1 - len({row["image"] for row in broken}) / 12)

@@ -1,0 +1,152 @@
+"""Intervals that hold what they say, and minima that are not biased."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom, binomtest
+
+from scoreopt_defense.evaluation.statistics import (
+    deviation,
+    majority,
+    paired,
+    proportion,
+    survival,
+    weakest,
+)
+
+
+@pytest.mark.parametrize(("right", "total"), [(0, 5), (5, 5), (3, 10), (497, 512), (1, 1)])
+def test_of_whole_counts_it_is_scipys_exact_interval(right, total):
+    interval = binomtest(right, total).proportion_ci(0.95)
+    found = proportion(right, total)
+    assert found.value == right / total
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-6)
+
+
+@pytest.mark.parametrize("p", [0.02, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("total", [20, 128])
+def test_the_interval_covers_the_truth_as_often_as_it_says(p, total):
+    """Exactly, over every count that there may be: 95 % or more."""
+    counts = np.arange(total + 1)
+    covers = [proportion(int(k), total).low <= p <= proportion(int(k), total).high for k in counts]
+    assert binom.pmf(counts, total, p)[np.array(covers)].sum() >= 0.95
+
+
+@pytest.mark.parametrize("shape", [(0.2, 0.1), (4.0, 1.0), (0.5, 0.5)])
+def test_and_where_images_count_as_shares_of_their_purifications(shape):
+    """Images of different chances, 8 purifications each: the mean chance of all such images."""
+    generator = np.random.default_rng(0)
+    chances = generator.beta(*shape, size=(2000, 64))
+    shares = generator.binomial(8, chances) / 8
+    truth = shape[0] / sum(shape)
+    intervals = [proportion(total, 64) for total in shares.sum(1)]
+    covered = np.mean([share.low <= truth <= share.high for share in intervals])
+    # 4 deviations: 2,000 intervals that cover with chance 0.95 fall below once in 30,000 times
+    assert covered >= 0.95 - 4 * math.sqrt(0.95 * 0.05 / 2000)
+
+
+def test_a_share_outside_its_total_is_refused():
+    with pytest.raises(ValueError, match="right must be between 0 and total, got 3 of 2"):
+        proportion(3, 2)
+
+
+def test_deviation_over_trials():
+    assert deviation([0.5, 0.7]) == pytest.approx(math.sqrt(0.02))
+    assert deviation([0.5]) is None
+
+
+@pytest.mark.parametrize(
+    ("predicted", "said"),
+    [([1, 1, 0], True), ([1, 0, 2], False), ([1, 0], False), ([1, 1, 0, 2], True), ([0, 0], False)],
+)
+def test_a_majority_is_more_than_any_other_class(predicted, said):
+    assert majority(np.array(predicted), 1) is said
+
+
+@pytest.mark.parametrize("times", [1, 3, 8])
+def test_survival_is_unbiased_up_to_the_number_of_purifications(times):
+    """Its mean over every outcome of 8 draws, weighted, is p to the power of N."""
+    p = 0.8
+    counts = np.arange(9)
+    estimates = [survival(np.arange(8)[None] < count, times).value for count in counts]
+    assert binom.pmf(counts, 8, p) @ estimates == pytest.approx(p**times)
+
+
+def test_survival_of_more_resubmissions_than_purifications_is_a_bound():
+    right = np.array([[True] * 8, [True] * 7 + [False]])
+    found = survival(right, 64)
+    assert (found.value, found.bound) == (0.5, True)
+    assert survival(right, 8) == type(found)(8, 0.5, False)
+
+
+def test_the_weakest_of_equal_attacks_is_no_weaker_than_one():
+    """Ten attacks, each right in 0.7 of the draws: chosen and judged on the same, it'd be 0.46."""
+    generator = np.random.default_rng(0)
+    right = generator.random((10, 4000, 8)) < 0.7
+    margin = np.where(right, 1.0, -1.0)
+    naive = right.mean(2).min(0).mean()
+    assert naive < 0.5
+    deviation_of_mean = math.sqrt(0.7 * 0.3 / (8 * 4000))
+    assert weakest(right, margin).mean() == pytest.approx(0.7, abs=4 * deviation_of_mean)
+
+
+def test_the_weakest_finds_the_attack_that_works_on_each_image():
+    right = np.ones((2, 2, 4), dtype=bool)
+    right[0, 0] = right[1, 1] = False
+    assert weakest(right, np.where(right, 1.0, -1.0)).tolist() == [0.0, 0.0]
+
+
+def test_a_missing_candidate_is_not_chosen():
+    right = np.ones((2, 2, 4), dtype=bool)
+    margin = np.ones((2, 2, 4))
+    right[0], margin[0] = False, np.nan
+    margin[1, 1] = np.nan
+    found = weakest(right, margin)
+    assert found[0] == 1
+    assert np.isnan(found[1])
+
+
+def test_ties_go_to_the_lower_margin():
+    right = np.array([[[True] * 4], [[True, False, True, False]]])
+    right[1] = True
+    margin = np.array([[[3.0] * 4], [[1.0] * 4]])
+    right[1, 0, 3] = False  # seen on one half alone: chosen for it on that one, judged on the other
+    assert weakest(right, margin).tolist() == [0.75]
+
+
+def test_one_purification_cannot_both_choose_and_judge():
+    with pytest.raises(ValueError, match=r"purifications must be at least 2.*got 1"):
+        weakest(np.ones((2, 3, 1), dtype=bool), np.ones((2, 3, 1)))
+
+
+def test_a_paired_difference_knows_that_the_images_are_the_same():
+    a = np.array([1.0] * 40 + [0.0] * 10)
+    b = np.array([1.0] * 30 + [0.0] * 20)
+    found = paired(a, b)
+    assert found.value == pytest.approx(0.2)
+    assert (found.only_a, found.only_b) == (10, 0)
+    assert found.p == pytest.approx(2 * 0.5**10)
+    # resampled, it is a binomial share of 0.2 in 50 images
+    low, high = (binom.ppf(q, 50, 0.2) / 50 for q in (0.025, 0.975))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.021)
+    assert paired(a, b) == found
+
+
+def test_equal_defences_differ_by_nothing():
+    found = paired(np.ones(5), np.ones(5))
+    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_the_paired_interval_covers_the_truth():
+    """300 draws of 80 images; the percentile bootstrap is a little narrow at this size."""
+    generator = np.random.default_rng(1)
+    covered = 0
+    for _ in range(300):
+        chance = generator.random(80)
+        a, b = (generator.random(80) < c for c in (0.3 + 0.7 * chance, 0.1 + 0.7 * chance))
+        found = paired(a.astype(float), b.astype(float))
+        covered += found.low <= 0.2 <= found.high
+    assert covered / 300 >= 0.94 - 4 * math.sqrt(0.94 * 0.06 / 300)

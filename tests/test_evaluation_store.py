@@ -1,0 +1,247 @@
+"""The record: whole units or none, refused where it is another run's, and never lost."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import sqlite3
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from toy_evaluation import Ascent, Noisy, defences, found, images, run
+
+from scoreopt_defense.evaluation import Judging, Result, Store, StoreError, evaluate
+from scoreopt_defense.evaluation.export import to_csv, to_parquet
+from scoreopt_defense.evaluation.plan import Plan, differences
+
+SMALL = {"attacks": {"ascent": Ascent()}, "trials": 1, "defences": {"noisy": Noisy().eval()}}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    run(tmp_path / "run", **SMALL).store.close()
+    return tmp_path / "run"
+
+
+def other_weights():
+    model = Noisy().eval()
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1e-6
+    return {"noisy": model}
+
+
+X, Y = images()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, "plan.seed was 0 and is 1"),
+        ({"batch": 5}, "plan.batch was 4 and is 5"),
+        ({"trials": 2}, "plan.trials was 1 and is 2"),
+        ({"judging": Judging(purifications=4)}, "plan.judging.purifications was 3 and is 4"),
+        ({"attacks": {"ascent": Ascent(eps=0.2)}}, "plan.attacks.ascent.eps was 0.1 and is 0.2"),
+        ({"attacks": {}}, "plan.attacks.ascent was {.*} and is None"),
+        ({"defences": other_weights()}, "plan.defences.noisy.weights was '.*' and is '"),
+        ({"images": (X.flip(0), Y)}, "plan.images.sha256 was"),
+        ({"images": (X, Y.flip(0))}, "plan.images.sha256 was"),
+        ({"threads": 2}, "plan.threads was 1 and is 2"),
+    ],
+)
+def test_a_run_of_another_plan_or_other_weights_is_refused(change, said, finished):
+    before = (finished / "run.sqlite").read_bytes()
+    with pytest.raises(ValueError, match=f"holds another run: {said}.*give another folder"):
+        run(finished, **SMALL | change)
+    assert (finished / "run.sqlite").read_bytes() == before
+
+
+def test_another_version_is_another_run(finished, monkeypatch):
+    monkeypatch.setattr("scoreopt_defense.__version__", "9.9")
+    with pytest.raises(ValueError, match=r"versions.scoreopt_defense was .* and is '9\.9'"):
+        run(finished, **SMALL)
+
+
+@pytest.mark.parametrize("name", ["one-shot", "scoreopt"])
+def test_the_plan_knows_a_defence_by_its_settings_and_weights(name):
+    model = defences()[name]
+    materials = {"images": images(1), "trials": 1, "attacks": {}}
+    plans = [
+        run(None, defences={name: twin}, **materials).plan
+        for twin in (model, model.replace(sigma=0.4), model.replace(votes=2))
+    ]
+    assert len({plan.hash for plan in plans}) == 3
+    assert Plan.from_json(plans[0].as_json()) == plans[0]
+    assert len(plans[0].defences[name]["denoiser"]["weights"]) == 64
+
+
+def test_the_order_of_attacks_is_part_of_a_plan():
+    assert differences({"a": 1, "b": 2}, {"b": 2, "a": 1}, "attacks") == [
+        "attacks: the order was ['a', 'b']"
+    ]
+
+
+def test_a_finished_run_is_read_and_nothing_is_done_again(finished):
+    with Store(finished) as store:
+        result = Result(store)
+        rows = found(result)
+        assert result.cell("noisy", "ascent").accuracy.n == 12
+    started = os.stat(finished / "images" / "000003.safetensors").st_mtime_ns
+    assert found(run(finished, **SMALL)) == rows
+    assert os.stat(finished / "images" / "000003.safetensors").st_mtime_ns == started
+
+
+def test_any_program_that_reads_sqlite_can_read_it(finished):
+    with sqlite3.connect(finished / "run.sqlite") as database:
+        rows = database.execute(
+            "SELECT count(*), sum(label), min(json_array_length(predicted)) FROM results "
+            "WHERE attack = 'ascent'"
+        ).fetchall()
+    assert rows == [(12, int(Y.sum()), 3)]
+
+
+def test_adversarial_images_are_within_the_bound_and_in_their_places(finished):
+    with Store(finished) as store:
+        attacked = torch.from_numpy(Result(store).adversarial("noisy", "ascent"))
+    largest = (attacked - X).abs().amax((1, 2, 3))
+    assert ((largest > 0.05) & (largest <= 0.1 + 1e-6)).all()
+
+
+def test_no_run_is_an_error(tmp_path):
+    with pytest.raises(StoreError, match=r"there is no run in .*: expected run\.sqlite"):
+        Store(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "torn", "foreign"])
+def test_a_damaged_store_is_said_and_left(damage, finished):
+    file = finished / "run.sqlite"
+    content = file.read_bytes()
+    if damage == "garbage":
+        file.write_bytes(b"not a database, and longer than a header is" * 100)
+    if damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    if damage == "torn":
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + os.urandom(4096) + content[middle + 4096 :])
+    if damage == "foreign":
+        file.unlink()
+        with sqlite3.connect(file) as database:
+            database.execute("CREATE TABLE other (a)")
+    before = file.read_bytes()
+    for attempt in (lambda: run(finished, **SMALL), lambda: Store(finished)):
+        with pytest.raises(StoreError, match=r"damaged or none of this program's.*move it"):
+            attempt()
+    assert file.read_bytes() == before
+
+
+def mounted(folder, *options):
+    if os.getuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small disk")
+    command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    out = tmp_path / "disk"
+    out.mkdir()
+    mounted(out, "-o", "size=192k")
+    try:
+        with pytest.raises(StoreError, match="the disk is full: free some space and start again"):
+            run(out, **SMALL | {"batch": 1, "trials": 4})
+        with Store(out) as store:
+            kept = len(store.done())
+        assert 0 < kept < 4 * 12 * 2
+        subprocess.run(["mount", "-o", "remount,size=4m", str(out)], check=True)
+        again = run(out, **SMALL | {"batch": 1, "trials": 4})
+        assert found(again) == found(run(None, **SMALL | {"batch": 1, "trials": 4}))
+        again.store.close()
+    finally:
+        subprocess.run(["umount", "-l", str(out)], check=True)
+
+
+def test_a_write_that_fails_keeps_what_was_there(tmp_path, monkeypatch):
+    """As above, wherever nothing can be mounted."""
+    import safetensors.numpy
+
+    written, save = [], safetensors.numpy.save
+
+    def full(*arguments):
+        written.append(1)
+        if len(written) > 3:
+            raise OSError(28, "No space left on device")
+        return save(*arguments)
+
+    monkeypatch.setattr(safetensors.numpy, "save", full)
+    with pytest.raises(StoreError, match="the disk is full"):
+        run(tmp_path, **SMALL)
+    monkeypatch.undo()
+    assert sorted(os.listdir(tmp_path / "images")) == [f"00000{i}.safetensors" for i in range(3)]
+    assert found(run(tmp_path, **SMALL)) == found(run(None, **SMALL))
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    out = tmp_path / "disk"
+    out.mkdir()
+    mounted(out, "-o", "ro,size=64k")
+    try:
+        with pytest.raises(StoreError, match=r"disk: cannot be read or written \(.*\): check its"):
+            run(out, **SMALL)
+    finally:
+        subprocess.run(["umount", "-l", str(out)], check=True)
+
+
+def test_a_file_in_the_folders_place_is_said(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(StoreError, match="cannot be read or written"):
+        run(tmp_path / "run", **SMALL)
+
+
+def test_a_run_on_a_medium_that_is_read_only_can_be_read(tmp_path, finished):
+    out = tmp_path / "disk"
+    out.mkdir()
+    mounted(out, "-o", "size=4m")
+    try:
+        shutil.copytree(finished, out, dirs_exist_ok=True)
+        subprocess.run(["mount", "-o", "remount,ro", str(out)], check=True)
+        with Store(out) as store, Store(finished) as original:
+            assert list(store.rows()) == list(original.rows())
+    finally:
+        subprocess.run(["umount", "-l", str(out)], check=True)
+
+
+def test_export_writes_a_line_an_image_trial_and_attack(finished, tmp_path):
+    with Store(finished) as store:
+        assert to_csv(store, tmp_path / "rows.csv") == 24
+        rows = list(store.rows())
+    with (tmp_path / "rows.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [int(line["image"]) for line in lines] == [row["image"] for row in rows]
+    assert {f"{name}_{draw}" for name in ("predicted", "margin") for draw in range(3)} <= set(
+        lines[0]
+    )
+    right = np.mean([int(line["predicted_0"]) == int(line["label"]) for line in lines])
+    assert 0 < right < 1
+
+
+def test_export_to_parquet(finished, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    with Store(finished) as store:
+        assert to_parquet(store, tmp_path / "rows.parquet") == 24
+    assert len(pandas.read_parquet(tmp_path / "rows.parquet")) == 24
+
+
+def test_results_say_how_they_were_made(finished):
+    with Store(finished) as store:
+        about = store.about()
+    assert (
+        about["hash"]
+        == evaluate(
+            SMALL["defences"], images(), SMALL["attacks"], batch=4, judging=Judging(purifications=3)
+        ).plan.hash
+    )
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["machine"]["processor"]

@@ -1,0 +1,138 @@
+"""Defences, attacks and runs that workers can import, shared by the tests of the evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from toys import bent, labels, smooth_classifier
+
+from scoreopt_defense import DefendedModel, OneShot, ScoreOpt
+from scoreopt_defense.evaluation import Judging, Result, Store, evaluate
+
+EPS = 0.1
+
+
+@dataclass(frozen=True)
+class Toy:
+    norm: str = "linf"
+    eps: float = EPS
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Ascent(Toy):
+    """Signed gradient steps from a random start, on any module."""
+
+    steps: int = 2
+    pause: float = 0.0
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        time.sleep(self.pause)
+        start = x + self.eps * (2 * torch.rand_like(x) - 1)
+        attacked = start.clamp(0, 1)
+        for _ in range(self.steps):
+            leaf = attacked.detach().requires_grad_()
+            loss = nn.functional.cross_entropy(model(leaf), y)
+            step = self.eps / 2 * torch.autograd.grad(loss, leaf)[0].sign()
+            attacked = (x + (leaf.detach() + step - x).clamp(-self.eps, self.eps)).clamp(0, 1)
+        return attacked
+
+
+@dataclass(frozen=True)
+class Failing(Toy):
+    """Fails on the batch that has an image of label 3, in the way that is asked for."""
+
+    how: str = "raise"
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if not (y == 3).any():
+            return x
+        if self.how == "raise":
+            raise KeyError("no such thing")
+        if self.how == "nan":
+            return x * float("nan")
+        if self.how == "far":
+            return (x + 3 * self.eps).clamp(0, 1)
+        if self.how == "shape":
+            return x[:, :1]
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+@dataclass(frozen=True)
+class Greedy(Toy):
+    """Fits into memory with ``most`` images."""
+
+    most: int = 2
+    error: str = "cuda"
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if len(x) > self.most:
+            if self.error == "cuda":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1e9 bytes")
+        return x
+
+
+class Noisy(nn.Module):
+    """A randomised module that is none of this library's: torch's global generator drives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = smooth_classifier(torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x + 0.3 * torch.randn_like(x))
+
+
+def images(count: int = 12) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return torch.rand(count, 3, 8, 8, generator=generator), labels(count)
+
+
+def defences() -> dict[str, nn.Module]:
+    classifier, denoiser = smooth_classifier(torch.float32), bent(torch.float32)
+    return {
+        "one-shot": DefendedModel(classifier, OneShot(denoiser, sigma=0.3)),
+        "scoreopt": DefendedModel(classifier, ScoreOpt(denoiser, steps=2, lr=0.05, sigma=0.3)),
+        "noisy": Noisy().eval(),
+    }
+
+
+def run(out: Path | None, *, pause: float = 0.0, **options: Any) -> Result:
+    settings: dict[str, Any] = {
+        "attacks": {"ascent": Ascent(pause=pause), "long": Ascent(steps=3, pause=pause)},
+        "batch": 4,
+        "trials": 2,
+        "judging": Judging(purifications=3),
+    } | options
+    given = {"defences": defences(), "images": images()} | settings
+    return evaluate(given.pop("defences"), given.pop("images"), out=out, **given)
+
+
+def found(result: Result | Path) -> list[dict[str, Any]]:
+    """All that a run found, bit for bit: its rows but for the times, and the adversarial images."""
+    store = Store(result) if isinstance(result, Path) else result.store
+    rows = [{**row, "seconds": None} for row in store.rows()]
+    units = [
+        {**unit, "seconds": None}
+        | ({"bytes": store.adversarial(unit["unit"]).tobytes()} if unit["adversarial"] else {})
+        for unit in store.units()
+    ]
+    return rows + units
+
+
+def run_here(out: str, options: dict[str, Any]) -> None:
+    """For a process of its own, to be killed."""
+    torch.set_num_threads(1)
+    run(Path(out), **options)
