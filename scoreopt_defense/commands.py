@@ -76,6 +76,9 @@ def evaluate(
         _foretell(plan, materials, workers)
         return
     folder = out or Path("runs") / config.stem
+    if not (folder / "run.sqlite").exists():  # for the report, which loads the defences by it
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").write_bytes(config.read_bytes())
     result = evaluate_plan(
         plan, materials, out=folder, workers=workers, cluster=cluster, progress=progress()
     )

@@ -63,7 +63,7 @@ def not_run(plan: Plan) -> list[str]:
 
 def _budget(name: str, values: Mapping[str, Any]) -> Budget:
     values = dict(values)
-    kind = str(values.pop("attack", None) or values.get("kind"))
+    kind = str(values.get("kind"))
     sides = _sides(values)
     used, paper = sides or ({}, None)
     changed = None
@@ -71,7 +71,9 @@ def _budget(name: str, values: Mapping[str, Any]) -> Budget:
         changed = tuple(
             (key, _text(value), _text(paper[key]))
             for key, value in used.items()
-            if key in paper and value != paper[key] and key not in ("queries", "gradients")
+            if key in paper
+            and value != paper[key]
+            and key not in ("queries", "gradients", "threat")
         )
     return Budget(
         name,
@@ -91,9 +93,12 @@ def _sides(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | Non
     if library is None:
         return None
     try:
-        both = library.budgets(library.from_dict(values))
+        attack = library.from_dict(values)
     except (ValueError, TypeError, KeyError, ImportError):
         return None  # a user's own
+    if json.loads(json.dumps(attack.as_dict())) != values:
+        return None  # a user's own, of the same name
+    both = library.budgets(attack)
     return both["used"], both["paper"]
 
 
@@ -120,4 +125,6 @@ def _threat(values: Mapping[str, Any]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, Mapping) and list(value) == ["name"]:
+        value = value["name"]
     return value if isinstance(value, str) else json.dumps(value)

@@ -30,7 +30,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """One defence under one kind of attack; ``aside``: drawn when it is asked for."""
+    """One defence under one kind of attack; ``aside``: in the table alone."""
 
     name: str
     points: tuple[Point, ...]
@@ -83,18 +83,19 @@ def _lines(result: Result, setting: str) -> tuple[Line, ...]:
 def resubmissions(result: Result) -> Curves:
     """The share of images that survive being sent again and again; bounds are left out.
 
-    Of each defence, no attack and the one that leaves least are drawn at once.
+    Of each defence, no attack and the one that leaves least are drawn; the others stand aside.
     """
-    lowest: dict[str, float] = {}
+    lowest: dict[str, tuple[float, str]] = {}
     for cell in result.cells:
         if cell.robust:
-            lowest[cell.defence] = min(lowest.get(cell.defence, 1.0), cell.robust.value)
+            here = cell.robust.value, cell.attack
+            lowest[cell.defence] = min(lowest.get(cell.defence, here), here, key=lambda f: f[0])
     title = "Share of images right every time, against how often each is sent"
     lines = []
     for cell in result.cells:
         points = tuple(Point(s.resubmissions, s.value) for s in cell.survival if not s.bound)
         if cell.robust and len(points) > 1:
             name = "no attack" if cell.attack == CLEAN else cell.attack
-            first = cell.attack == CLEAN or cell.robust.value == lowest[cell.defence]
-            lines.append(Line(f"{cell.defence}: {name}", points, aside=not first))
+            drawn = cell.attack == CLEAN or cell.attack == lowest[cell.defence][1]
+            lines.append(Line(f"{cell.defence}: {name}", points, aside=not drawn))
     return Curves("resubmissions", title, "times that an image is sent", tuple(lines))

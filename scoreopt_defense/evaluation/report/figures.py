@@ -17,9 +17,9 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
 def figure(curves: Curves) -> dict[str, Any]:
-    """``data`` and ``layout`` of one plot; names are text, which plotly takes for HTML."""
+    """``data`` and ``layout`` of one plot; names are text, and plotly takes them for HTML."""
     return {
-        "data": [_trace(line, place) for place, line in enumerate(curves.lines)],
+        "data": [_trace(line, place) for place, line in enumerate(_drawn(curves))],
         "layout": {
             "xaxis": _across(curves),
             "yaxis": {
@@ -34,9 +34,13 @@ def figure(curves: Curves) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _drawn(curves: Curves) -> list[Line]:
+    return [line for line in curves.lines if not line.aside]
+
+
 def _across(curves: Curves) -> dict[str, Any]:
     """The axis, marked at the values that there are; logarithmic where they are counts."""
-    values = sorted({point.x for line in curves.lines for point in line.points})
+    values = sorted({point.x for line in _drawn(curves) for point in line.points})
     return {
         "type": "linear" if curves.name == "eps" else "log",
         "tickvals": values,
@@ -58,7 +62,6 @@ def _trace(line: Line, place: int) -> dict[str, Any]:
         "y": values,
         "line": {"dash": _DASHES[place % len(_DASHES)], "color": _COLOURS[place % len(_COLOURS)]},
         "marker": {"symbol": _MARKS[place % len(_MARKS)], "size": 9},
-        "visible": "legendonly" if line.aside else True,
         "hovertemplate": "%{fullData.name}<br>%{x:.4g}: %{y:.1f} %<extra></extra>",
     }
     if all(interval is not None for interval in intervals):

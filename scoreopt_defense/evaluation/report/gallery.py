@@ -133,7 +133,8 @@ def _sides(result: Result) -> list[tuple[Cell, Cell, Cell]]:
         attacks = sorted(
             (c for c in cells if c.attack != CLEAN), key=lambda c: c.robust.value if c.robust else 0
         )
-        if clean and len(attacks) > 1 and "purifier" in result.plan.defences[defence]:
+        purifies = "purifier" in result.plan.defences[defence]
+        if clean and purifies and attacks and attacks[0].robust != attacks[-1].robust:
             found.append((clean[0], attacks[-1], attacks[0]))
     return found
 

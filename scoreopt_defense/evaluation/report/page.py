@@ -70,13 +70,13 @@ def comparison_page(a: Store, b: Store) -> str:
     """
     results = tuple(Result(store, resubmissions=times_sent(store.plan)) for store in (a, b))
     abouts = a.about(), b.about()
-    differ = differences(
-        *({"plan": asdict(s.plan), "versions": about["versions"], "machine": about["machine"]}
-          for s, about in zip((a, b), abouts))
-    )  # fmt: skip
+    was, is_now = (
+        {"plan": asdict(s.plan), "versions": about["versions"], "machine": about["machine"]}
+        for s, about in zip((a, b), abouts)
+    )
     return _render(
         "comparison.html.jinja",
-        compared=across_runs(*results), differ=differ, plots=[],
+        compared=across_runs(*results), differ=differences(was, is_now), plots=[],
         runs=[(_name(s), s.plan, about, _started(s)) for s, about in zip((a, b), abouts)],
     )  # fmt: skip
 

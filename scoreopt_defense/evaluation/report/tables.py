@@ -119,15 +119,15 @@ def across_runs(a: Result, b: Result) -> list[Compared]:
 
 
 def _compared(a: Result, mine: str, b: Result, theirs: str, attack: str) -> Compared | None:
-    figures = [
-        cell.robust
-        for result, name in ((a, mine), (b, theirs))
-        for cell in result.cells
-        if (cell.defence, cell.attack) == (name, attack) and cell.robust
-    ]
-    if len(figures) < 2:
+    figure_a, figure_b = _figure(a, mine, attack), _figure(b, theirs, attack)
+    if figure_a is None or figure_b is None:
         return None
     shares = a.shares(mine, attack), b.shares(theirs, attack)
     if not shares[0].keys() & shares[1].keys():
         return None
-    return Compared(attack, mine, theirs, *figures, difference(*shares))
+    return Compared(attack, mine, theirs, figure_a, figure_b, difference(*shares))
+
+
+def _figure(result: Result, defence: str, attack: str) -> Proportion | None:
+    cells = (c for c in result.cells if (c.defence, c.attack) == (defence, attack))
+    return next((cell.robust for cell in cells), None)
