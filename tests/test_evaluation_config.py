@@ -13,7 +13,7 @@ from test_missing_extras import BLOCK
 from toys import smooth_classifier
 
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, cli, pretrained
-from scoreopt_defense.evaluation import Result, Store
+from scoreopt_defense.evaluation import Result, Stopped, Store
 from scoreopt_defense.evaluation.config import ConfigError, load
 from scoreopt_defense.evaluation.sources import Normalized, classifier
 
@@ -188,19 +188,19 @@ def test_a_session(written, tmp_path, capsys):
     assert said.splitlines()[3].split()[:5] == ["n", "clean", "2", "32", "16"]
     assert "About" in said
     assert not out.exists()
-    assert cli.main(["evaluate", config, "--out", str(out)]) == 0
+    assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out)]) == 0
     first = capsys.readouterr().out
     assert [line.split()[0] for line in first.splitlines()[1:4]] == ["bare", "one-shot", "n"]
     assert str(out / "run.sqlite") in first
     with Store(out) as store:
         assert Result(store).cell("n", "weak").accuracy.n == 4
         assert Result(store).cell("n").denoiser_calls == 32  # as foretold
-    assert cli.main(["evaluate", config, "--out", str(out)]) == 0
+    assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out)]) == 0
     assert capsys.readouterr().out == first
     assert cli.main(["export", str(out), "--csv", str(tmp_path / "rows.csv")]) == 0
     assert "36 rows" in capsys.readouterr().out
     written(WHOLE.replace("seed = 3", "seed = 4"))
-    assert cli.main(["evaluate", config, "--out", str(out)]) == 1
+    assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out)]) == 1
     assert "plan.seed was 3 and is 4" in capsys.readouterr().err
 
 
@@ -228,6 +228,19 @@ def test_wrong_use_is_said_without_a_traceback(
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+def test_ctrl_c_says_how_to_go_on(written, capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise Stopped("stopped with 3 units left; start again to go on")
+
+    monkeypatch.setattr(
+        sys.modules["scoreopt_defense.evaluation.evaluate"], "evaluate_plan", stopped
+    )
+    assert cli.main(["evaluate", str(written(WHOLE))]) == 130
+    assert capsys.readouterr().err.strip() == (
+        "scoreopt: stopped with 3 units left; start again to go on"
+    )
 
 
 @pytest.mark.parametrize("command", ["", "evaluate", "export", "purify", "presets", "models"])
