@@ -13,6 +13,7 @@ from toys import MEAN, STD, gaussian, mid_images, to_symmetric
 
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt
 from scoreopt_defense.denoisers import (
+    Denoiser,
     DiffusersDDPMDenoiser,
     DiffusersEDMDenoiser,
     diffusers_denoiser,
@@ -181,19 +182,31 @@ def test_the_factory_tells_the_adapter_by_the_scheduler_and_a_real_unet_goes_thr
         torch.testing.assert_close(denoiser(x, 0.25), want, rtol=0, atol=tolerance)
 
 
+class InFloat64(Denoiser):
+    """Another denoiser, whose network computes in float64 alone; the noise stays as it is."""
+
+    def __init__(self, inner):
+        super().__init__(sigma_range=inner.sigma_range, channels=inner.channels)
+        self.inner = inner
+
+    def denoise(self, x_t, sigma):
+        with everything_in_float64():
+            return self.inner.denoise(x_t, sigma)
+
+
 def test_a_real_unet_defends_and_is_differentiated():
     with everything_in_float64():
         unet = tiny_unet()
-        denoiser = diffusers_denoiser(unet, diffusers.DDPMScheduler())
-        head = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval()
-        purifier = ScoreOpt(denoiser, steps=2, sigma=(0.1, 0.4), deterministic=True)
-        model = DefendedModel(head, purifier)
-        x = mid_images(2).requires_grad_()
-        model(x)[:, 0].sum().backward()
-        surrogate_x = x.detach().clone().requires_grad_()
-        g = head[1].weight[0].reshape(1, 3, 8, 8).expand(2, 3, 8, 8)
-        OneShot.surrogate_of(model.purifier)(surrogate_x).backward(g)
-        want = surrogate_x.grad
+    denoiser = InFloat64(diffusers_denoiser(unet, diffusers.DDPMScheduler()))
+    head = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).double().eval()
+    purifier = ScoreOpt(denoiser, steps=2, sigma=(0.1, 0.4), deterministic=True)
+    model = DefendedModel(head, purifier)
+    x = mid_images(2).requires_grad_()
+    model(x)[:, 0].sum().backward()
+    surrogate_x = x.detach().clone().requires_grad_()
+    g = head[1].weight[0].reshape(1, 3, 8, 8).expand(2, 3, 8, 8)
+    OneShot.surrogate_of(model.purifier)(surrogate_x).backward(g)
+    want = surrogate_x.grad
     # forward and backward, each through all the layers
     tolerance = rounding(torch.float64, 2 * depth_of(unet), want.abs().max())
     torch.testing.assert_close(x.grad, want, rtol=0, atol=tolerance)

@@ -21,7 +21,7 @@ from torch import nn
 from toy_evaluation import Ascent, Failing, defences, images, run
 
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, cli, pretrained
-from scoreopt_defense.evaluation import Judging, Result, Store, evaluate
+from scoreopt_defense.evaluation import AnyStep, Judging, Result, Store, evaluate
 from scoreopt_defense.evaluation.report import comparison_page, run_page, write
 from scoreopt_defense.evaluation.report import gallery as galleries
 from scoreopt_defense.evaluation.report import page as pages
@@ -102,6 +102,19 @@ def test_the_table_has_the_runs_own_figures_and_marks_the_lowest(finished, html)
             assert marked
             assert set(marked) == {min(there)}
             assert sum(value == min(there) for value in there) == len(marked)
+
+
+def test_under_any_step_the_figure_is_the_share_that_never_broke():
+    attacks = {"weak": Ascent(steps=2)}
+    judging = Judging(criterion=AnyStep(confirm=5), purifications=2)
+    result = run(None, attacks=attacks, trials=1, judging=judging)
+    page = Page(run_page(result.store))
+    text = " ".join(page.text.split())
+    assert "wrong at any step of the attack and a vote of 5 purifications confirms it" in text
+    assert "never broken" in text
+    for defence, _, cell, _ in page.rows[1:]:
+        share = result.cell(defence.strip(), "weak").unbroken
+        assert cell.split()[0] == f"{100 * share.value:.1f}"
 
 
 def test_failures_are_shown_with_their_errors(finished, html):

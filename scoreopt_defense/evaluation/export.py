@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.store import Store
 
 __all__ = ["to_csv", "to_parquet"]
@@ -36,8 +35,13 @@ def to_csv(store: Store, path: str | Path) -> int:
 
 def to_parquet(store: Store, path: str | Path) -> int:
     """As :func:`to_csv`, in Parquet; needs pandas and pyarrow."""
-    pandas = optional("pandas", extra="evaluate")
-    optional("pyarrow", extra="evaluate")
+    try:
+        import pandas
+        import pyarrow  # noqa: F401, pandas finds it by itself
+    except ImportError as error:
+        raise ImportError(
+            f"Parquet needs pandas and pyarrow ({error}): pip install them"
+        ) from error
     rows = list(_flat(store))
     pandas.DataFrame(rows).to_parquet(path, index=False)
     return len(rows)
