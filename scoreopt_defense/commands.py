@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +28,8 @@ def run(arguments: list[str]) -> int:
     """The exit status of one call; errors other than of usage are the caller's to say."""
     try:
         status = app(arguments, prog_name="scoreopt", standalone_mode=False)
+    except typer.Abort:  # what Ctrl-C becomes on its way
+        return 130
     except Exception as error:
         if not hasattr(error, "exit_code"):
             raise
@@ -62,7 +66,10 @@ def evaluate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, and for how long.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes.", show_default="one a core; 1 on an accelerator"),
+    ] = None,
     cluster: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786.")
     ] = None,
@@ -71,23 +78,40 @@ def evaluate(
     from scoreopt_defense.evaluation import config as configuration
     from scoreopt_defense.evaluation.evaluate import evaluate_plan
     from scoreopt_defense.evaluation.progress import progress
+    from scoreopt_defense.evaluation.runner import Stopped
 
     read = configuration.load(config, source=images)
     materials = read.materials()
     plan = read.plan(materials)
+    if workers is None:
+        workers = _cores() // read.threads or 1 if read.device == "cpu" else 1
     if dry_run:
         _foretell(plan, materials, workers)
         return
     folder = out or Path("runs") / config.stem
-    result = evaluate_plan(
-        plan, materials, out=folder, workers=workers, cluster=cluster, progress=progress()
-    )
+    if not (folder / "run.sqlite").exists():  # for the report, which loads the defences by it
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").write_bytes(config.read_bytes())
+    try:
+        result = evaluate_plan(
+            plan, materials, out=folder, workers=workers, cluster=cluster, progress=progress()
+        )
+    except Stopped as stop:
+        print(f"scoreopt: {stop}", file=sys.stderr)
+        raise typer.Exit(130) from None
     with result.store:
         print(f"{result}\n\nRobust accuracy in per cent with its 95 % interval, of {plan.count} "
               f"images. The record is {folder / 'run.sqlite'}.")  # fmt: skip
         for failure in result.failures:
             print(f"Failed: {failure['attack']} on {failure['defence']}, images "
                   f"{failure['first']} and on: {failure['error']}")  # fmt: skip
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _foretell(plan: Any, materials: Any, workers: int) -> None:
@@ -104,6 +128,44 @@ def _foretell(plan: Any, materials: Any, workers: int) -> None:
     total = sum(cell.seconds for cell in cells)
     print(f"\n{plan.count} images, {plan.trials} trials, batches of {plan.batch}, seed "
           f"{plan.seed}. About {duration(total / workers)} with {workers} worker(s).")  # fmt: skip
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a record.")],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[RUN_B]", help="Another, to compare it with.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write.", show_default="RUN/report.html")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of the run, to purify what is shown; shipped networks need none.",
+            show_default="RUN/config.toml, if it is there",
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="How many to show, at most.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of their draw and purification.")] = 0,
+) -> None:
+    """Write one HTML page of a run, or of the differences between two; it needs no network."""
+    from scoreopt_defense.evaluation import config as configuration
+    from scoreopt_defense.evaluation import report as pages
+    from scoreopt_defense.evaluation.store import Store
+
+    with Store(run) as store:
+        if other is not None:
+            with Store(other) as second:
+                page = pages.comparison_page(store, second)
+            default = run / f"compared-with-{other.resolve().name}.html"
+        else:
+            if config is None and (run / "config.toml").is_file():
+                config = run / "config.toml"
+            made_from = None if config is None else configuration.load(config)
+            page = pages.run_page(store, config=made_from, images=images, seed=seed)
+            default = run / "report.html"
+        print(pages.write(page, out or default))
 
 
 @app.command()

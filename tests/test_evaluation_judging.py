@@ -120,6 +120,7 @@ TWINS = {
     "gradient": lambda model: model.with_gradient("bpda"),
     "eot": lambda model: EOT(model, 3),
     "surrogate": lambda model: model.surrogate(),
+    "keyword": lambda model: lambda x: model(x=x),
     "plain": lambda model: model,
 }
 

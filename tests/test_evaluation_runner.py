@@ -19,6 +19,7 @@ from toy_evaluation import (
     Failing,
     Greedy,
     Noisy,
+    Unreadable,
     defences,
     found,
     images,
@@ -346,6 +347,11 @@ def test_what_workers_cannot_have_is_said():
 
     with pytest.raises(ValueError, match=r"that can be pickled.*or workers=1"):
         evaluate(Local(), images(2), workers=2)
+
+
+def test_workers_that_do_not_start_are_said_and_not_waited_for():
+    with pytest.raises(RuntimeError, match="the workers did not start"):
+        evaluate(Unreadable(), images(2), workers=2)
 
 
 def test_any_step_is_the_share_that_nothing_broke():

@@ -31,7 +31,8 @@ def run_without(blocked, code):
 
 OPTIONAL = ["art", "torchattacks", "diffusers", "mlxtend", "PIL", "torchvision", "matplotlib",
             "foolbox", "hypothesis", "scipy", "recoloradv", "imagecorruptions", "typer", "rich",
-            "pydantic", "distributed"]  # fmt: skip
+            "pydantic", "distributed",
+            "plotly"]  # fmt: skip
 
 
 def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():

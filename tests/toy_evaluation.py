@@ -95,6 +95,17 @@ class Noisy(nn.Module):
         return self.net(x + 0.3 * torch.randn_like(x))
 
 
+class Unreadable(Noisy):
+    """Cannot be loaded, however large it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("ballast", torch.zeros(10**6))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        raise RuntimeError("unreadable")
+
+
 def images(count: int = 12) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     return torch.rand(count, 3, 8, 8, generator=generator), labels(count)

@@ -35,7 +35,7 @@ if sys.version_info >= (3, 11):
 else:
     tomllib = optional("tomli", extra="evaluate")
 
-__all__ = ["Config", "ConfigError", "load", "purifier_of"]
+__all__ = ["Config", "ConfigError", "defence", "load", "purifier_of"]
 
 
 class ConfigError(ValueError):
@@ -128,9 +128,7 @@ class Config(_Section):
                 self.images.source, split=self.images.split, n=self.images.n, seed=self.images.seed
             )
         with _named("device", self.device):
-            defences = {
-                name: _defence(name, d).to(self.device) for name, d in self.defences.items()
-            }
+            defences = {name: defence(name, d).to(self.device) for name, d in self.defences.items()}
         attacks = {
             name: _attack(name, section, math.prod(images.x.shape[1:]))
             for name, section in self.attacks.items()
@@ -243,7 +241,7 @@ def purifier_of(
     return kinds[kind](pretrained.denoiser(denoiser), **settings)
 
 
-def _defence(name: str, section: Defence) -> nn.Module:
+def defence(name: str, section: Defence) -> nn.Module:
     key = f"defences.{name}"
     with _named(f"{key}.classifier", section.classifier):
         network = classifier(section.classifier)

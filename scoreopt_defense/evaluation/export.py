@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.about import machine
 from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.statistics import Proportion
@@ -67,8 +66,13 @@ def to_json(result: Result, path: str | Path) -> int:
 
 def to_parquet(store: Store, path: str | Path) -> int:
     """As :func:`to_csv`, in Parquet; needs pandas and pyarrow."""
-    pandas = optional("pandas", extra="evaluate")
-    optional("pyarrow", extra="evaluate")
+    try:
+        import pandas
+        import pyarrow  # noqa: F401, pandas finds it by itself
+    except ImportError as error:
+        raise ImportError(
+            f"Parquet needs pandas and pyarrow ({error}): pip install them"
+        ) from error
     rows = list(_flat(store))
     pandas.DataFrame(rows).to_parquet(path, index=False)
     return len(rows)

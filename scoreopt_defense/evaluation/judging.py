@@ -75,7 +75,7 @@ class AnyStep:
     ) -> tuple[Tensor, Tensor | None]:
         watched = reseeded(model, derive(seed, 0))
         watch = _Watch(attack, model, x, y, self.confirm, derive(seed, 1))
-        hook = watched.register_forward_hook(watch)  # twins of a defended model inherit it
+        hook = watched.register_forward_hook(watch, with_kwargs=True)  # a twin inherits it
         try:
             with seeded(derive(seed, 0)):
                 attacked = check_attacked(attack, x, attack.run(watched, x, y))
@@ -97,13 +97,15 @@ class _Watch:
         self.confirm, self.seed, self.calls, self.busy = confirm, seed, 0, False
         self.images, self.broken = x.clone(), torch.zeros_like(y, dtype=torch.bool)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], logits: Any) -> None:
-        queries = args[0].detach() if args else None
-        if self.busy or queries is None or queries.shape[1:] != self.x.shape[1:]:
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Any
+    ) -> None:
+        queries = (*args, *kwargs.values())[0]
+        if self.busy or queries.shape[1:] != self.x.shape[1:]:
             return
         self.busy = True  # a model that is not ours confirms with itself, hook and all
         try:
-            self._look(queries, logits.detach())
+            self._look(queries.detach(), logits.detach())
         finally:
             self.busy = False
 

@@ -18,7 +18,7 @@ from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.seeding import derive, key_of
 
-__all__ = ["CLEAN", "Clean", "Materials", "Plan", "Unit", "differences"]
+__all__ = ["CLEAN", "Clean", "Materials", "Plan", "Unit", "described", "differences"]
 
 CLEAN = "clean"
 
@@ -116,7 +116,7 @@ class Plan:
     def of(cls, materials: Materials, **numbers: int) -> Plan:
         """The plan for these materials."""
         return cls(
-            defences={name: _described(model) for name, model in materials.defences.items()},
+            defences={name: described(model) for name, model in materials.defences.items()},
             attacks={
                 name: {"kind": type(attack).__name__} | _as_json(attack.as_dict())
                 for name, attack in materials.attacks.items()
@@ -173,15 +173,15 @@ def differences(was: Any, is_now: Any, name: str = "") -> list[str]:
     return [] if was == is_now else [f"{name} was {was!r} and is {is_now!r}"]
 
 
-def _described(model: nn.Module) -> dict[str, Any]:
+def described(model: nn.Module) -> dict[str, Any]:
     """A defence: its kind, its settings, and digests that tell its networks from others."""
     if isinstance(model, DefendedModel):
         purifier = model.purifier
         return {
             "purifier": {"name": type(purifier).__name__} | _as_json(purifier.settings.as_dict()),
             "votes": model.votes,
-            "classifier": _described(model.classifier),
-            "denoiser": _described(purifier.denoiser),
+            "classifier": described(model.classifier),
+            "denoiser": described(purifier.denoiser),
         }
     outline = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
     return {

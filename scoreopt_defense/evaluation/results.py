@@ -24,7 +24,7 @@ from scoreopt_defense.evaluation.statistics import (
 )
 from scoreopt_defense.evaluation.store import Store
 
-__all__ = ["Cell", "Result"]
+__all__ = ["Cell", "Result", "difference"]
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,14 @@ class Result:
 
     def compare(self, a: str, b: str, attack: str = CLEAN) -> Difference:
         """Defence ``a`` less defence ``b`` under one attack, over the images that both have."""
-        shares = [self._shares(defence, attack) for defence in (a, b)]
-        both = sorted(shares[0].keys() & shares[1].keys())
-        return paired(*(np.array([share[image] for image in both]) for share in shares))
+        return difference(self.shares(a, attack), self.shares(b, attack))
 
-    def _shares(self, defence: str, attack: str) -> dict[int, float]:
+    def rows(self, defence: str, attack: str = CLEAN) -> list[dict[str, Any]]:
+        """The record's rows of one cell, with lists of ``predicted`` and ``margin``."""
+        return self._rows.get((defence, attack), [])
+
+    def shares(self, defence: str, attack: str = CLEAN) -> dict[int, float]:
+        """How far each image is right, by its index: what its cell's ``robust`` is the mean of."""
         self.cell(defence, attack)
         of_image: dict[int, list[float]] = defaultdict(list)
         for row in self._rows[defence, attack]:
@@ -193,6 +196,16 @@ class Result:
             "  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip()
             for line in lines
         )
+
+
+def difference(a: dict[int, float], b: dict[int, float]) -> Difference:
+    """One set of :meth:`Result.shares` less another, over the images that both have.
+
+    Raises:
+        ValueError: if they have none in common.
+    """
+    both = sorted(a.keys() & b.keys())
+    return paired(*(np.array([share[image] for image in both]) for share in (a, b)))
 
 
 def _right(row: dict[str, Any]) -> np.ndarray:

@@ -134,15 +134,17 @@ def _counted(model: nn.Module, calls: Counter[str]) -> Iterator[None]:
     if isinstance(model, DefendedModel):
         networks = {"classifier": model.classifier, "denoiser": model.purifier.denoiser}
 
-    def counter(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-            calls[name] += len(args[0]) if args else 0
+    def counter(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls[name] += len((*args, *kwargs.values())[0])
 
         return count
 
     with ExitStack() as hooks:
         for name, network in networks.items():
-            hooks.callback(network.register_forward_pre_hook(counter(name)).remove)
+            hooks.callback(
+                network.register_forward_pre_hook(counter(name), with_kwargs=True).remove
+            )
         yield
 
 

@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import pickle
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 from scoreopt_defense._optional import optional
@@ -106,20 +108,25 @@ def processes(plan: Plan, materials: Materials, count: int) -> Crew:
     @contextmanager
     def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
         others = set(multiprocessing.active_children())
-        pool = ProcessPoolExecutor(
-            count,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_process,
-            initargs=(plan.hash, blob),
-        )
-        try:
-            yield pool, lambda: count
-        except BaseException:  # do not wait for what is under way
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
+        with tempfile.TemporaryDirectory() as folder:
+            # As an argument it would fill the pipe to a process that dies before it reads, and the
+            # write would wait for ever.
+            file = Path(folder) / "networks"
+            file.write_bytes(blob)
+            pool = ProcessPoolExecutor(
+                count,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_process,
+                initargs=(plan.hash, file),
+            )
+            try:
+                yield pool, lambda: count
+            except BaseException:  # do not wait for what is under way
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()
+                raise
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     return Crew(opened, plan.hash)
 
@@ -134,10 +141,10 @@ def _packed(plan: Plan, materials: Materials) -> bytes:
         ) from error
 
 
-def _start_process(key: str, blob: bytes) -> None:
+def _start_process(key: str, file: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    hold(key, blob)
+    hold(key, file.read_bytes())
 
 
 def _end_with_parent() -> None:

@@ -1,0 +1,230 @@
+"""Clean, attacked and purified images side by side, in the page itself."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.evaluation.plan import CLEAN
+from scoreopt_defense.evaluation.report.png import png
+from scoreopt_defense.evaluation.report.reload import Reloaded
+from scoreopt_defense.evaluation.results import Cell, Result
+from scoreopt_defense.evaluation.seeding import derive, key_of, reseeded, seeded
+
+__all__ = ["Gallery", "Shown", "Wall", "gallery"]
+
+_LONGEST = 96  # pixels a side; larger images are shrunk
+_BYTES = 2_500_000  # of all images together
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image under one attack on one defence; images as ``data:`` addresses.
+
+    Attributes:
+        right, draws: of the record's fresh purifications of the attacked image.
+        taken_for: the class that most of them got.
+        bare: what the classifier alone takes the attacked image for; None if it is not loaded.
+        purified_as: what it takes ``purified`` for.
+    """
+
+    image: int
+    label: str
+    clean: str
+    attacked: str
+    difference: str
+    right: int
+    draws: int
+    taken_for: str
+    purified: str | None = None
+    bare: str | None = None
+    purified_as: str | None = None
+
+
+@dataclass
+class Wall:
+    """The images of one attack on one defence.
+
+    Attributes:
+        gain: how much differences are amplified.
+        is_side: whether the defence undoes this attack best, or least.
+    """
+
+    cell: Cell
+    gain: float
+    is_side: bool = False
+    shown: list[Shown] = field(default_factory=list)
+
+
+@dataclass
+class Gallery:
+    """All walls.
+
+    Attributes:
+        drawn: how many images were drawn; ``complete`` says whether all of them fitted.
+        shrunk: whether they are smaller than they were.
+        sides: of each defence, the attack that it undoes best and the one that it undoes least.
+        absent: why there are none.
+    """
+
+    walls: list[Wall]
+    drawn: int = 0
+    seed: int = 0
+    complete: bool = True
+    shrunk: bool = False
+    sides: list[tuple[Cell, Cell, Cell]] = field(default_factory=list)
+    absent: str | None = None
+
+    @property
+    def most(self) -> int:
+        """Images of the fullest wall."""
+        return max((len(wall.shown) for wall in self.walls), default=0)
+
+
+def gallery(result: Result, loaded: Reloaded, *, count: int = 8, seed: int = 0) -> Gallery:
+    """A seeded handful of the run's images, the same in every cell.
+
+    Images are added one by one in all cells, until the page would be too large.
+    """
+    total, channels, *sides = result.plan.images["shape"]
+    cells = [cell for cell in result.cells if cell.attack != CLEAN and cell.accuracy is not None]
+    if channels not in (1, 3) or not cells:
+        why = (
+            "no attack has finished a batch yet"
+            if not cells
+            else f"images of {channels} channels cannot be shown"
+        )
+        return Gallery([], absent=why)
+    drawn = np.random.default_rng(seed).permutation(total)[:count].tolist()
+    made = [_Maker(result, loaded, cell, drawn, seed) for cell in cells]
+    made = [maker for maker in made if maker.places]
+    extremes = _sides(result)
+    ends = [cell for _, *both in extremes for cell in both]
+    walls = [Wall(maker.cell, maker.gain, maker.cell in ends) for maker in made]
+    found = Gallery(walls, len(drawn), seed, shrunk=max(sides) > _LONGEST, sides=extremes)
+    size = 0
+    for image in drawn:
+        row = [(wall, maker.show(image)) for wall, maker in zip(walls, made)]
+        size += sum(_size(shown) for _, shown in row if shown)
+        if size > _BYTES and found.most:
+            found.complete = False
+            break
+        for wall, shown in row:
+            if shown:
+                wall.shown.append(shown)
+    return found
+
+
+def _sides(result: Result) -> list[tuple[Cell, Cell, Cell]]:
+    """Of each defence: no attack, the attack that costs it least, the one that costs it most."""
+    found = []
+    for defence in result.plan.defences:
+        cells = [c for c in result.cells if c.defence == defence and c.robust]
+        clean = [c for c in cells if c.attack == CLEAN]
+        attacks = sorted(
+            (c for c in cells if c.attack != CLEAN), key=lambda c: c.robust.value if c.robust else 0
+        )
+        purifies = "purifier" in result.plan.defences[defence]
+        if clean and purifies and attacks and attacks[0].robust != attacks[-1].robust:
+            found.append((clean[0], attacks[-1], attacks[0]))
+    return found
+
+
+class _Maker:
+    """Makes the images of one cell, from the record and the loaded defence."""
+
+    def __init__(
+        self, result: Result, loaded: Reloaded, cell: Cell, drawn: list[int], seed: int
+    ) -> None:
+        self.cell, self.classes = cell, loaded.classes
+        clean, attacked = (
+            torch.from_numpy(result.adversarial(cell.defence, attack)[drawn])
+            for attack in (CLEAN, cell.attack)
+        )
+        self.rows: dict[int, dict[str, Any]] = {
+            row["image"]: row
+            for row in result.rows(cell.defence, cell.attack)
+            if row["trial"] == 0 and row["predicted"] is not None
+        }
+        there = torch.isfinite(clean).flatten(1).all(1) & torch.isfinite(attacked).flatten(1).all(1)
+        keep = [i for i, ok in enumerate(there.tolist()) if ok and drawn[i] in self.rows]
+        self.places = {drawn[i]: place for place, i in enumerate(keep)}
+        self.clean, self.attacked = clean[keep], attacked[keep]
+        self.gain = _gain(self.attacked - self.clean) if keep else 1.0
+        model = loaded.models.get(cell.defence)
+        place = derive(seed, key_of(cell.defence), key_of(cell.attack))
+        self.purified, self.bare, self.purified_as = _seen(model, self.attacked, place)
+
+    def show(self, image: int) -> Shown | None:
+        if image not in self.places:
+            return None
+        place, row = self.places[image], self.rows[image]
+        predicted = Counter(row["predicted"])
+        return Shown(
+            image,
+            self._class(row["label"]),
+            _png(self.clean[place]),
+            _png(self.attacked[place]),
+            _png(0.5 + self.gain * (self.attacked[place] - self.clean[place])),
+            right=predicted[row["label"]],
+            draws=len(row["predicted"]),
+            taken_for=self._class(predicted.most_common(1)[0][0]),
+            purified=None if self.purified is None else _png(self.purified[place]),
+            bare=None if self.bare is None else self._class(self.bare[place]),
+            purified_as=None if self.purified_as is None else self._class(self.purified_as[place]),
+        )
+
+    def _class(self, index: int) -> str:
+        return self.classes[index] if 0 <= index < len(self.classes) else str(index)
+
+
+Seen = tuple["Tensor | None", "list[int] | None", "list[int] | None"]
+
+
+@torch.no_grad()
+def _seen(model: nn.Module | None, attacked: Tensor, seed: int) -> Seen:
+    """One purification, and what the classifier takes the images for without and with it."""
+    if model is None or not len(attacked):
+        return None, None, None
+    fresh = reseeded(model, seed)
+    with seeded(seed):
+        if not isinstance(fresh, DefendedModel):
+            return None, fresh(attacked).argmax(1).tolist(), None
+        purified = fresh.purifier(attacked)
+        bare, after = (fresh.classifier(x).argmax(1).tolist() for x in (attacked, purified))
+    return purified, bare, after
+
+
+def _gain(change: Tensor) -> float:
+    """A round number that takes the largest change at most to black or white."""
+    largest = float(change.abs().max())
+    if largest == 0:
+        return 1.0
+    exact = 0.5 / largest
+    return float(math.floor(exact)) if exact >= 2 else round(exact, 1)
+
+
+def _png(image: Tensor) -> str:
+    longest = max(image.shape[1:])
+    if longest > _LONGEST:
+        shape = [max(1, round(side * _LONGEST / longest)) for side in image.shape[1:]]
+        image = nn.functional.interpolate(image[None], shape, mode="area")[0]
+    levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return "data:image/png;base64," + base64.b64encode(png(levels)).decode()
+
+
+def _size(shown: Shown) -> int:
+    return sum(map(len, _images(shown)))
+
+
+def _images(shown: Shown) -> Iterator[str]:
+    yield from (shown.clean, shown.attacked, shown.difference, shown.purified or "")

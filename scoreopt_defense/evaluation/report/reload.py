@@ -1,0 +1,96 @@
+"""A run's defences, loaded again, and only if they are the ones that were judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from scoreopt_defense import data, pretrained, purifiers
+from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.evaluation.config import Config, defence
+from scoreopt_defense.evaluation.plan import Plan, described
+
+__all__ = ["Reloaded", "reload"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reloaded:
+    """What could be loaded.
+
+    Attributes:
+        models: by the defence's name.
+        missing: why there is none, by the defence's name.
+        classes: names of the labels; empty if they are not known.
+    """
+
+    models: dict[str, nn.Module] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+
+
+def reload(plan: Plan, config: Config | None = None) -> Reloaded:
+    """The defences of a plan.
+
+    Args:
+        config: what the run was made from; without it, networks that ship with the package are
+            recognised by their weights' digests.
+    """
+    shipped: dict[str, Any] = {}
+    found = Reloaded(classes=_classes(config))
+    for name, about in plan.defences.items():
+        try:
+            model = (
+                defence(name, config.defences[name])
+                if config is not None and name in config.defences
+                else _recognised(about, shipped)
+            )
+        except Exception as error:  # whatever a file, a library or a user's function raises
+            found.missing[name] = f"{type(error).__name__}: {error}"
+            continue
+        if model is None:
+            found.missing[name] = "its networks do not ship with this package: say --config FILE"
+        elif described(model) != about:
+            found.missing[name] = "what could be loaded is not what was judged: weights differ"
+        else:
+            found.models[name] = model
+    return found
+
+
+def _classes(config: Config | None) -> tuple[str, ...]:
+    if config is None:
+        return ()
+    try:
+        images = config.images
+        return data.load(images.source, split=images.split, n=1, seed=images.seed).classes
+    except (OSError, ValueError, ImportError):
+        return ()
+
+
+def _recognised(about: Mapping[str, Any], shipped: dict[str, Any]) -> nn.Module | None:
+    """A defence of networks that ship, from the plan's own words about it."""
+    if "purifier" not in about:
+        return _network("classifier", pretrained.classifier, about, shipped)
+    classifier = _network("classifier", pretrained.classifier, about["classifier"], shipped)
+    denoiser = _network("denoiser", pretrained.denoiser, about["denoiser"], shipped)
+    kind = getattr(purifiers, about["purifier"]["name"], None)
+    if classifier is None or denoiser is None or kind is None:
+        return None
+    values = {name: value for name, value in about["purifier"].items() if name != "name"}
+    purifier = kind(denoiser, kind.Settings.from_dict(values))
+    return DefendedModel(classifier, purifier, votes=about["votes"])
+
+
+def _network(
+    kind: str,
+    load: Callable[[str], nn.Module],
+    about: Mapping[str, Any],
+    shipped: dict[str, Any],
+) -> nn.Module | None:
+    """The shipped network of that description; each is loaded once."""
+    if kind not in shipped:
+        models = [load(name) for name in pretrained.names(kind)]
+        shipped[kind] = [(described(model), model) for model in models]
+    return next((model for what, model in shipped[kind] if what == about), None)

