@@ -9,7 +9,9 @@ DEMO := $(if $(CIFAR10),demo-cifar10,demo)
 .PHONY: demo test test-avx2 lint clean
 
 demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 3 minutes
-	$(BIN)/scoreopt evaluate examples/$(DEMO).toml --workers 2 $(if $(CIFAR10),--images "$(CIFAR10)")
+	mkdir -p runs
+	sed 's|path/to/cifar10|$(CIFAR10)|' examples/$(DEMO).toml > runs/$(DEMO).toml
+	$(BIN)/scoreopt evaluate runs/$(DEMO).toml --out runs/$(DEMO)
 	$(BIN)/scoreopt report runs/$(DEMO)
 
 test: $(VENV)/dev.stamp  ## the default tests and the doctests; under 10 minutes

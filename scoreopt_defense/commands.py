@@ -60,9 +60,6 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the record.", show_default="runs/CONFIG")
     ] = None,
-    images: Annotated[
-        str | None, typer.Option(help="Source of the images, in place of the file's.")
-    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, and for how long.")
     ] = False,
@@ -80,7 +77,7 @@ def evaluate(
     from scoreopt_defense.evaluation.progress import progress
     from scoreopt_defense.evaluation.runner import Stopped
 
-    read = configuration.load(config, source=images)
+    read = configuration.load(config)
     materials = read.materials()
     plan = read.plan(materials)
     if workers is None:

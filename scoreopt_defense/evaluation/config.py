@@ -149,12 +149,8 @@ class Config(_Section):
         )
 
 
-def load(path: str | Path, *, source: str | None = None) -> Config:
+def load(path: str | Path) -> Config:
     """Read and validate a file.
-
-    Args:
-        path: of the file.
-        source: of the images, in place of the file's own.
 
     Raises:
         ConfigError: if it is missing, no TOML, or has a key or a value that is not allowed; all of
@@ -166,8 +162,6 @@ def load(path: str | Path, *, source: str | None = None) -> Config:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no TOML: {error}") from error
-    if source is not None and isinstance(values.get("images"), dict):
-        values["images"]["source"] = source
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scoreopt_defense.evaluation.about import machine
 from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.statistics import Proportion
 from scoreopt_defense.evaluation.store import Store
@@ -53,7 +52,7 @@ def to_json(result: Result, path: str | Path) -> int:
         for c in result.cells
     ]  # fmt: skip
     about = {
-        "machine": machine(),
+        "machine": result.store.about()["machine"],
         "plan": asdict(result.plan),
         "weakest": {name: figure(result.weakest(name)) for name in result.plan.defences},
         "cells": cells,
