@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass, replace
 
@@ -12,9 +13,9 @@ from torch import nn
 from toy_evaluation import Ascent, Toy, defences, images
 
 from scoreopt_defense import EOT, DefendedModel, OneShot
-from scoreopt_defense.evaluation import judging
+from scoreopt_defense.evaluation import evaluate, judging
 from scoreopt_defense.evaluation.judging import AnyStep, Final, Judging, judge, vote
-from scoreopt_defense.evaluation.seeding import derive, seeded
+from scoreopt_defense.evaluation.seeding import seeded
 from scoreopt_defense.evaluation.threat import check_attacked, inside
 
 
@@ -189,26 +190,36 @@ def test_a_deterministic_defence_is_judged_with_the_noise_that_was_attacked():
     model = DefendedModel(plain.classifier, OneShot(plain.purifier.denoiser, deterministic=True))
     x, y = images(4)
     verdict = judge(model, x, y, purifications=2, seed=5)
-    assert torch.equal(verdict.predicted[:, 0], model(x).argmax(1))
-    assert torch.equal(verdict.margin[:, 0], verdict.margin[:, 1])
+    for draw in range(2):
+        assert torch.equal(verdict.margin[:, draw], judging.margins(model(x), y))
 
 
-def test_judged_purifications_are_none_that_the_attack_saw():
-    """An attack that keeps whichever noise was worst gains nothing."""
-    model = Level(noise=0.2)
-    x, y = flat(*[0.45] * 64), torch.zeros(64, dtype=torch.long)
-    seen = []
+SEEN = []
 
-    @dataclass(frozen=True)
-    class Recording(Toy):
-        def run(self, model, x, y):
-            seen.extend(model(x)[0, 1].item() for _ in range(20))
-            return x
 
-    attacked, _ = Final().run(Recording(), model, x, y, seed=derive(0, 0))
-    verdict = judge(model, attacked, y, purifications=20, seed=derive(0, 1))
-    judged = (-verdict.margin[0] / 2).tolist()
-    assert not {round(v, 6) for v in seen} & {round(v, 6) for v in judged}
+@dataclass(frozen=True)
+class Recording(Toy):
+    """Changes nothing, and notes the margins of what it is shown."""
+
+    def run(self, model, x, y):
+        with torch.no_grad():
+            SEEN.extend(judging.margins(model(x), y).tolist() for _ in range(20))
+        return x
+
+
+@pytest.mark.parametrize("name", ["one-shot", "noisy"])
+@pytest.mark.parametrize("criterion", ["final", "any-step"])
+def test_judged_purifications_are_none_that_the_attack_saw(name, criterion):
+    SEEN.clear()
+    settings = Judging(criterion=criterion, purifications=20)
+    result = evaluate(
+        {name: defences()[name]}, images(4), {"recording": Recording()}, judging=settings
+    )
+    assert not result.failures
+    judged = [json.loads(r["margin"]) for r in result.store.rows() if r["attack"] == "recording"]
+    for of_attack, of_judge in zip(zip(*SEEN, strict=True), judged, strict=True):
+        assert len(set(of_attack)) == len(set(of_judge)) == 20
+        assert not set(of_attack) & set(of_judge)
 
 
 def test_logits_that_are_not_finite_are_an_error():

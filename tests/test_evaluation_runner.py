@@ -309,6 +309,29 @@ def test_models_and_generators_are_as_they_were():
         assert not model._forward_pre_hooks
 
 
+class Careless(Ascent):
+    """Leaves the model in train mode."""
+
+    def run(self, model, x, y):
+        model.train()
+        return super().run(model, x, y)
+
+
+def test_what_an_attack_leaves_behind_does_not_reach_the_next_unit():
+    net = torch.nn.Sequential(torch.nn.Dropout(0.5), defences()["noisy"].net).eval()
+    attacks = {"careless": Careless(), "ascent": Ascent()}
+    after, alone = (
+        run(None, defences={"net": net}, attacks=some, trials=1)
+        for some in (attacks, {"ascent": Ascent()})
+    )
+    assert torch.equal(*(torch.from_numpy(r.adversarial("net", "ascent")) for r in (after, alone)))
+    margins = [
+        [row["margin"] for row in result.store.rows() if row["attack"] == "ascent"]
+        for result in (after, alone)
+    ]
+    assert margins[0] == margins[1]
+
+
 def test_the_rows_that_networks_see_are_counted():
     """Judging: 3 purifications of each image; the attack: 2 steps of one pass each."""
     result = run(None, trials=1)
@@ -327,6 +350,11 @@ def test_the_rows_that_networks_see_are_counted():
         ({"seed": -1}, ValueError, "seed must be a whole number of at least 0, got -1"),
         ({"workers": 0}, ValueError, "workers must be a whole number of at least 1, got 0"),
         ({"images": (images()[0] * 255, images()[1])}, ValueError, "divide pixels by 255"),
+        (
+            {"images": images()[0]},
+            TypeError,
+            r"images must be \(x, y\), images and labels, got Ten",
+        ),
         ({"images": (images()[0], images()[1][:3])}, ValueError, "labels must be 12 whole"),
         ({"defences": {}}, ValueError, "defences must name at least one"),
         ({"defences": {"m": len}}, TypeError, "defence 'm' must be a torch module"),

@@ -122,6 +122,8 @@ def materials_of(
     for name, model in defences.items():
         if not isinstance(model, nn.Module):
             raise TypeError(f"defence {name!r} must be a torch module, got {type(model).__name__}")
+    if isinstance(images, Tensor) or len(images) < 2:
+        raise TypeError(f"images must be (x, y), images and labels, got {type(images).__name__}")
     x, y = (torch.as_tensor(part) for part in images[:2])
     return Materials(dict(defences), {CLEAN: Clean()} | _by_name(attacks), x, y, judging)
 
