@@ -129,9 +129,9 @@ def _foretell(plan: Any, materials: Any, workers: int) -> None:
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a record.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a record.")],
     other: Annotated[
-        Path | None, typer.Argument(metavar="[RUN_B]", help="Another, to compare it with.")
+        Path | None, typer.Argument(metavar="RUN_B", help="Another, to compare it with.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="RUN/report.html")

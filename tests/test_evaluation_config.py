@@ -243,7 +243,9 @@ def test_ctrl_c_says_how_to_go_on(written, capsys, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("command", ["", "evaluate", "export", "purify", "presets", "models"])
+@pytest.mark.parametrize(
+    "command", ["", "evaluate", "report", "export", "purify", "presets", "models"]
+)
 def test_help(command, capsys):
     assert cli.main([*command.split(), "--help"]) == 0
     assert "Usage" in capsys.readouterr().out
