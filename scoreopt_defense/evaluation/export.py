@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from scoreopt_defense.evaluation.report.budgets import budgets
 from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.statistics import Proportion
 from scoreopt_defense.evaluation.store import Store
@@ -54,6 +55,7 @@ def to_json(result: Result, path: str | Path) -> int:
     about = {
         "machine": result.store.about()["machine"],
         "plan": asdict(result.plan),
+        "budgets": [asdict(budget) for budget in budgets(result.plan)],  # the paper's beside them
         "weakest": {name: figure(result.weakest(name)) for name in result.plan.defences},
         "cells": cells,
     }
