@@ -8,7 +8,7 @@ DEMO := $(if $(CIFAR10),demo-cifar10,demo)
 
 .PHONY: demo test test-avx2 lint clean
 
-demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 3 minutes
+demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 2 minutes
 	mkdir -p runs
 	sed 's|path/to/cifar10|$(CIFAR10)|' examples/$(DEMO).toml > runs/$(DEMO).toml
 	$(BIN)/scoreopt evaluate runs/$(DEMO).toml --out runs/$(DEMO)
