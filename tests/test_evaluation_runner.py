@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -28,7 +29,8 @@ from toy_evaluation import (
 )
 
 from scoreopt_defense.evaluation import AnyStep, Judging, Stopped, evaluate
-from scoreopt_defense.evaluation.progress import Lines, Progress
+from scoreopt_defense.evaluation import progress as display
+from scoreopt_defense.evaluation.progress import Bars, Lines, Progress
 
 
 @pytest.fixture(scope="module")
@@ -393,3 +395,47 @@ def test_any_step_is_the_share_that_nothing_broke():
         assert cell.unbroken.value == pytest.approx(1 - len(lost) / 12)
         weakest = result.weakest(defence)
         assert weakest.value == pytest.approx(1 - len({row["image"] for row in broken}) / 12)
+
+
+class Told(Progress):
+    """What a run says of its units, in order."""
+
+    def __init__(self):
+        self.events = []
+
+    def begin(self, unit):
+        self.events.append(("begin", unit.index))
+
+    def advance(self, outcome):
+        self.events.append(("advance", outcome.unit.index))
+
+
+def test_each_unit_is_begun_and_then_recorded():
+    told = Told()
+    run(None, progress=told)
+    indices = [index for _, index in told.events[::2]]
+    assert told.events == [(said, i) for i in indices for said in ("begin", "advance")]
+    assert len(set(indices)) == len(indices) > 4
+
+
+def test_bars_show_the_run_the_attack_and_the_batch(monkeypatch):
+    console = pytest.importorskip("rich.console")
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        display, "_console", lambda: console.Console(file=screen, force_terminal=True, width=160)
+    )
+    bars = Bars()
+    begin = bars.begin
+
+    def shown(unit):
+        begin(unit)
+        bars.bars.refresh()
+
+    monkeypatch.setattr(bars, "begin", shown)
+    run(None, progress=bars)
+    said = screen.getvalue()
+    assert "all" in said
+    assert "images 0 to" in said
+    assert ", about " in said  # a batch, by the last one of its attack and defence
+    assert not bars.flying
+    assert not bars.cells

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from scoreopt_defense.evaluation.plan import Plan
+from scoreopt_defense.evaluation.plan import Plan, Unit
 from scoreopt_defense.evaluation.units import Outcome
 
 __all__ = ["Lines", "Progress", "duration", "progress"]
@@ -17,6 +17,9 @@ class Progress:
 
     def start(self, plan: Plan, done: set[int]) -> None:
         """A run of this plan begins, or goes on after these units."""
+
+    def begin(self, unit: Unit) -> None:
+        """A unit is handed to a worker; once more if that is lost."""
 
     def advance(self, outcome: Outcome) -> None:
         """A unit is recorded."""
@@ -59,7 +62,10 @@ class Lines(Progress):
 
 
 class Bars(Progress):
-    """Two bars of rich's, of the run and of the attack under way."""
+    """Bars of rich's: of the run, of the attack under way, and of each batch in flight.
+
+    A batch says how long the last one of its attack and defence took.
+    """
 
     def __init__(self) -> None:
         import rich.progress as bars
@@ -74,6 +80,8 @@ class Bars(Progress):
             console=_console(),
         )
         self.cells: dict[tuple[str, str], Any] = {}
+        self.flying: dict[int, Any] = {}
+        self.seconds: dict[tuple[str, str], float] = {}
 
     def start(self, plan: Plan, done: set[int]) -> None:
         self.left = _left(plan, done)
@@ -81,8 +89,20 @@ class Bars(Progress):
         self.run = self.bars.add_task("all", total=total, completed=len(done))
         self.bars.start()
 
+    def begin(self, unit: Unit) -> None:
+        self._land(unit)
+        before = self.seconds.get((unit.attack, unit.defence))
+        about = "" if before is None else f", about {duration(before)}"
+        self.flying[unit.index] = self.bars.add_task(f"  {unit}{about}", total=None)
+
+    def _land(self, unit: Unit) -> None:
+        if unit.index in self.flying:
+            self.bars.remove_task(self.flying.pop(unit.index))
+
     def advance(self, outcome: Outcome) -> None:
         cell = outcome.unit.attack, outcome.unit.defence
+        self._land(outcome.unit)
+        self.seconds[cell] = outcome.seconds
         if cell not in self.cells:
             said = f"{cell[0]} on {cell[1]}"
             self.cells[cell] = self.bars.add_task(said, total=self.left[cell])

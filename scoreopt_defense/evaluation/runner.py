@@ -45,7 +45,7 @@ def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Pr
         elif outcome.parts > 1:
             progress.note(f"out of memory: {outcome.unit} was done in {outcome.parts} parts")
 
-    work = _Work(crew.key, units, record)
+    work = _Work(crew.key, units, progress.begin, record)
     try:
         with _interrupts(work, progress):
             while work.left and not work.stopped:
@@ -60,8 +60,14 @@ def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Pr
 class _Work:
     """What is left to do, what is in flight, and what was in flight when a worker was lost."""
 
-    def __init__(self, key: str, units: deque[Unit], record: Callable[[Outcome], None]) -> None:
-        self.key, self.units, self.record = key, units, record
+    def __init__(
+        self,
+        key: str,
+        units: deque[Unit],
+        begin: Callable[[Unit], None],
+        record: Callable[[Outcome], None],
+    ) -> None:
+        self.key, self.units, self.begin, self.record = key, units, begin, record
         self.suspects: deque[Unit] = deque()
         self.losses: Counter[Unit] = Counter()
         self.flying: dict[Future, Unit] = {}
@@ -82,6 +88,7 @@ class _Work:
                 and len(self.flying) < room
                 and (queue := self.suspects or self.units)
             ):
+                self.begin(queue[0])
                 try:
                     future = executor.submit(carry_out, self.key, queue[0])
                 except RuntimeError:  # it broke while idle
