@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense import pretrained
+from scoreopt_defense._optional import optional
 
 __all__ = ["CLASSIFIERS", "Normalized", "classifier"]
 
@@ -72,16 +73,16 @@ def _robustbench(name: str) -> nn.Module:
     if len(where) not in (0, 2):
         raise ValueError(f"expected [<dataset>/<threat model>/]<name>, got {name!r}")
     dataset, threat = where or ("cifar10", "Linf")
-    return _library("robustbench.utils").load_model(model, dataset=dataset, threat_model=threat)
+    return optional("robustbench.utils").load_model(model, dataset=dataset, threat_model=threat)
 
 
 def _timm(name: str) -> nn.Module:
-    net = _library("timm").create_model(name, pretrained=True)
+    net = optional("timm").create_model(name, pretrained=True)
     return Normalized(net, net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
 
 
 def _torchvision(name: str) -> nn.Module:
-    models = _library("torchvision.models")
+    models = optional("torchvision.models")
     weights = models.get_model_weights(name).DEFAULT
     transforms = weights.transforms()
     return Normalized(models.get_model(name, weights=weights), transforms.mean, transforms.std)
@@ -95,16 +96,6 @@ def _python(name: str) -> nn.Module:
     if not callable(made):
         raise ValueError(f"{module} has no function {function!r}")
     return made()
-
-
-def _library(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ImportError(
-            f"this needs {package}, which could not be imported ({error}): pip install {package}"
-        ) from error
 
 
 _KINDS: dict[str, Callable[[str], nn.Module]] = {
