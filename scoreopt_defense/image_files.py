@@ -11,7 +11,8 @@ import torch
 from scoreopt_defense._checks import check_unit_images
 from scoreopt_defense._optional import optional
 from scoreopt_defense.data import IMAGE_SUFFIXES, pixels_of
-from scoreopt_defense.evaluation.seeding import derive, key_of
+from scoreopt_defense.evaluation.seeding import key_of
+from scoreopt_defense.noise import derive
 from scoreopt_defense.purifiers import Purifier
 
 __all__ = ["purify_files"]

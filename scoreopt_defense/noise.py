@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "Stream", "threefry"]
+__all__ = ["Noise", "Stream", "derive", "threefry"]
 
 _ALL_IMAGES = 2**32 - 1  # stands in for an image's place where one value serves a whole batch
 _LEVEL, _EPS_1, _EPS_2 = 0, 1, 2  # what the numbers of a step are used for
@@ -140,16 +140,23 @@ class Stream:
     def next_call(self) -> int:
         """Seed of the next call, 0 to 2**64 - 1."""
         self._calls += 1
-        return self._seed(0, self._calls)
+        return derive(self.start, 0, self._calls)
 
     def next_twin(self) -> int:
         """Seed of another stream; the calls' own go on as if it had not been asked for."""
         self._twins += 1
-        return self._seed(1, self._twins)
+        return derive(self.start, 1, self._twins)
 
-    def _seed(self, *place: int) -> int:
-        sequence = np.random.SeedSequence(self.start, spawn_key=place)
-        return int(sequence.generate_state(1, np.uint64)[0])
+
+def derive(seed: int, *place: int) -> int:
+    """The seed of one place below ``seed``, 0 to 2**64 - 1.
+
+    Example:
+        >>> derive(0, 1, 2) == derive(0, 1, 2) != derive(0, 2, 1)
+        True
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=place)
+    return int(sequence.generate_state(1, np.uint64)[0])
 
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

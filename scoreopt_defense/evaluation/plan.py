@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from scoreopt_defense._checks import check_count, check_unit_images
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging import Judging
-from scoreopt_defense.evaluation.seeding import derive, key_of
+from scoreopt_defense.evaluation.seeding import key_of
+from scoreopt_defense.noise import derive
 
 __all__ = ["CLEAN", "Clean", "Materials", "Plan", "Unit", "described", "differences"]
 

@@ -13,18 +13,7 @@ from torch import nn
 
 from scoreopt_defense.defended import DefendedModel
 
-__all__ = ["derive", "key_of", "reseeded", "seeded"]
-
-
-def derive(seed: int, *place: int) -> int:
-    """The seed of one place below ``seed``, 0 to 2**64 - 1.
-
-    Example:
-        >>> derive(0, 1, 2) == derive(0, 1, 2) != derive(0, 2, 1)
-        True
-    """
-    sequence = np.random.SeedSequence(seed, spawn_key=place)
-    return int(sequence.generate_state(1, np.uint64)[0])
+__all__ = ["key_of", "reseeded", "seeded"]
 
 
 def key_of(name: str) -> int:

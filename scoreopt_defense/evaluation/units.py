@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging import Judging, judge
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
-from scoreopt_defense.evaluation.seeding import derive
+from scoreopt_defense.noise import derive
 
 __all__ = ["Outcome", "execute"]
 

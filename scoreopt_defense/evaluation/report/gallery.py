@@ -18,7 +18,8 @@ from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.report.png import png
 from scoreopt_defense.evaluation.report.reload import Reloaded
 from scoreopt_defense.evaluation.results import Cell, Result
-from scoreopt_defense.evaluation.seeding import derive, key_of, reseeded, seeded
+from scoreopt_defense.evaluation.seeding import key_of, reseeded, seeded
+from scoreopt_defense.noise import derive
 
 __all__ = ["Gallery", "Shown", "Wall", "gallery"]
 
