@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from scoreopt_defense._checks import check_positive
+
 __all__ = [
     "BPDA",
     "GRADIENTS",
@@ -34,13 +36,15 @@ __all__ = [
     "OneShotGradient",
     "Purification",
     "Runner",
+    "Smoothed",
     "Step",
     "as_it_is",
     "differentiate",
     "recompute",
 ]
 
-#: A pure function of tensors: one step of an algorithm.
+#: A pure function of tensors: one step of an algorithm. It may have a method ``smoothed(c)``: the
+#: step that :class:`Smoothed` differentiates in its place.
 Step = Callable[..., Any]
 #: How an algorithm has its steps carried out: the step, or another function of the same value.
 Runner = Callable[[Step], Step]
@@ -126,14 +130,53 @@ class Exact:
     """
 
     def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
-        with torch.enable_grad():
-            leaf = x_a.detach().requires_grad_()
-            purified = purification(leaf, recompute).clamp(-1, 1)
+        return _through_every_step(purification, x_a, recompute)
 
-        def backward(grad: Tensor) -> Tensor:
-            return torch.autograd.grad(purified, leaf, grad, retain_graph=True)[0]
 
-        return purified.detach(), backward
+@dataclass(frozen=True)
+class Smoothed:
+    r"""As :class:`Exact`, but for the optimiser's update: BPDA applied to the optimiser alone.
+
+    Each step is carried out again with Adam's divisor replaced,
+
+    .. math:: \sqrt{\hat v} + \varepsilon \;\to\;
+              \sqrt{\hat v} + \varepsilon + c\, \mathrm{rms}(\sqrt{\hat v}),
+
+    and that is differentiated exactly, at the states that the real steps went through. Adam's own
+    derivative is nearly zero: its true Jacobian hides the network from the attack. The gradient is
+    the exact one for an optimiser without a divisor, or a purifier without an optimiser, and tends
+    to it as c goes to 0.
+
+    Args:
+        c: the floor under the divisor, in units of its root mean square over an image's pixels.
+
+    Reference:
+        This library; docs/gradients.md.
+    """
+
+    c: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("c", self.c, zero=True)
+
+    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        def run(step: Step) -> Step:
+            return recompute(step, step.smoothed(self.c) if hasattr(step, "smoothed") else step)
+
+        return _through_every_step(purification, x_a, run)
+
+
+def _through_every_step(
+    purification: Purification, x_a: Tensor, run: Runner
+) -> tuple[Tensor, Backward]:
+    with torch.enable_grad():
+        leaf = x_a.detach().requires_grad_()
+        purified = purification(leaf, run).clamp(-1, 1)
+
+    def backward(grad: Tensor) -> Tensor:
+        return torch.autograd.grad(purified, leaf, grad, retain_graph=True)[0]
+
+    return purified.detach(), backward
 
 
 @dataclass(frozen=True)
@@ -156,6 +199,7 @@ GRADIENTS: dict[str, type] = {
     "one-shot": OneShotGradient,
     "bpda": BPDA,
     "exact": Exact,
+    "smoothed": Smoothed,
     "none": NoGradient,
 }
 
@@ -201,7 +245,7 @@ def as_it_is(step: Step) -> Step:
     return step
 
 
-def recompute(step: Step) -> Step:
+def recompute(step: Step, differentiated: Step | None = None) -> Step:
     r"""Carry a step out; in the backward pass, carry it out again and differentiate it.
 
     .. math:: (\bar s, \bar x_a) = J_{step}(s, x_a)^\top \bar s'
@@ -210,20 +254,24 @@ def recompute(step: Step) -> Step:
     states. The step must give the same result again: it may draw no noise of its own. The second
     pass takes attention kernels that have a second derivative.
 
+    Args:
+        step: gives the value.
+        differentiated: carried out and differentiated in its place, at the same inputs.
+
     Raises:
         RuntimeError: from the backward pass, if something in the step has no second derivative.
     """
-    return lambda *inputs: _Recompute.apply(step, *inputs)
+    return lambda *inputs: _Recompute.apply(step, differentiated or step, *inputs)
 
 
 class _Recompute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, step: Step, *inputs: Any) -> Any:
+    def forward(ctx: Any, step: Step, differentiated: Step, *inputs: Any) -> Any:
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         ctx.save_for_backward(*tensors)
         ctx.inputs = [None if isinstance(value, Tensor) else value for value in inputs]
         ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
-        ctx.step = step
+        ctx.step = differentiated
         ctx.autocast = _autocast_state(tensors[0].device.type)
         ctx.set_materialize_grads(False)  # an output that nobody used costs nothing
         return step(*inputs)
@@ -235,7 +283,7 @@ class _Recompute(torch.autograd.Function):
         inputs = [
             next(saved).detach().requires_grad_(need) if is_tensor else value
             for value, is_tensor, need in zip(
-                ctx.inputs, ctx.is_tensor, ctx.needs_input_grad[1:], strict=True
+                ctx.inputs, ctx.is_tensor, ctx.needs_input_grad[2:], strict=True
             )
         ]
         with _second_derivative(), torch.enable_grad(), torch.autocast(**ctx.autocast):
@@ -246,7 +294,7 @@ class _Recompute(torch.autograd.Function):
             _refuse_once_differentiable(values)
             wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
             found = iter(torch.autograd.grad(values, wanted, grads, allow_unused=True))
-        return None, *(next(found) if need else None for need in ctx.needs_input_grad[1:])
+        return None, None, *(next(found) if need else None for need in ctx.needs_input_grad[2:])
 
 
 @contextmanager
@@ -259,7 +307,8 @@ def _second_derivative() -> Iterator[None]:
         if not any(word in str(error) for word in ("not implemented", "differentiate")):
             raise
         raise RuntimeError(
-            "gradient='exact' needs the denoiser's second derivative, and something in it has "
+            "the gradient through every step ('exact', 'smoothed') needs the denoiser's second "
+            "derivative, and something in it has "
             f"none ({error}); the modes 'one-shot' and 'bpda' do without"
         ) from error
 

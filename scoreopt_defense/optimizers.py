@@ -14,12 +14,16 @@ from torch import Tensor
 
 from scoreopt_defense._checks import check_positive
 
-__all__ = ["OPTIMIZERS", "SGD", "Adam", "Optimizer"]
+__all__ = ["OPTIMIZERS", "SGD", "Adam", "Optimizer", "SmoothedAdam"]
 
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """An update rule without memory of its own. A user's own stands where a name does."""
+    """An update rule without memory of its own. A user's own stands where a name does.
+
+    It may have a method ``smoothed(c)``: the rule that ``gradient="smoothed"`` differentiates in
+    its place. Without one, that is the rule itself.
+    """
 
     def init(self, x: Tensor) -> tuple[Tensor, ...]:
         """State before the first step."""
@@ -81,10 +85,44 @@ class Adam:
         m, v = state
         m = m.lerp(grad, 1 - self.beta1)
         v = (self.beta2 * v).addcmul(grad, grad, value=1 - self.beta2)
-        # Where v is zero so is its derivative, but that of its square root is infinite.
-        root = torch.where(v > 0, v, 1).sqrt().where(v > 0, 0)
-        scale = root / (1 - self.beta2**count) ** 0.5 + self.epsilon
-        return x - lr / (1 - self.beta1**count) * m / scale, m, v
+        divisor = self._divisor(_root(v) / (1 - self.beta2**count) ** 0.5)
+        return x - lr / (1 - self.beta1**count) * m / divisor, m, v
+
+    def _divisor(self, root: Tensor) -> Tensor:
+        return root + self.epsilon
+
+    def smoothed(self, c: float) -> Adam:
+        """The rule that ``gradient="smoothed"`` differentiates in place of this one."""
+        return SmoothedAdam(self.beta1, self.beta2, self.epsilon, c)
+
+
+@dataclass(frozen=True)
+class SmoothedAdam(Adam):
+    r"""Adam whose divisor has a floor, so that its derivative is not nearly zero.
+
+    .. math:: \sqrt{\hat v} + \varepsilon + c\, \mathrm{rms}(\sqrt{\hat v})
+
+    the root mean square being over an image's pixels. Adam divides each pixel's gradient by its own
+    size, so its first step is the gradient's sign; this one keeps the pixels' proportions.
+
+    Args:
+        c: 0 is Adam itself; the larger, the closer to gradient descent of normalised steps.
+    """
+
+    c: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("c", self.c, zero=True)
+
+    def _divisor(self, root: Tensor) -> Tensor:
+        pixels = tuple(range(1, root.ndim))
+        return super()._divisor(root) + self.c * _root(root.square().mean(pixels, keepdim=True))
+
+
+def _root(v: Tensor) -> Tensor:
+    """Square root, of derivative zero at zero: there v's own is zero and the root's infinite."""
+    return torch.where(v > 0, v, 1).sqrt().where(v > 0, 0)
 
 
 #: What ``optimizer=`` may be by name.

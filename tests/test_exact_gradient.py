@@ -235,11 +235,12 @@ class Wide(nn.Module):
         return self.layers(x_t)
 
 
-def test_memory_is_that_of_one_step() -> None:
+@pytest.mark.parametrize("mode", ["exact", "smoothed"])
+def test_memory_is_that_of_one_step(mode: str) -> None:
     denoiser = EDMDenoiser(Wide().eval().requires_grad_(False), sigma_range=(0.01, 2))
 
     def peak(steps: int, exact: bool) -> int:
-        purifier = ScoreOpt(denoiser, variant="O", steps=steps, lr=0.01, gradient="exact")
+        purifier = ScoreOpt(denoiser, variant="O", steps=steps, lr=0.01, gradient=mode)
         x = mid_images(2, channels=1, dtype=torch.float32).requires_grad_()
         with counted_bytes() as most:
             purified = purifier(x, seed=0) if exact else naive(purifier, x, 0)

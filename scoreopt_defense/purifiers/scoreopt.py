@@ -85,9 +85,9 @@ class Descent:
         moving: bool = True,
         run: Runner = as_it_is,
     ) -> None:
-        self.denoiser, self.loss, self.optimizer, self.lr = denoiser, loss, optimizer, lr
+        self.denoiser, self.loss, self.optimizer = denoiser, loss, optimizer
         self.moving = moving
-        self.gradient, self.update = run(self._gradient), run(self._update)
+        self.gradient, self.update = run(self._gradient), run(Update(optimizer, lr))
         self.denoise = run(denoiser)
 
     def start(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -125,8 +125,21 @@ class Descent:
             (grad,) = torch.autograd.grad(loss.sum(), shift, create_graph=recorded)
         return grad, loss.detach(), denoised.detach()
 
-    def _update(self, count: int, x: Tensor, grad: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+
+@dataclass(frozen=True)
+class Update:
+    """One step of the optimiser: the new ``x`` and the new state."""
+
+    optimizer: Optimizer
+    lr: float
+
+    def __call__(self, count: int, x: Tensor, grad: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         return self.optimizer.step(count, self.lr, x, grad, *state)
+
+    def smoothed(self, c: float) -> Update:
+        """What :class:`~scoreopt_defense.gradients.Smoothed` differentiates in its place."""
+        smoothed = getattr(self.optimizer, "smoothed", None)
+        return self if smoothed is None else Update(smoothed(c), self.lr)
 
 
 @dataclass(frozen=True, kw_only=True)
