@@ -54,8 +54,9 @@ from typing import Any
 from scoreopt_defense._checks import check_choice
 from scoreopt_defense.attacks.art import ARTPGD
 from scoreopt_defense.attacks.base import Attack, BoundedAttack, ProjectedGradientAttack
+from scoreopt_defense.attacks.boundary import Boundary
 from scoreopt_defense.attacks.corruptions import TABLE_5, Corruptions
-from scoreopt_defense.attacks.foolbox import FoolboxPGD
+from scoreopt_defense.attacks.foolbox import FoolboxPGD, Noise
 from scoreopt_defense.attacks.mister_ed import StAdv
 from scoreopt_defense.attacks.torchattacks import PGD, SPSA, AutoAttack, Square
 from scoreopt_defense.attacks.views import AsItIs, Classifier, Surrogate, View
@@ -71,10 +72,12 @@ __all__ = [
     "AsItIs",
     "Attack",
     "AutoAttack",
+    "Boundary",
     "BoundedAttack",
     "Classifier",
     "Corruptions",
     "FoolboxPGD",
+    "Noise",
     "ProjectedGradientAttack",
     "Square",
     "StAdv",
@@ -90,7 +93,10 @@ __all__ = [
 KINDS: Mapping[str, type[Attack]] = MappingProxyType(
     {
         kind.__name__: kind
-        for kind in (PGD, SPSA, AutoAttack, Square, StAdv, ARTPGD, FoolboxPGD, Corruptions)
+        for kind in (
+            *(PGD, SPSA, AutoAttack, Square, StAdv, ARTPGD, FoolboxPGD, Corruptions),
+            *(Boundary, Noise),
+        )
     }
 )
 

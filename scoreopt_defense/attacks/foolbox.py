@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from scoreopt_defense._optional import optional
-from scoreopt_defense.attacks.base import ProjectedGradientAttack
+from scoreopt_defense.attacks.base import BoundedAttack, ProjectedGradientAttack
+from scoreopt_defense.attacks.views import View
+from scoreopt_defense.gradients import Gradient, NoGradient
 
-__all__ = ["FoolboxPGD"]
+__all__ = ["FoolboxPGD", "Noise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,3 +27,36 @@ class FoolboxPGD(ProjectedGradientAttack):
         attack = kind(rel_stepsize=self.step_size, steps=self.steps, random_start=self.random_start)
         bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
         return attack.run(bounded, x, y, epsilon=self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(BoundedAttack):
+    """Random noise of an attack's size, which an attack must outdo: uniform, and Gaussian in l2.
+
+    Args:
+        norm, eps, restarts: as in :class:`~scoreopt_defense.attacks.base.BoundedAttack`; the model
+            is asked only to choose among restarts.
+    """
+
+    gradient: Gradient | View = NoGradient()
+    eot: int = 1
+    steps: int = 1
+
+    @property
+    def calls(self) -> int:
+        return 0
+
+    @property
+    def differentiated(self) -> int:
+        return 0
+
+    def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        foolbox = optional("foolbox", extra="attacks")
+        kind = {
+            "linf": foolbox.attacks.LinfAdditiveUniformNoiseAttack,
+            "l2": foolbox.attacks.L2AdditiveGaussianNoiseAttack,
+        }[self.norm]
+        bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
+        noised = kind().run(bounded, x, y, epsilon=self.eps)
+        # it scales by the largest value, and the lowest may be further from 0
+        return noised if self.norm == "l2" else x + (noised - x).clamp(-self.eps, self.eps)

@@ -13,12 +13,14 @@ from typing import Annotated, Any, Literal
 from torch import nn
 
 from scoreopt_defense import data, pretrained, purifiers
+from scoreopt_defense._checks import check_choice
 from scoreopt_defense._optional import optional
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.evaluate import materials_of, named_attack
 from scoreopt_defense.evaluation.judging import AnyStep, Final, Judging
 from scoreopt_defense.evaluation.plan import Materials, Plan
 from scoreopt_defense.evaluation.sources import classifier
+from scoreopt_defense.evaluation.suite import SUITES, Adaptive
 from scoreopt_defense.presets import preset
 
 optional("pydantic", extra="evaluate")
@@ -97,12 +99,23 @@ class Attacked(_Section):
     eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0)] | None = None
 
 
+class SuiteSection(_Section):
+    """A suite: its settings; see :class:`~scoreopt_defense.evaluation.suite.Adaptive`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    suite: str | None = None
+    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0)] | None = None
+
+
 class Config(_Section):
     """What the file says.
 
     Attributes:
         images: what to attack.
         defences, attacks: by name; the clean images are always judged.
+        suite: the name of one at its own settings, such as ``"adaptive"``.
+        suites: suites by name, with settings.
         judging, trials, batch, seed, threads: as in :func:`scoreopt_defense.evaluation.evaluate`.
         device: where the networks and images are put.
     """
@@ -110,6 +123,8 @@ class Config(_Section):
     images: Images
     defences: Annotated[dict[str, Defence], Field(min_length=1)]
     attacks: dict[str, Attacked] = {}
+    suite: str | None = None
+    suites: dict[str, SuiteSection] = {}
     judging: Judged = Judged()
     trials: Count = 1
     batch: Count = 32
@@ -139,8 +154,13 @@ class Config(_Section):
             else Final()
         )
         judging = Judging(criterion=criterion, purifications=self.judging.purifications)
-        with _named("attacks", sorted(attacks)):
-            return materials_of(defences, images, attacks, judging)
+        suites = {name: _suite(name, section) for name, section in self.suites.items()}
+        if self.suite is not None:
+            with _named("suite", self.suite):
+                check_choice("suite", self.suite, SUITES)
+            suites = {self.suite: SUITES[self.suite]()} | suites
+        with _named("attacks and suites", sorted([*attacks, *suites])):
+            return materials_of(defences, images, attacks, judging, suites)
 
     def plan(self, materials: Materials) -> Plan:
         """The plan for these materials."""
@@ -174,6 +194,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "judging": Judged,
     "defences": Defence,
     "attacks": Attacked,
+    "suites": SuiteSection,
 }
 
 
@@ -247,6 +268,15 @@ def defence(name: str, section: Defence) -> nn.Module:
     if purifier is None:
         return network
     return DefendedModel(network, purifier, votes=section.votes)
+
+
+def _suite(name: str, section: SuiteSection) -> Adaptive:
+    settings = dict(section.model_extra or {})
+    if section.eps is not None:
+        settings["eps"] = section.eps
+    with _named(f"suites.{name}", {"suite": section.suite or name} | settings):
+        check_choice("suite", section.suite or name, SUITES)
+        return SUITES[section.suite or name].of(**settings)
 
 
 def _attack(name: str, section: Attacked, numbers: int) -> Any:

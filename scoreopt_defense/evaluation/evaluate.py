@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import check_count
+from scoreopt_defense._checks import check_choice, check_count
 from scoreopt_defense.evaluation import workers as crews
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.plan import CLEAN, Clean, Materials, Plan
@@ -18,6 +19,7 @@ from scoreopt_defense.evaluation.progress import Progress
 from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.runner import run
 from scoreopt_defense.evaluation.store import Store
+from scoreopt_defense.evaluation.suite import SUITES, Adaptive
 
 __all__ = ["evaluate", "evaluate_plan", "materials_of", "named_attack"]
 
@@ -32,6 +34,7 @@ def evaluate(
     batch: int = 32,
     seed: int = 0,
     judging: Judging | None = None,
+    suites: Mapping[str, Adaptive] | Iterable[str] | str = (),
     workers: int = 1,
     cluster: str | None = None,
     threads: int = 1,
@@ -57,6 +60,9 @@ def evaluate(
         batch: images a unit of work. Results depend on it, within their intervals.
         seed: of everything random.
         judging: see :class:`Judging`.
+        suites: by name, such as ``{"adaptive": Adaptive(steps=10)}``; or names of
+            :data:`~scoreopt_defense.evaluation.suite.SUITES` alone: every attack that each defence
+            can be met with, the worst case over them, and a checklist.
         workers: processes, each with a copy of the networks; 1 is this process.
         cluster: address of a Dask scheduler, in place of ``workers``.
         threads: of each worker; the last bits of sums depend on it.
@@ -77,7 +83,7 @@ def evaluate(
                 clean             weakest
         Linear  66.7 [9.4, 99.2]  66.7 [9.4, 99.2]
     """
-    materials = materials_of(defences, images, attacks, judging or Judging())
+    materials = materials_of(defences, images, attacks, judging or Judging(), suites)
     plan = Plan.of(materials, trials=trials, batch=batch, seed=seed, threads=threads)
     return evaluate_plan(
         plan, materials, out=out, workers=workers, cluster=cluster, progress=progress
@@ -115,6 +121,7 @@ def materials_of(
     images: tuple[Tensor, Tensor] | Any,
     attacks: Mapping[str, Any] | Iterable[Any],
     judging: Judging,
+    suites: Mapping[str, Adaptive] | Iterable[str] | str = (),
 ) -> Materials:
     """The arguments of :func:`evaluate`, checked and by name."""
     if isinstance(defences, nn.Module):
@@ -125,7 +132,27 @@ def materials_of(
     if isinstance(images, Tensor) or len(images) < 2:
         raise TypeError(f"images must be (x, y), images and labels, got {type(images).__name__}")
     x, y = (torch.as_tensor(part) for part in images[:2])
-    return Materials(dict(defences), {CLEAN: Clean()} | _by_name(attacks), x, y, judging)
+    materials = Materials(dict(defences), {CLEAN: Clean()} | _by_name(attacks), x, y, judging)
+    for name, suite in _suites(suites).items():
+        chain, found = suite.chain(name, defences, x)
+        if taken := sorted(found.keys() & materials.attacks.keys()):
+            raise ValueError(f"no attack may be called {taken[0]!r} beside the suite {name!r}")
+        materials = replace(
+            materials,
+            attacks={**materials.attacks, **found},
+            suites={**materials.suites, name: chain},
+        )
+    return materials
+
+
+def _suites(suites: Mapping[str, Adaptive] | Iterable[str] | str) -> dict[str, Adaptive]:
+    if isinstance(suites, str):
+        suites = [suites]
+    if not isinstance(suites, Mapping):
+        for name in suites:
+            check_choice("suite", name, SUITES)
+        suites = {name: SUITES[name]() for name in suites}
+    return dict(suites)
 
 
 def _by_name(attacks: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:

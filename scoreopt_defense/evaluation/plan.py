@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.seeding import key_of
 from scoreopt_defense.noise import derive
 
-__all__ = ["CLEAN", "Clean", "Materials", "Plan", "Unit", "described", "differences"]
+__all__ = ["CLEAN", "Chain", "Clean", "Materials", "Plan", "Unit", "described", "differences"]
 
 CLEAN = "clean"
 
@@ -55,6 +56,31 @@ class Unit:
         return f"{self.attack} on {self.defence}, trial {self.trial}, images {first} to {end - 1}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A suite of attacks, made out for each defence that it is about.
+
+    Attributes:
+        stages: by defence, names of attacks in their order. Each begins where those before it came
+            to and leaves out the images that they took; the last judges what they found.
+        probes: by defence, names of what the suite's checks rest on besides: attacks by themselves,
+            and measurements.
+        probed: how many images are probed, the first ones.
+        untried: by defence, what could not be tried, and why.
+    """
+
+    stages: Mapping[str, Sequence[str]]
+    probes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    probed: int = 32
+    untried: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> set[str]:
+        """Names of what belongs to the suite alone: all but the last stages, and the probes."""
+        stages = (name for names in self.stages.values() for name in names[:-1])
+        return {*stages, *(name for names in self.probes.values() for name in names)}
+
+
 @dataclass(frozen=True, eq=False)
 class Materials:
     """The networks, images and attacks that a plan describes.
@@ -65,6 +91,7 @@ class Materials:
         x: images, shape ``(n, C, H, W)``, in [0, 1].
         y: labels, shape ``(n,)``.
         judging: how results are judged.
+        suites: by name; their attacks are among ``attacks``.
     """
 
     defences: Mapping[str, nn.Module]
@@ -72,6 +99,7 @@ class Materials:
     x: Tensor
     y: Tensor
     judging: Judging = field(default_factory=Judging)
+    suites: Mapping[str, Chain] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_unit_images(self.x)
@@ -98,6 +126,7 @@ class Plan:
         seed: of everything random.
         threads: of each worker; sums differ in their last bits with it.
         judging: see :class:`Judging`.
+        suites: by name, each a :class:`Chain`.
     """
 
     defences: Mapping[str, Any]
@@ -108,6 +137,7 @@ class Plan:
     seed: int = 0
     threads: int = 1
     judging: Mapping[str, Any] = field(default_factory=lambda: Judging().as_dict())
+    suites: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least in {"trials": 1, "batch": 1, "seed": 0, "threads": 1}.items():
@@ -124,6 +154,7 @@ class Plan:
             },
             images={"shape": list(materials.x.shape), "sha256": _digest(materials.x, materials.y)},
             judging=materials.judging.as_dict(),
+            suites={n: _as_json(dataclasses.asdict(c)) for n, c in materials.suites.items()},
             **numbers,
         )
 
@@ -132,16 +163,53 @@ class Plan:
         """How many images there are."""
         return int(self.images["shape"][0])
 
+    @cached_property
+    def chains(self) -> dict[str, Chain]:
+        """The suites."""
+        return {name: Chain(**values) for name, values in self.suites.items()}
+
+    @property
+    def columns(self) -> list[str]:
+        """The attacks that stand by themselves, and each suite's last stage, which is its sum."""
+        parts = {part for chain in self.chains.values() for part in chain.parts}
+        return [name for name in self.attacks if name not in parts]
+
     def units(self) -> Iterator[Unit]:
-        """All units, attack by attack."""
+        """All units, attack by attack; those of a suite after the ones that they begin from."""
+        return iter(self._units.values())
+
+    @cached_property
+    def _units(self) -> dict[tuple[str, str, int, int], Unit]:
         cells = (
-            (defence, attack, trial, (first, min(first + self.batch, self.count)))
+            (defence, attack, trial, (first, min(first + self.batch, end)))
             for attack in self.attacks
             for defence in self.defences
+            for end in [self._extent(attack, defence)]
             for trial in range(self.trials)
-            for first in range(0, self.count, self.batch)
+            for first in range(0, end, self.batch)
         )
-        return (Unit(index, *cell) for index, cell in enumerate(cells))
+        units = (Unit(index, *cell) for index, cell in enumerate(cells))
+        return {(u.defence, u.attack, u.trial, u.images[0]): u for u in units}
+
+    def _extent(self, attack: str, defence: str) -> int:
+        """How many of the images an attack meets a defence on."""
+        for chain in self.chains.values():
+            if any(attack in names for names in chain.stages.values()):
+                return self.count if attack in chain.stages.get(defence, ()) else 0
+            if any(attack in names for names in chain.probes.values()):
+                meets = attack in chain.probes.get(defence, ())
+                return min(chain.probed, self.count) if meets else 0
+        return self.count
+
+    def before(self, unit: Unit) -> list[Unit]:
+        """The units that one begins from: the clean images, and its suite's earlier stages."""
+        for chain in self.chains.values():
+            stages = list(chain.stages.get(unit.defence, ()))
+            if unit.attack in stages:
+                names = [CLEAN, *stages[: stages.index(unit.attack)]]
+                place = unit.trial, unit.images[0]
+                return [self._units[unit.defence, name, *place] for name in names]
+        return []
 
     def seed_of(self, unit: Unit) -> int:
         """Of (seed, trial, attack, batch) alone: a cell is the same alone as within any run."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from scoreopt_defense._checks import check_choice
+from scoreopt_defense.evaluation.chain import harm
 from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.statistics import (
     Difference,
@@ -22,9 +23,11 @@ from scoreopt_defense.evaluation.statistics import (
     survival,
     weakest,
 )
-from scoreopt_defense.evaluation.store import Store
+from scoreopt_defense.evaluation.store import Store, with_lists
 
-__all__ = ["Cell", "Result", "difference"]
+__all__ = ["Cell", "Result", "Stage", "WorstCase", "difference"]
+
+_MAJORITY = 0.5
 
 
 @dataclass(frozen=True)
@@ -60,24 +63,62 @@ class Cell:
         return self.unbroken or self.accuracy
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What one attack of a suite did.
+
+    Attributes:
+        tried: images that it met, over all trials: those still in the queue.
+        taken: images whose worst candidate is its own and is wrong in most purifications.
+        alone: those among them that no other attack which met them took.
+        left: share of images, in their worst candidate so far, that is right; chosen and judged on
+            the same purifications, so that only the suite's own figure is unbiased.
+    """
+
+    attack: str
+    tried: int
+    taken: int
+    alone: int
+    left: float
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """Robust accuracy by a suite: the worst case of each image over its attacks.
+
+    Attributes:
+        cell: of the worst candidates, judged by purifications that chose none of them; None until
+            the last stage has run.
+        stages: in order; the first is no attack at all.
+        untried: what could not be tried, and why.
+    """
+
+    defence: str
+    suite: str
+    cell: Cell | None
+    stages: tuple[Stage, ...]
+    untried: dict[str, str]
+
+
 class Result:
     """A run's figures, complete or not.
 
     Args:
         store: of the run; stays open, for :meth:`adversarial`.
         resubmissions: how many to report survival of.
+
+    Attributes:
+        cells: of the attacks that stand by themselves, and each suite's sum.
     """
 
     def __init__(self, store: Store, *, resubmissions: tuple[int, ...] = (1, 8, 64)) -> None:
         self.store, self.plan, self.resubmissions = store, store.plan, resubmissions
         self._rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         for row in store.rows():
-            for name in ("predicted", "margin"):
-                row[name] = row[name] and json.loads(row[name])
-            self._rows[row["defence"], row["attack"]].append(row)
+            self._rows[row["defence"], row["attack"]].append(with_lists(row))
         self.cells = [
             self._cell(defence, attack)
-            for attack in self.plan.attacks
+            for attack in self.plan.columns
             for defence in self.plan.defences
             if (defence, attack) in self._rows
         ]
@@ -86,10 +127,9 @@ class Result:
         """The figures of one attack on one defence."""
         check_choice("defence", defence, self.plan.defences)
         check_choice("attack", attack, self.plan.attacks)
-        found = [c for c in self.cells if (c.defence, c.attack) == (defence, attack)]
-        if not found:
+        if (defence, attack) not in self._rows:
             raise ValueError(f"{attack} on {defence} has not been run yet")
-        return found[0]
+        return self._cell(defence, attack)
 
     def _cell(self, defence: str, attack: str) -> Cell:
         rows = self._rows[defence, attack]
@@ -119,17 +159,20 @@ class Result:
     def weakest(self, defence: str) -> Proportion | None:
         """Accuracy if each image meets whichever attack harms it most (no attack among them).
 
+        Of the attacks that stand by themselves; a suite has its own :meth:`worst_case`.
+
         An attack is chosen on other purifications than it is judged on; see
         :func:`~scoreopt_defense.evaluation.statistics.weakest`. Under the criterion ``any-step`` it
         is the share of images that no attack broke.
         """
-        rows = [row for attack in self.plan.attacks for row in self._rows[defence, attack]]
+        names = [name for name in self.plan.columns if name not in self.plan.suites]
+        rows = [row for attack in names for row in self._rows.get((defence, attack), [])]
         places = sorted({(row["image"], row["trial"]) for row in rows})
-        shape = (len(self.plan.attacks), len(places), self.plan.judging["purifications"])
+        shape = (len(names), len(places), self.plan.judging["purifications"])
         right, margin = np.zeros(shape), np.full(shape, np.nan)
         broken: dict[tuple[int, int], bool] = defaultdict(bool)
         order = {place: index for index, place in enumerate(places)}
-        attacks = {attack: index for index, attack in enumerate(self.plan.attacks)}
+        attacks = {attack: index for index, attack in enumerate(names)}
         for row in rows:
             if row["predicted"] is not None:
                 place = row["image"], row["trial"]
@@ -143,6 +186,43 @@ class Result:
             shares = weakest(right, margin).tolist()
         there = [(place, share) for place, share in zip(places, shares) if not np.isnan(share)]
         return _over_images([{"image": place[0]} for place, _ in there], [s for _, s in there])
+
+    def worst_case(self, defence: str, suite: str) -> WorstCase:
+        """A suite's figure of one defence, and which attack found it."""
+        check_choice("defence", defence, self.plan.defences)
+        check_choice("suite", suite, self.plan.suites)
+        chain = self.plan.chains[suite]
+        found: dict[tuple[int, int], dict[str, tuple[float, float]]] = defaultdict(dict)
+        names = [CLEAN, *chain.stages[defence][:-1]]
+        left = []
+        for name in names:
+            for row in self.rows(defence, name):
+                if row["predicted"] is not None:
+                    found[row["image"], row["trial"]][name] = harm(row)
+            left.append(float(np.mean([min(of.values())[0] for of in found.values()] or [np.nan])))
+        worst = [(min(of, key=lambda name: of[name]), of) for of in found.values()]
+        taken = [(name, of) for name, of in worst if of[name][0] < _MAJORITY]
+        alone = Counter(
+            name for name, of in taken
+            if all(share >= _MAJORITY for other, (share, _) in of.items() if other != name)
+        )  # fmt: skip
+        by = Counter(name for name, _ in taken)
+        stages = (
+            Stage(name, len(self.rows(defence, name)), by[name], alone[name], share)
+            for name, share in zip(names, left)
+        )
+        last = chain.stages[defence][-1]
+        cell = self._cell(defence, last) if self.rows(defence, last) else None
+        return WorstCase(defence, suite, cell, tuple(stages), dict(chain.untried[defence]))
+
+    def measured(self, defence: str, probe: str) -> dict[str, np.ndarray]:
+        """What a probe measured: by name, a value an image and trial."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for unit in self.store.units():
+            if (unit["defence"], unit["attack"]) == (defence, probe) and unit["measured"]:
+                for name, values in json.loads(unit["measured"]).items():
+                    found[name] += values
+        return {name: np.array(values) for name, values in found.items()}
 
     def compare(self, a: str, b: str, attack: str = CLEAN) -> Difference:
         """Defence ``a`` less defence ``b`` under one attack, over the images that both have."""
@@ -181,15 +261,17 @@ class Result:
 
     def __str__(self) -> str:
         """A table: the criterion's figure of each cell, in per cent, with its 95 % interval."""
-        attacks = list(self.plan.attacks)
-        lines = [["", *attacks, "weakest"]]
+        attacks = self.plan.columns
+        weakest = [] if self.plan.suites else ["weakest"]  # which is the weaker statement
+        lines = [["", *attacks, *weakest]]
         for defence in self.plan.defences:
             cells = {c.attack: c for c in self.cells if c.defence == defence}
             figures = [cells[a].robust if a in cells else None for a in attacks]
             enough = self.plan.judging["purifications"] > 1 or any(
                 cell.unbroken for cell in cells.values()
             )
-            figures.append(self.weakest(defence) if enough else None)
+            if weakest:
+                figures.append(self.weakest(defence) if enough else None)
             lines.append([defence, *map(_percent, figures)])
         widths = [max(map(len, column)) for column in zip(*lines)]
         return "\n".join(
@@ -198,14 +280,17 @@ class Result:
         )
 
 
-def difference(a: dict[int, float], b: dict[int, float]) -> Difference:
+def difference(
+    a: dict[int, float], b: dict[int, float], *, confidence: float = 0.95
+) -> Difference:
     """One set of :meth:`Result.shares` less another, over the images that both have.
 
     Raises:
         ValueError: if they have none in common.
     """
     both = sorted(a.keys() & b.keys())
-    return paired(*(np.array([share[image] for image in both]) for share in (a, b)))
+    shares = (np.array([share[image] for image in both]) for share in (a, b))
+    return paired(*shares, confidence=confidence)
 
 
 def _right(row: dict[str, Any]) -> np.ndarray:

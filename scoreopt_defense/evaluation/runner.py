@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from types import FrameType
 
+from scoreopt_defense.evaluation.chain import Carried, carried
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
 from scoreopt_defense.evaluation.progress import Progress
 from scoreopt_defense.evaluation.store import Store
@@ -37,6 +38,15 @@ def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Pr
     units = deque(unit for unit in plan.units() if unit.index not in done)
     progress.start(plan, done)
 
+    def begins_from(unit: Unit) -> Carried | None:
+        """Of a suite's stage, what those before it left; they are all recorded by then."""
+        if not (before := plan.before(unit)):
+            return None
+        x = materials.x[slice(*unit.images)].cpu().numpy()
+        rows = ((earlier, store.rows_of(earlier)) for earlier in before)
+        judged = ((e, [row for row in found if row["predicted"]]) for e, found in rows)
+        return carried(x, ((found, store.adversarial(e.index)) for e, found in judged if found))
+
     def record(outcome: Outcome) -> None:
         store.add(outcome, materials.y[slice(*outcome.unit.images)].cpu().numpy())
         progress.advance(outcome)
@@ -45,7 +55,7 @@ def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Pr
         elif outcome.parts > 1:
             progress.note(f"out of memory: {outcome.unit} was done in {outcome.parts} parts")
 
-    work = _Work(crew.key, units, progress.begin, record)
+    work = _Work(crew.key, units, plan, begins_from, progress.begin, record)
     try:
         with _interrupts(work, progress):
             while work.left and not work.stopped:
@@ -64,12 +74,16 @@ class _Work:
         self,
         key: str,
         units: deque[Unit],
+        plan: Plan,
+        begins_from: Callable[[Unit], Carried | None],
         begin: Callable[[Unit], None],
         record: Callable[[Outcome], None],
     ) -> None:
-        self.key, self.units, self.begin, self.record = key, units, begin, record
+        self.key, self.units, self.plan = key, units, plan
+        self.begins_from, self.begin, self.record = begins_from, begin, record
         self.suspects: deque[Unit] = deque()
         self.losses: Counter[Unit] = Counter()
+        self.open = set(units)
         self.flying: dict[Future, Unit] = {}
         self.stopped = False
 
@@ -86,15 +100,16 @@ class _Work:
             while (
                 not (self.stopped or broken)
                 and len(self.flying) < room
-                and (queue := self.suspects or self.units)
+                and (unit := self._next(queue := self.suspects or self.units))
             ):
-                self.begin(queue[0])
+                self.begin(unit)
                 try:
-                    future = executor.submit(carry_out, self.key, queue[0])
+                    future = executor.submit(carry_out, self.key, unit, self.begins_from(unit))
                 except RuntimeError:  # it broke while idle
                     broken = True
                 else:
-                    self.flying[future] = queue.popleft()
+                    queue.remove(unit)
+                    self.flying[future] = unit
                     room = 1 if queue is self.suspects else room
             if not self.flying:
                 return
@@ -107,7 +122,12 @@ class _Work:
                     broken = True
                     self._lost(unit, alone, error)
                 else:
-                    self.record(outcome)
+                    self._record(outcome)
+
+    def _next(self, queue: deque[Unit]) -> Unit | None:
+        """The first unit that waits for none that is not recorded."""
+        ready = (unit for unit in queue if self.open.isdisjoint(self.plan.before(unit)))
+        return next(ready, None)
 
     def _lost(self, unit: Unit, alone: bool, error: Exception) -> None:
         self.losses[unit] += alone
@@ -115,7 +135,11 @@ class _Work:
             self.suspects.append(unit)
         else:
             said = f"its worker was lost {_LIVES} times: {type(error).__name__}: {error}"
-            self.record(Outcome(unit, error=said))
+            self._record(Outcome(unit, error=said))
+
+    def _record(self, outcome: Outcome) -> None:
+        self.record(outcome)
+        self.open.discard(outcome.unit)
 
 
 @contextmanager

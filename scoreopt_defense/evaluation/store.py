@@ -19,12 +19,14 @@ from scoreopt_defense.evaluation.about import machine, versions
 from scoreopt_defense.evaluation.plan import Plan, Unit, differences
 from scoreopt_defense.evaluation.units import Outcome
 
-__all__ = ["Store", "StoreError"]
+__all__ = ["Store", "StoreError", "with_lists"]
 
 _FILE, _IMAGES = "run.sqlite", "images"
 
 # A row of `results` is an image under one trial of one attack; its calls and seconds are its share
-# of its unit's. predicted and margin are JSON lists, a value a judged purification.
+# of its unit's. predicted and margin are JSON lists, a value a judged purification. `tried` counts a
+# unit's rows: fewer than its images in a suite, whose attacks leave out what others took. `measured`
+# is a JSON object, a list of a value an image under each name.
 _SCHEMA = """
 CREATE TABLE run (
     format INTEGER NOT NULL, plan TEXT NOT NULL, hash TEXT NOT NULL, versions TEXT NOT NULL,
@@ -32,9 +34,9 @@ CREATE TABLE run (
 );
 CREATE TABLE units (
     unit INTEGER PRIMARY KEY, defence TEXT NOT NULL, attack TEXT NOT NULL, trial INTEGER NOT NULL,
-    first INTEGER NOT NULL, images INTEGER NOT NULL, parts INTEGER NOT NULL,
+    first INTEGER NOT NULL, images INTEGER NOT NULL, tried INTEGER NOT NULL, parts INTEGER NOT NULL,
     denoiser_calls INTEGER NOT NULL, classifier_calls INTEGER NOT NULL, seconds REAL NOT NULL,
-    adversarial TEXT, error TEXT
+    adversarial TEXT, error TEXT, measured TEXT
 );
 CREATE TABLE images (
     unit INTEGER NOT NULL REFERENCES units, image INTEGER NOT NULL, label INTEGER NOT NULL,
@@ -42,12 +44,12 @@ CREATE TABLE images (
 ) WITHOUT ROWID;
 CREATE VIEW results AS
     SELECT defence, attack, trial, image, label, predicted, margin, broken,
-        1.0 * denoiser_calls / units.images AS denoiser_calls,
-        1.0 * classifier_calls / units.images AS classifier_calls,
-        seconds / units.images AS seconds, parts, error, adversarial, image - first AS place
+        1.0 * denoiser_calls / tried AS denoiser_calls,
+        1.0 * classifier_calls / tried AS classifier_calls,
+        seconds / tried AS seconds, parts, error, adversarial, image - first AS place
     FROM images JOIN units USING (unit) ORDER BY unit, image;
 """
-_FORMAT = 1
+_FORMAT = 2
 
 
 class StoreError(OSError):
@@ -147,24 +149,27 @@ class Store:
         with self._errors():
             file = None if outcome.images is None else self._write(unit, outcome.images)
             calls = (outcome.calls.get(name, 0) for name in ("denoiser", "classifier"))
+            tried = range(end - first) if outcome.tried is None else outcome.tried.tolist()
+            measured = json.dumps(outcome.measured) if outcome.measured else None
             with self._database:
                 self._database.execute(
-                    f"INSERT OR REPLACE INTO units VALUES ({', '.join('?' * 12)})",
+                    f"INSERT OR REPLACE INTO units VALUES ({', '.join('?' * 14)})",
                     (
                         *(unit.index, unit.defence, unit.attack, unit.trial, first, end - first),
-                        *(outcome.parts, *calls, outcome.seconds, file, outcome.error),
+                        *(len(tried), outcome.parts, *calls, outcome.seconds),
+                        *(file, outcome.error, measured),
                     ),
                 )
                 self._database.executemany(
                     "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?)",
                     [
                         (
-                            *(unit.index, first + place, int(label)),
-                            _listed(outcome.predicted, place),
-                            _listed(outcome.margin, place),
-                            None if outcome.broken is None else int(outcome.broken[place]),
+                            *(unit.index, first + place, int(labels[place])),
+                            _listed(outcome.predicted, row),
+                            _listed(outcome.margin, row),
+                            None if outcome.broken is None else int(outcome.broken[row]),
                         )
-                        for place, label in enumerate(labels)
+                        for row, place in enumerate(tried)
                     ],
                 )
 
@@ -198,6 +203,13 @@ class Store:
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of the view ``results``: an image, trial and attack each."""
         return self._select("SELECT * FROM results")
+
+    def rows_of(self, unit: Unit) -> list[dict[str, Any]]:
+        """One unit's rows of :meth:`rows`, with lists of ``predicted`` and ``margin``."""
+        return [with_lists(row) for row in self._select(
+            "SELECT image, image - first AS place, label, predicted, margin, broken "
+            f"FROM images JOIN units USING (unit) WHERE unit = {unit.index} ORDER BY image"
+        )]  # fmt: skip
 
     def units(self) -> Iterator[dict[str, Any]]:
         """The rows of the table ``units``."""
@@ -247,5 +259,11 @@ class Store:
             raise StoreError(f"{self.folder}: {what}") from error
 
 
-def _listed(values: np.ndarray | None, place: int) -> str | None:
-    return None if values is None else json.dumps(values[place].tolist())
+def _listed(values: np.ndarray | None, row: int) -> str | None:
+    return None if values is None else json.dumps(values[row].tolist())
+
+
+def with_lists(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose lists are read from their JSON."""
+    lists = {name: row[name] and json.loads(row[name]) for name in ("predicted", "margin")}
+    return row | lists

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.evaluation.chain import Carried, Started
 from scoreopt_defense.evaluation.judging import Judging, judge
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
+from scoreopt_defense.evaluation.seeding import reseeded, seeded
 from scoreopt_defense.noise import derive
 
 __all__ = ["Outcome", "execute"]
@@ -30,7 +32,10 @@ class Outcome:
         predicted, margin: of each judged purification, shape ``(B, purifications)``; see
             :class:`~scoreopt_defense.evaluation.judging.Verdict`.
         broken: by a criterion that says so itself, shape ``(B,)``.
-        images: the adversarial images, shape ``(B, C, H, W)``.
+        images: the adversarial images, shape ``(B, C, H, W)``; of an image that was not tried, what
+            the suite had found before.
+        tried: places of the images that the attack met, whose figures these are; None means all.
+        measured: by name, a value an image that was tried.
         calls: rows that the ``denoiser`` and the ``classifier`` saw, attack and judging together;
             a module that is no defended model counts as a classifier.
         parts: how many pieces it was carried out in; above 1 where memory ran out.
@@ -42,63 +47,107 @@ class Outcome:
     margin: np.ndarray | None = None
     broken: np.ndarray | None = None
     images: np.ndarray | None = None
+    tried: np.ndarray | None = None
+    measured: dict[str, list[float]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     parts: int = 1
     seconds: float = 0.0
     error: str | None = None
 
 
-def execute(unit: Unit, plan: Plan, materials: Materials) -> Outcome:
-    """Attack and judge; an exception in either is the unit's recorded failure."""
+def execute(unit: Unit, plan: Plan, materials: Materials, before: Carried | None = None) -> Outcome:
+    """Attack and judge; an exception in either is the unit's recorded failure.
+
+    Args:
+        before: of a suite's stage, what it begins from; without it the clean images.
+    """
     started = time.perf_counter()
     model, attack = materials.defences[unit.defence], materials.attacks[unit.attack]
     device = next((part.device for _, part in model.named_parameters()), materials.x.device)
     rows = slice(*unit.images)
     x = materials.x[rows].clone().to(device)  # at an address of its own, as in any other process
     y = materials.y[rows].clone().to(device)
+    outcome = Outcome(unit)
+    start = x if before is None else torch.from_numpy(before.images).to(x)
+    if before is not None and not getattr(attack, "takes_all", False):
+        outcome = replace(outcome, tried=before.standing.nonzero()[0], images=before.images)
+        kept = torch.from_numpy(outcome.tried).to(device)
+        x, y, start = x[kept], y[kept], start[kept]
+        if not len(x):
+            return replace(outcome, seconds=time.perf_counter() - started)
     calls: Counter[str] = Counter()
     try:
         with _as_it_was(model), _counted(model, calls), _threads(plan.threads):
             parts = _within_memory(
-                lambda x, y, seed: _attack_and_judge(attack, model, x, y, materials.judging, seed),
-                x, y, plan.seed_of(unit),
+                lambda seed, *part: _attack_and_judge(
+                    attack, model, *part, judging=materials.judging, seed=seed
+                ),
+                plan.seed_of(unit), x, y, start,
             )  # fmt: skip
-        predicted, margin, broken, images = map(_joined, zip(*parts, strict=True))
-        outcome = Outcome(unit, predicted, margin, broken, images, parts=len(parts))
+        outcome = _put_together(outcome, parts)
     except Exception as error:  # whatever a library raises; the run goes on
-        outcome = Outcome(unit, error=f"{type(error).__name__}: {error}")
+        outcome = Outcome(unit, tried=outcome.tried, error=f"{type(error).__name__}: {error}")
     return replace(outcome, calls=dict(calls), seconds=time.perf_counter() - started)
 
 
-Part = tuple[Tensor, Tensor, "Tensor | None", Tensor]
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What came of as many images as fitted into memory."""
+
+    predicted: Tensor
+    margin: Tensor
+    broken: Tensor | None
+    images: Tensor
+    measured: dict[str, Tensor]
 
 
 def _attack_and_judge(
-    attack: Any, model: nn.Module, x: Tensor, y: Tensor, judging: Judging, seed: int
-) -> Part:
+    attack: Any, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, *, judging: Judging,
+    seed: int,
+) -> _Part:  # fmt: skip
+    measured = {}
+    if hasattr(attack, "measure"):
+        with seeded(derive(seed, 3)):
+            measured = attack.measure(reseeded(model, derive(seed, 3)), x, y)
+    if getattr(attack, "takes_start", False):
+        attack = Started(attack, start)
     attacked, broken = judging.criterion.run(attack, model, x, y, derive(seed, 0))
     verdict = judge(model, attacked, y, purifications=judging.purifications, seed=derive(seed, 1))
-    return verdict.predicted, verdict.margin, broken, attacked
+    return _Part(verdict.predicted, verdict.margin, broken, attacked, measured)
 
 
-def _within_memory(
-    work: Callable[[Tensor, Tensor, int], Part], x: Tensor, y: Tensor, seed: int
-) -> list[Part]:
+def _put_together(outcome: Outcome, parts: list[_Part]) -> Outcome:
+    found = {
+        name: _joined([getattr(part, name) for part in parts])
+        for name in ("predicted", "margin", "broken", "images")
+    }
+    if outcome.images is not None and outcome.tried is not None:
+        everyone = outcome.images.copy()
+        everyone[outcome.tried] = found["images"]
+        found["images"] = everyone
+    measured = {
+        name: torch.cat([part.measured[name].cpu().float() for part in parts]).tolist()
+        for name in parts[0].measured
+    }
+    return replace(outcome, **found, measured=measured, parts=len(parts))
+
+
+def _within_memory(work: Callable[..., _Part], seed: int, *tensors: Tensor) -> list[_Part]:
     """The work, in halves, and their halves, where it doesn't fit into memory."""
+    size = len(tensors[0])
     try:
-        return [work(x, y, seed)]
+        return [work(seed, *tensors)]
     except (MemoryError, RuntimeError) as error:
-        if len(x) == 1 or not _is_out_of_memory(error):
+        if size == 1 or not _is_out_of_memory(error):
             raise
     gc.collect()  # outside the handler, whose traceback holds the tensors
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    half = -(-len(x) // 2)
-    pieces = zip(x.split(half), y.split(half), strict=True)
+    pieces = zip(*(tensor.split(-(-size // 2)) for tensor in tensors), strict=True)
     return [
         part
-        for place, (x, y) in enumerate(pieces)
-        for part in _within_memory(work, x, y, derive(seed, 2, place))
+        for place, piece in enumerate(pieces)
+        for part in _within_memory(work, derive(seed, 2, place), *piece)
     ]
 
 
@@ -108,7 +157,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _joined(parts: tuple[Tensor | None, ...]) -> np.ndarray | None:
+def _joined(parts: list[Tensor | None]) -> np.ndarray | None:
     tensors = [part.detach().cpu() for part in parts if part is not None]
     return torch.cat(tensors).numpy() if tensors else None
 

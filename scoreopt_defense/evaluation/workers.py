@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from scoreopt_defense._optional import optional
+from scoreopt_defense.evaluation.chain import Carried
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
 from scoreopt_defense.evaluation.units import Outcome, execute
 
@@ -29,10 +30,10 @@ _HELD: dict[str, tuple[Plan, Materials]] = {}
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def carry_out(key: str, unit: Unit) -> Outcome:
+def carry_out(key: str, unit: Unit, before: Carried | None = None) -> Outcome:
     """A unit, in a worker that was given its plan."""
     with _ONE_AT_A_TIME:
-        return execute(unit, *_HELD[key])
+        return execute(unit, *_HELD[key], before)
 
 
 def hold(key: str, blob: bytes) -> None:

@@ -247,6 +247,12 @@ class Purifier(Frozen, ABC):
         self._check(settings, self.denoiser)
         return self._twin(settings=settings, _stream=Stream(settings.seed))
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Names of the gradient modes in which this purifier can be attacked."""
+        without = {"none"} | (set() if hasattr(self.settings, "sigma") else {"one-shot"})
+        return tuple(name for name in GRADIENTS if name not in without)
+
     def with_gradient(self, gradient: str | Gradient) -> Self:
         """Short for ``replace(gradient=...)``."""
         return self.replace(gradient=gradient)

@@ -1,0 +1,176 @@
+"""Does an evaluation believe itself: the checks that a masked gradient fails, run by the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from scoreopt_defense.evaluation.plan import CLEAN
+from scoreopt_defense.evaluation.results import Result, difference
+from scoreopt_defense.evaluation.statistics import Difference, paired
+
+__all__ = ["Check", "checklist"]
+
+# A check fails on what chance does not explain: a paired interval of this confidence. With about a
+# dozen comparisons, one of 95 % would fail a sound evaluation every third time.
+_CONFIDENCE = 0.99
+_UNBOUNDED = 0.05  # a random defence is sometimes right by chance
+_ZERO_PIXELS = 0.5  # a border of dead pixels is common, half an image is not
+_DEAD_IMAGES = 0.05
+_CLEAN_COST = 0.15  # a defence that costs more than this is no longer the classifier's
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: what should hold.
+        passed: None if it was not run.
+        figure: what was found, in words.
+    """
+
+    name: str
+    passed: bool | None
+    figure: str
+
+    @property
+    def status(self) -> str:
+        """``"pass"``, ``"FAIL"`` or ``"not run"``."""
+        return {True: "pass", False: "FAIL", None: "not run"}[self.passed]
+
+
+def checklist(result: Result, defence: str, suite: str) -> list[Check]:
+    """The checks of one defence under one suite.
+
+    Reference:
+        Athalye et al., ICML 2018, section 3.1; Carlini et al., "On evaluating adversarial
+        robustness", 2019; Croce et al., ICML 2022.
+    """
+    return list(_Checks(result, defence, suite).all())
+
+
+class _Checks:
+    def __init__(self, result: Result, defence: str, suite: str) -> None:
+        self.result, self.defence, self.suite = result, defence, suite
+
+    def all(self) -> Iterator[Check]:
+        yield self.unbounded()
+        yield self.no_weaker(
+            "accuracy falls with eps",
+            [("half eps", "white-box"), ("white-box", "double eps"), ("double eps", "unbounded")],
+        )
+        for more, less, what in (
+            ("white-box", "half steps", "steps"),
+            ("white-box", "half EOT", "EOT samples"),
+            ("restarts", "white-box", "restarts"),
+        ):
+            yield self.no_weaker(f"more {what} never help the defence", [(less, more)])
+        yield self.no_weaker(
+            "the white box is no weaker than the black box and transfer",
+            [("black box", "white-box"), ("transfer", "white-box")],
+        )
+        yield self.no_weaker(
+            "nor than the classifier's images, moved onto its boundary", [("boundary", "white-box")]
+        )
+        attacks = ["white-box", "half steps", "half EOT", "restarts", "black box", "transfer"]
+        yield self.no_weaker(
+            "random noise of the same size is weaker than every attack",
+            [("noise", attack) for attack in attacks],
+        )
+        yield self.no_weaker(
+            "no attack raises the accuracy",
+            [(CLEAN, attack) for attack in (*attacks, "boundary", *self.alone)],
+        )
+        yield self.gradients()
+        yield self.descent()
+        yield self.bare()
+
+    @property
+    def alone(self) -> list[str]:
+        """The run's other attacks."""
+        plan = self.result.plan
+        return [name for name in plan.columns if name != CLEAN and name not in plan.suites]
+
+    def name(self, part: str) -> str:
+        probe = f"{self.suite}/check/{part}"
+        return probe if probe in self.result.plan.attacks else part
+
+    def shares(self, part: str) -> dict[int, float]:
+        """Each image's share of right purifications; of none if it was not run."""
+        name = self.name(part)
+        return self.result.shares(self.defence, name) if self.result.rows(self.defence, name) else {}
+
+    def gap(self, weak: str, strong: str) -> Difference | None:
+        """What the stronger attack left less what the weaker one left, on the same images."""
+        a, b = self.shares(strong), self.shares(weak)
+        if not a.keys() & b.keys():
+            return None
+        return difference(a, b, confidence=_CONFIDENCE)
+
+    def no_weaker(self, name: str, pairs: list[tuple[str, str]]) -> Check:
+        """No pair's second attack leaves more than its first, beyond chance."""
+        gaps = {
+            (weak, strong): gap for weak, strong in pairs if (gap := self.gap(weak, strong))
+        }
+        if not gaps:
+            return Check(name, None, f"none of {', '.join(strong for _, strong in pairs)} was run")
+        (weak, strong), worst = max(gaps.items(), key=lambda item: item[1].low)
+        return Check(
+            name,
+            worst.low <= 0,
+            f"{strong} less {weak}: {100 * worst.value:+.1f} points "
+            f"({100 * worst.low:+.1f} to {100 * worst.high:+.1f}), {worst.n} images",
+        )
+
+    def unbounded(self) -> Check:
+        name = "an unbounded attack reaches 0 %"
+        shares = list(self.shares("unbounded").values())
+        if not shares:
+            return Check(name, None, "no unbounded attack was run")
+        left = float(np.mean(shares))
+        return Check(name, left <= _UNBOUNDED, f"{100 * left:.1f} % of {len(shares)} images left")
+
+    def measured(self, probe: str) -> dict[str, np.ndarray]:
+        return self.result.measured(self.defence, self.name(probe))
+
+    def gradients(self) -> Check:
+        name = "gradients are neither zero nor NaN"
+        found = self.measured("gradients")
+        if not found:
+            return Check(name, None, "no gradient was measured")
+        modes = list(dict.fromkeys(key.partition(":")[0] for key in found))
+        zero = {mode: float(found[f"{mode}: zero"].mean()) for mode in modes}
+        dead = {mode: float((found[f"{mode}: zero"] == 1).mean()) for mode in modes}
+        finite = all(found[f"{mode}: finite"].all() for mode in modes)
+        passed = (
+            finite and max(zero.values()) <= _ZERO_PIXELS and max(dead.values()) <= _DEAD_IMAGES
+        )
+        figures = ", ".join(f"{mode} {100 * share:.1f} %" for mode, share in zero.items())
+        said = "" if finite else "; not all are finite"
+        return Check(name, passed, f"pixels of gradient zero: {figures}{said}")
+
+    def descent(self) -> Check:
+        name = "the loss falls over the purifier's steps"
+        found = self.measured("descent")
+        if not found:
+            return Check(name, None, "the purifier has no descent that could be followed")
+        gap = paired(found["loss after"], found["loss before"], confidence=_CONFIDENCE)
+        before, after = (found[f"loss {when}"].mean() for when in ("before", "after"))
+        return Check(name, gap.high < 0, f"from {before:.4g} to {after:.4g}, mean of {gap.n} images")
+
+    def bare(self) -> Check:
+        name = "clean accuracy is near the bare classifier's"
+        found, shares = self.measured("bare"), self.shares(CLEAN)
+        if not found:
+            return Check(name, None, "no classifier is known apart from the defence")
+        right = found["right"]
+        ours = [shares[image] for image in sorted(shares)][: len(right)]
+        bare, defended = float(right.mean()), float(np.mean(ours))
+        return Check(
+            name,
+            defended >= bare - _CLEAN_COST,
+            f"{100 * defended:.1f} % defended, {100 * bare:.1f} % bare, {len(right)} images",
+        )

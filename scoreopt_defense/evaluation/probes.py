@@ -1,0 +1,91 @@
+"""Measurements that a suite's checklist rests on: each a value an image, and no attack.
+
+A probe is called as an attack is, and leaves the images as they are; what it measures is recorded
+beside their figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.diagnostics import input_gradient, optimization_curves
+from scoreopt_defense.purifiers import ScoreOpt
+
+__all__ = ["Bare", "Descent", "Gradients", "Probe"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Base of probes: :meth:`measure` says what of each image."""
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return x
+
+    def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Values by name, each of shape ``(B,)``."""
+        raise NotImplementedError
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Gradients(Probe):
+    """The input gradient in each mode: is it finite, and of how many pixels is it zero.
+
+    Args:
+        modes: of a :class:`~scoreopt_defense.DefendedModel`; any other model has its own alone.
+    """
+
+    modes: tuple[str, ...]
+
+    def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        found = {}
+        for mode in self.modes:
+            if isinstance(model, DefendedModel):
+                gradient = input_gradient(model.with_gradient(mode), x, y)
+            else:
+                leaf = x.detach().requires_grad_()
+                with torch.enable_grad():
+                    loss = F.cross_entropy(model(leaf), y, reduction="sum")
+                # a model that cuts the graph has no gradient at all: zero of every pixel
+                (some,) = torch.autograd.grad(loss, leaf, allow_unused=True) if (
+                    loss.requires_grad
+                ) else (None,)
+                gradient = torch.zeros_like(x) if some is None else some
+            flat = gradient.flatten(1)
+            found[f"{mode}: zero"] = (flat == 0).float().mean(1)
+            found[f"{mode}: finite"] = flat.isfinite().all(1).float()
+        return found
+
+
+@dataclass(frozen=True)
+class Descent(Probe):
+    """The purifier's own loss before its first step and after its last, on fixed noise."""
+
+    @staticmethod
+    def fits(model: nn.Module) -> bool:
+        """Whether the model has a purifier that descends."""
+        return isinstance(model, DefendedModel) and isinstance(model.purifier, ScoreOpt)
+
+    def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        assert isinstance(model, DefendedModel)
+        assert isinstance(model.purifier, ScoreOpt)
+        loss = optimization_curves(model.purifier, model.classifier, x, y).loss
+        return {"loss before": loss[0], "loss after": loss[-1]}
+
+
+@dataclass(frozen=True)
+class Bare(Probe):
+    """Whether the classifier alone gets an image right."""
+
+    def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        assert isinstance(model, DefendedModel)
+        with torch.no_grad():
+            return {"right": (model.classifier(x).argmax(1) == y).float()}

@@ -1,0 +1,230 @@
+"""The adaptive suite: every attack that a defence can be met with, cheapest first."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreopt_defense._checks import check_choice, check_count, check_positive
+from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.evaluation.chain import WorstCase
+from scoreopt_defense.evaluation.plan import Chain
+from scoreopt_defense.evaluation.probes import Bare, Descent, Gradients
+from scoreopt_defense.purifiers import Purifier
+from scoreopt_defense.settings import Settings
+
+__all__ = ["SUITES", "Adaptive", "Member"]
+
+#: ε of the paper's threat models, by norm.
+_EPS = {"linf": 8 / 255, "l2": 0.5}
+# Passes of a network that an evaluation of the model takes, about, by what an attack is shown: for
+# the order of the stages alone.
+_PASSES = {"classifier": 0.1, "surrogate": 1, "bpda": 10, "one-shot": 11, "none": 10}
+_PASSES |= {"as-it-is": 11, "exact": 40, "smoothed": 40}
+# The modes by what they found here, strongest first: docs/robustness.md.
+_STRONGEST = ("smoothed", "exact", "one-shot", "bpda", "as-it-is")
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a suite does with one defence.
+
+    Attributes:
+        stages: attacks by name, in order.
+        probes: attacks and measurements by name, for the checklist alone.
+        untried: what could not be tried, and why.
+    """
+
+    stages: Mapping[str, Any]
+    probes: Mapping[str, Any]
+    untried: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(Settings):
+    """Settings of the adaptive suite.
+
+    Images of the bare classifier and of the one-shot surrogate; PGD with EOT, from the worst image
+    found so far, and AutoAttack for randomised defences, under each gradient mode that the defence
+    offers; Square and SPSA; and restarts. An image that is wrong in every judged purification of
+    some attack leaves the queue. The worst of each image is judged again by fresh purifications:
+    that is robust accuracy.
+
+    Args:
+        norm: ``"linf"`` or ``"l2"``.
+        eps: radius, images being in [0, 1]; by default 8/255 and 0.5.
+        steps: of PGD and AutoAttack.
+        eot: purifications that each of their steps is averaged over.
+        restarts: random starts of the strongest PGD, at the end.
+        queries: of Square and SPSA each, an image.
+        probed: images that the checklist's probes run on, the first ones of the run.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+
+    Reference:
+        Athalye et al., ICML 2018; Carlini et al., 2019; Croce et al., ICML 2022.
+    """
+
+    norm: str = "linf"
+    eps: float | None = None
+    steps: int = 20
+    eot: int = 20
+    restarts: int = 2
+    queries: int = 1000
+    probed: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("norm", self.norm, _EPS)
+        self._set("eps", check_positive("eps", _EPS[self.norm] if self.eps is None else self.eps))
+        for name, least in {"steps": 2, "eot": 1, "restarts": 1, "queries": 20}.items():
+            self._set(name, check_count(name, getattr(self, name), least=least))
+        self._set("probed", check_count("probed", self.probed, least=0))
+
+    def member(self, model: nn.Module, x: Tensor) -> Member:
+        """The suite for one defence; ``x`` are images that it may be asked about."""
+        library = importlib.import_module("scoreopt_defense.attacks")
+        ours = isinstance(model, DefendedModel)
+        if not ours and any(isinstance(part, Purifier) for part in model.modules()):
+            raise ValueError(
+                f"the suite cannot set the gradient modes of a purifier inside a "
+                f"{type(model).__name__}: pass the DefendedModel itself"
+            )
+        modes = _modes(model) if ours else ("as-it-is",)
+        best = next(mode for mode in _STRONGEST if mode in modes)
+        threat = {"norm": self.norm, "eps": self.eps}
+        eot = self.eot if _is_random(model, x) else 1
+        budget = threat | {"steps": self.steps, "eot": eot}
+        answers = {"eot": min(8, eot), "gradient": "none" if ours else "as-it-is"} | threat
+
+        def pgd(**settings: Any) -> Any:
+            return library.PGD(**(budget | {"gradient": best} | settings))
+
+        transfer = library.attack(f"transfer-pgd-{self.norm}", eps=self.eps)
+        boundary = library.Boundary(**threat)
+        square = library.Square(**answers, steps=max(1, self.queries // answers["eot"] - 1))
+        stages = {f"PGD+EOT, {mode}": library.FoolboxPGD(gradient=mode, **budget) for mode in modes}
+        stages |= {
+            f"AutoAttack rand, {mode}": library.AutoAttack(gradient=mode, **budget)
+            for mode in modes
+        }
+        stages["Square"] = square
+        if self.norm == "linf":
+            stages["SPSA"] = library.SPSA(**answers | {"eot": 1}, samples=self.queries // 10)
+        if ours:
+            stages |= {"transfer PGD": transfer, "boundary": boundary}
+        if "one-shot" in modes:
+            stages["PGD+EOT at the surrogate"] = library.PGD(gradient="surrogate", **budget)
+        last = pgd(random_start=True, restarts=self.restarts)
+        stages = dict(sorted(stages.items(), key=lambda item: _cost(item[1])))
+        stages |= {f"PGD+EOT, {best}, restarts": last, "": WorstCase(**threat)}
+
+        unbounded = {"norm": "linf", "eps": 1.0}
+        probes = {
+            "noise": library.Noise(**threat),
+            "white-box": pgd(),
+            "half eps": pgd(eps=self.eps / 2),
+            "double eps": pgd(eps=min(2 * self.eps, 1.0 if self.norm == "linf" else 10.0)),
+            "unbounded": pgd(**unbounded),
+            "half steps": pgd(steps=self.steps // 2),
+            "restarts": last,
+            "black box": square,
+            "gradients": Gradients(modes=modes),
+        }
+        if eot > 1:
+            probes["half EOT"] = pgd(eot=eot // 2)
+        if ours:
+            probes |= {"transfer": transfer, "boundary": boundary, "bare": Bare()}
+            if Descent.fits(model):
+                probes["descent"] = Descent()
+        return Member(stages, probes if self.probed else {}, _untried(model, modes))
+
+    def chain(
+        self, name: str, defences: Mapping[str, nn.Module], x: Tensor
+    ) -> tuple[Chain, dict[str, Any]]:
+        """The suite made out for these defences, and its attacks by the name ``suite/attack``."""
+        members = {defence: self.member(model, x) for defence, model in defences.items()}
+        stages, probes = (
+            {
+                part: attack
+                for member in members.values()
+                for part, attack in getattr(member, kind).items()
+            }
+            for kind in ("stages", "probes")
+        )
+        # cheapest first over all defences; the restarts and the judging stay last
+        order = sorted(stages, key=lambda part: (part == "", "restarts" in part, _cost(stages[part])))
+        chain = Chain(
+            stages={
+                defence: [_named(name, part) for part in order if part in member.stages]
+                for defence, member in members.items()
+            },
+            probes={
+                defence: [_named(name, "check", part) for part in member.probes]
+                for defence, member in members.items()
+            },
+            probed=self.probed,
+            untried={defence: dict(member.untried) for defence, member in members.items()},
+        )
+        attacks = {_named(name, part): stages[part] for part in order}
+        return chain, attacks | {_named(name, "check", part): a for part, a in probes.items()}
+
+
+#: What ``suite =`` may be by name.
+SUITES: dict[str, type] = {"adaptive": Adaptive}
+
+
+def _named(*parts: str) -> str:
+    return "/".join(part for part in parts if part)
+
+
+def _modes(model: DefendedModel) -> tuple[str, ...]:
+    """The gradient modes that differ: without an optimiser to smooth, smoothed is exact."""
+    optimizer = getattr(model.purifier.settings, "optimizer", None)
+    return tuple(
+        mode
+        for mode in model.purifier.modes
+        if mode != "smoothed" or hasattr(optimizer, "smoothed")
+    )
+
+
+def _cost(attack: Any) -> float:
+    """Passes of a network an image, about; the judging of what was found comes last."""
+    if not hasattr(attack, "queries"):
+        return float("inf")
+    shown = attack.as_dict()["gradient"]["name"]
+    passes = _PASSES.get(shown, 40)
+    answered = attack.queries - attack.gradients
+    return passes * attack.gradients + min(passes, 10) * answered
+
+
+@torch.no_grad()
+def _is_random(model: nn.Module, x: Tensor) -> bool:
+    """Whether a model answers twice in two ways."""
+    if isinstance(model, DefendedModel):
+        return not model.purifier.deterministic
+    with torch.random.fork_rng():
+        weight = next(model.parameters(), x)
+        few = x[:2].to(weight.device)
+        return not torch.equal(model(few), model(few))
+
+
+def _untried(model: nn.Module, modes: tuple[str, ...]) -> dict[str, str]:
+    if isinstance(model, DefendedModel):
+        return {
+            mode: f"{type(model.purifier).__name__} has no such gradient"
+            for mode in ("bpda", "one-shot", "exact")
+            if mode not in modes
+        }
+    why = f"{type(model).__name__} is no DefendedModel"
+    return {
+        "gradient modes": f"{why}: its own backward pass is the only one there is",
+        "transfer, boundary and surrogate": f"{why}: no classifier of it is known apart",
+        "the purifier's descent": f"{why}: no purifier is known",
+    }
