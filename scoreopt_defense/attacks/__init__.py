@@ -57,11 +57,12 @@ from scoreopt_defense.attacks.base import Attack, BoundedAttack, ProjectedGradie
 from scoreopt_defense.attacks.corruptions import TABLE_5, Corruptions
 from scoreopt_defense.attacks.foolbox import FoolboxPGD
 from scoreopt_defense.attacks.mister_ed import StAdv
-from scoreopt_defense.attacks.torchattacks import PGD, SPSA, AutoAttack, Square
+from scoreopt_defense.attacks.torchattacks import APGD, PGD, SPSA, AutoAttack, Square
 from scoreopt_defense.attacks.views import AsItIs, Classifier, Surrogate, View
 from scoreopt_defense.gradients import BPDA
 
 __all__ = [
+    "APGD",
     "ARTPGD",
     "ATTACKS",
     "KINDS",
@@ -90,7 +91,7 @@ __all__ = [
 KINDS: Mapping[str, type[Attack]] = MappingProxyType(
     {
         kind.__name__: kind
-        for kind in (PGD, SPSA, AutoAttack, Square, StAdv, ARTPGD, FoolboxPGD, Corruptions)
+        for kind in (PGD, APGD, SPSA, AutoAttack, Square, StAdv, ARTPGD, FoolboxPGD, Corruptions)
     }
 )
 
