@@ -41,6 +41,7 @@ __all__ = [
     "as_it_is",
     "differentiate",
     "recompute",
+    "through_every_step",
 ]
 
 #: A pure function of tensors: one step of an algorithm. It may have a method ``smoothed(c)``: the
@@ -130,7 +131,7 @@ class Exact:
     """
 
     def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
-        return _through_every_step(purification, x_a, recompute)
+        return through_every_step(purification, x_a, recompute)
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,16 @@ class Smoothed:
         def run(step: Step) -> Step:
             return recompute(step, step.smoothed(self.c) if hasattr(step, "smoothed") else step)
 
-        return _through_every_step(purification, x_a, run)
+        return through_every_step(purification, x_a, run)
 
 
-def _through_every_step(
+def through_every_step(
     purification: Purification, x_a: Tensor, run: Runner
 ) -> tuple[Tensor, Backward]:
+    """For a mode of one's own: what is recorded of the steps, each carried out as ``run`` has it.
+
+    As :meth:`Gradient.differentiate`, with :func:`recompute` as ``run`` the exact gradient.
+    """
     with torch.enable_grad():
         leaf = x_a.detach().requires_grad_()
         purified = purification(leaf, run).clamp(-1, 1)

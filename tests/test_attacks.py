@@ -22,8 +22,9 @@ from torch import nn
 from toys import bent, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt, attacks, gradients
-from scoreopt_defense.attacks import ARTPGD, ATTACKS, PGD, TABLE_5, Attack, FoolboxPGD, attack
+from scoreopt_defense.attacks import APGD, ARTPGD, ATTACKS, PGD, TABLE_5, Attack, FoolboxPGD, attack
 from scoreopt_defense.attacks.base import BoundedAttack, strongest
+from scoreopt_defense.attacks.losses import LOSSES, dlr, margin
 
 for library in ("art", "foolbox", "recoloradv", "torchattacks"):
     pytest.importorskip(library)
@@ -61,12 +62,16 @@ ROWS = {
     "stadv": Row(attack("stadv", eps=0.2, steps=8, eot=2)),
     "autoattack-rand-linf": Row(attack("autoattack-rand-linf", **LINF, **SHORT)),
     "autoattack-rand-l2": Row(attack("autoattack-rand-l2", **L2, **SHORT)),
+    "apgd-linf": Row(APGD(**LINF, **SHORT)),
+    "apgd-dlr-l2": Row(APGD(norm="l2", loss="dlr", restarts=2, **L2, **SHORT)),
     "square": Row(attack("square", steps=40, eot=2, **LINF), **BLACK_BOX),
     "square-l2": Row(attack("square", norm="l2", steps=40, eot=2, **L2), **BLACK_BOX),
     "art-linf": Row(ARTPGD(**LINF, **SHORT)),
     "art-l2": Row(ARTPGD(norm="l2", random_start=True, restarts=2, **L2, **SHORT)),
     "foolbox-linf": Row(FoolboxPGD(**LINF, **SHORT)),
     "foolbox-l2": Row(FoolboxPGD(norm="l2", random_start=True, **L2, **SHORT)),
+    "foolbox-margin": Row(FoolboxPGD(loss="margin", **LINF, **SHORT)),
+    "foolbox-dlr": Row(FoolboxPGD(loss="dlr", restarts=2, random_start=True, **LINF, **SHORT)),
 }
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -291,6 +296,67 @@ def test_libraries_agree_on_projected_gradient_ascent(other, y):
     )  # fmt: skip
 
 
+def test_losses_are_those_of_the_library_that_has_them(y):
+    logits = 3 * torch.randn(len(y), 4, generator=torch.Generator().manual_seed(0))
+    logits[0] = 1.0  # all equal: the ratio is 0 over a tiny number
+    library = pytest.importorskip("torchattacks").APGD(smooth_classifier(torch.float32), loss="dlr")
+    torch.testing.assert_close(
+        dlr(logits, y), library.dlr_loss(logits, y), rtol=rounding(torch.float32, 3), atol=0
+    )
+    others = logits.masked_fill(F.one_hot(y, 4).bool(), -torch.inf).max(1).values
+    assert torch.equal(margin(logits, y), others - logits[range(len(y)), y])
+    with pytest.raises(ValueError, match="'dlr' needs at least 3 classes, got 2"):
+        dlr(logits[:, :2], y.clamp(max=1))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_one_step_follows_the_gradient_of_its_loss(loss, y):
+    """The closed form: the image plus a step along the sign, by plain autograd."""
+    x = images().requires_grad_()
+    LOSSES[loss](smooth_classifier(torch.float32)(x), y).sum().backward()
+    how = FoolboxPGD(eps=0.2, eot=1, steps=1, loss=loss)
+    want = (x + 0.25 * 0.2 * x.grad.sign()).detach().clamp(0, 1)
+    torch.testing.assert_close(
+        run(how, "bare", images(), y), want, rtol=0, atol=rounding(torch.float32, 3)
+    )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("random_start", [False, True])
+def test_a_start_is_where_it_begins(norm, random_start, y):
+    """Two steps are one step and, from what that found, another."""
+    x, classifier = images(), smooth_classifier(torch.float32)
+    how = FoolboxPGD(norm=norm, eps=0.4, eot=1, steps=1)
+    first = how.run(classifier, x, y)
+    begun = how.replace(random_start=random_start).run(classifier, x, y, start=first)
+    want = how.replace(steps=2).run(classifier, x, y)
+    torch.testing.assert_close(begun, want, rtol=0, atol=rounding(torch.float32, 8))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_start_outside_the_ball_is_projected_onto_it(norm, y):
+    x = images()
+    how = FoolboxPGD(norm=norm, eps=0.1, eot=1, steps=1, step_size=1e-6)
+    x_adv = how.run(smooth_classifier(torch.float32), x, y, start=1 - x)
+    bound, size = allowed(how, x)
+    sizes = size(x_adv - x)
+    assert (sizes <= bound + rounding(torch.float32, 14)).all()
+    assert sizes.amax() > 0.099
+
+
+@pytest.mark.parametrize(
+    ("how", "start", "message"),
+    [
+        (PGD(), images(), "start must be None for PGD, which begins where its library does"),
+        (FoolboxPGD(), images()[:2], r"start must have the images' shape \(4, .*got \(2, 3"),
+        (FoolboxPGD(), 255 * images(), "divide pixels by 255"),
+    ],
+)
+def test_a_start_is_checked(how, start, message, y):
+    with pytest.raises(ValueError, match=message):
+        how.run(smooth_classifier(torch.float32), images(), y, start=start)
+
+
 def test_the_strongest_candidate_is_taken_image_by_image():
     logits = nn.Flatten()
     weak, strong = torch.zeros(2, 3, 1, 1), torch.zeros(2, 3, 1, 1)
@@ -453,6 +519,12 @@ def test_it_comes_back_from_its_json(how):
         (lambda: PGD(steps=0), ValueError, "steps must be a whole number of at least 1, got 0"),
         (lambda: PGD(eot=1.5), ValueError, "eot must be a whole number of at least 1, got 1.5"),
         (lambda: PGD(restarts=0), ValueError, "restarts must be a whole number"),
+        (
+            lambda: FoolboxPGD(loss="ce"),
+            ValueError,
+            r"loss must be one of \['cross-entropy', 'margin', 'dlr'\], got 'ce'",
+        ),
+        (lambda: APGD(loss="margin"), ValueError, r"loss must be one of \['ce', 'dlr'\]"),
         (lambda: PGD(step_size=0), ValueError, "step_size must be a finite number above 0"),
         (lambda: attack("spsa", samples=0), ValueError, "samples must be a whole number"),
         (lambda: attack("spsa", delta=-1), ValueError, "delta must be a finite number above 0"),

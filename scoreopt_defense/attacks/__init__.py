@@ -58,11 +58,12 @@ from scoreopt_defense.attacks.boundary import Boundary
 from scoreopt_defense.attacks.corruptions import TABLE_5, Corruptions
 from scoreopt_defense.attacks.foolbox import FoolboxPGD, Noise
 from scoreopt_defense.attacks.mister_ed import StAdv
-from scoreopt_defense.attacks.torchattacks import PGD, SPSA, AutoAttack, Square
+from scoreopt_defense.attacks.torchattacks import APGD, PGD, SPSA, AutoAttack, Square
 from scoreopt_defense.attacks.views import AsItIs, Classifier, Surrogate, View
 from scoreopt_defense.gradients import BPDA
 
 __all__ = [
+    "APGD",
     "ARTPGD",
     "ATTACKS",
     "KINDS",
@@ -94,7 +95,7 @@ KINDS: Mapping[str, type[Attack]] = MappingProxyType(
     {
         kind.__name__: kind
         for kind in (
-            *(PGD, SPSA, AutoAttack, Square, StAdv, ARTPGD, FoolboxPGD, Corruptions),
+            *(PGD, APGD, SPSA, AutoAttack, Square, StAdv, ARTPGD, FoolboxPGD, Corruptions),
             *(Boundary, Noise),
         )
     }

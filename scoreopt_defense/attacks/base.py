@@ -17,6 +17,7 @@ from scoreopt_defense._checks import (
     check_positive,
     check_unit_images,
 )
+from scoreopt_defense.attacks.losses import margin
 from scoreopt_defense.attacks.views import View, shown, views
 from scoreopt_defense.defended import EOT
 from scoreopt_defense.gradients import Gradient, OneShotGradient
@@ -41,9 +42,12 @@ class Attack(Settings, ABC):
         preset: the named configuration that this one began as, whose budget is the paper's.
     """
 
+    #: Whether it can begin elsewhere than its library does: :meth:`perturb` then has ``start=``.
+    takes_start: ClassVar[bool] = False
+
     preset: str | None = None
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, *, start: Tensor | None = None) -> Tensor:
         """Attacked images.
 
         Random numbers are the library's, which draws them from the global generators of torch,
@@ -55,22 +59,42 @@ class Attack(Settings, ABC):
                 of it is changed, and it is attacked in the train or eval mode that it is in.
             x: clean images, shape ``(B, C, H, W)``, float32 or float64, in [0, 1].
             y: their labels, shape ``(B,)``, integers.
+            start: images to begin from, of the shape of ``x``, in [0, 1], such as those that
+                another attack found: for a class that :attr:`takes_start`. What is outside the ball
+                about ``x`` is projected onto it, and a random start is left out.
 
         Returns:
             Images of the shape, dtype and device of ``x``, in [0, 1], without a graph.
 
         Raises:
-            TypeError, ValueError: if ``x`` or ``y`` is no such batch.
+            TypeError, ValueError: if ``x``, ``y`` or ``start`` is no such batch, or a ``start`` is
+                given to an attack that takes none.
             ImportError: without the library; the error names the extra that brings it.
         """
         check_unit_images(x)
         if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.is_floating_point():
             got = f"{y.dtype} of {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             raise ValueError(f"labels must be integers of shape ({len(x)},), got {got}")
+        if start is not None:
+            self._check_start(start, x)
         if not len(x):
             return x.clone()
         with torch.inference_mode(False), torch.enable_grad(), _untouched(model):
-            return self.perturb(model, x.detach().clone(), y.detach().clone()).detach().to(x)
+            begin = {} if start is None else {"start": start.detach().clone().to(x)}
+            x_adv = self.perturb(model, x.detach().clone(), y.detach().clone(), **begin)
+            return x_adv.detach().to(x)
+
+    def _check_start(self, start: Tensor, x: Tensor) -> None:
+        if not self.takes_start:
+            raise ValueError(
+                f"start must be None for {type(self).__name__}, which begins where its library "
+                "does; a class that takes one says takes_start = True, as FoolboxPGD does"
+            )
+        check_unit_images(start)
+        if start.shape != x.shape:
+            raise ValueError(
+                f"start must have the images' shape {tuple(x.shape)}, got {tuple(start.shape)}"
+            )
 
     @abstractmethod
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -152,11 +176,14 @@ class BoundedAttack(Attack):
     def options(cls) -> dict[str, Options]:
         return {"gradient": views()}
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, start: Tensor | None = None
+    ) -> Tensor:
         seen: nn.Module = EOT(shown(self.gradient, model), self.eot).eval()
         if self.float32_only and x.dtype != torch.float32:
             seen, x = _Cast(seen, x.dtype), x.float()
-        found = [self.attack(seen, x, y) for _ in range(self.restarts)]
+        begin = {} if start is None else {"start": start.to(x)}
+        found = [self.attack(seen, x, y, **begin) for _ in range(self.restarts)]
         return found[0] if len(found) == 1 else strongest(seen, found, y)
 
     @abstractmethod
@@ -221,22 +248,16 @@ def _check_eps(eps: object, norm: str) -> float:
 
 
 def strongest(model: nn.Module, found: Sequence[Tensor], y: Tensor) -> Tensor:
-    r"""Of each image the candidate whose margin is lowest, :math:`f_y - \max_{k \ne y} f_k`.
+    """Of each image the candidate whose :func:`~scoreopt_defense.attacks.losses.margin` is highest.
 
     Args:
         model: what judges; one answer a candidate.
         found: candidates, each of shape ``(B, C, H, W)``.
         y: labels, shape ``(B,)``.
     """
-
-    def margin(x: Tensor) -> Tensor:
-        logits, column = model(x), y.unsqueeze(1)
-        others = logits.scatter(1, column, -torch.inf)
-        return (logits.gather(1, column) - others.max(1, keepdim=True).values).squeeze(1)
-
     with torch.no_grad():
-        margins = torch.stack([margin(x) for x in found])
-    return torch.stack(list(found))[margins.argmin(0), torch.arange(len(y), device=y.device)]
+        margins = torch.stack([margin(model(x), y) for x in found])
+    return torch.stack(list(found))[margins.argmax(0), torch.arange(len(y), device=y.device)]
 
 
 @contextmanager

@@ -7,15 +7,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import check_count, check_positive
+from scoreopt_defense._checks import check_choice, check_count, check_positive
 from scoreopt_defense._optional import optional
 from scoreopt_defense.attacks.base import BoundedAttack, ProjectedGradientAttack, strongest
 from scoreopt_defense.attacks.views import View
 from scoreopt_defense.gradients import Gradient, NoGradient
 
-__all__ = ["PGD", "SPSA", "AutoAttack", "Square"]
+__all__ = ["APGD", "PGD", "SPSA", "AutoAttack", "Square"]
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
+_APGD_LOSSES = ("ce", "dlr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +43,72 @@ class PGD(ProjectedGradientAttack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoAttack(BoundedAttack):
+class _AutoPGD(BoundedAttack):
+    """APGD, once for each of some losses; their strongest candidate is kept."""
+
+    steps: int = 100
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """By the library's names."""
+        raise NotImplementedError
+
+    @property
+    def calls(self) -> int:
+        return self.differentiated + 2 * len(self.losses)  # one a candidate
+
+    @property
+    def differentiated(self) -> int:
+        return len(self.losses) * (self.steps + 1)
+
+    def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        for loss in self.losses:
+            attack = _library().APGD(
+                model, norm=_NORMS[self.norm], eps=self.eps, steps=self.steps, loss=loss
+            )
+            attack.set_device(x.device)
+            highest, _, _, wrong = attack.attack_single_run(x, y)
+            found += [highest.detach(), wrong.detach()]
+        return strongest(model, found, y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD(_AutoPGD):
+    """Projected gradient ascent that halves its step where it gets no further.
+
+    Begins at a random point. The image of highest loss and the last one classified wrongly are
+    candidates; the :func:`~scoreopt_defense.attacks.base.strongest` is kept.
+
+    Args:
+        norm, eps, gradient, eot, steps, restarts: as in
+            :class:`~scoreopt_defense.attacks.base.BoundedAttack`.
+        loss: ``"ce"``, cross-entropy, or ``"dlr"``, the difference-of-logits ratio.
+
+    Raises:
+        IndexError: from a call, by the DLR loss, if there are fewer than three classes.
+
+    Reference:
+        Croce and Hein, ICML 2020.
+    """
+
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("loss", self.loss, _APGD_LOSSES)
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        return (self.loss,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoAttack(_AutoPGD):
     """AutoAttack's version for randomised defences: APGD on cross-entropy, and on the DLR loss.
 
-    Of each of the two runs, the image of highest loss and the last one classified wrongly are
-    candidates; the :func:`~scoreopt_defense.attacks.base.strongest` is kept. So an image that is
-    not broken comes back attacked, where the authors' code returns it clean: by fresh noise it may
+    The strongest of both runs' candidates is kept; see :class:`APGD`. So an image that is not
+    broken comes back attacked, where the authors' code returns it clean: by fresh noise it may
     break yet. EOT is in what the attack is shown, so that a step is taken, and an image counted as
     broken, by the mean logits of ``eot`` evaluations; the library's own ``eot_iter`` judges by one
     of them, and its ``"rand"`` takes 10 steps, where the authors' takes 100.
@@ -63,26 +124,9 @@ class AutoAttack(BoundedAttack):
         Croce and Hein, ICML 2020.
     """
 
-    steps: int = 100
-
     @property
-    def calls(self) -> int:
-        return self.differentiated + 4  # one a candidate
-
-    @property
-    def differentiated(self) -> int:
-        return 2 * (self.steps + 1)
-
-    def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        found: list[Tensor] = []
-        for loss in ("ce", "dlr"):
-            attack = _library().APGD(
-                model, norm=_NORMS[self.norm], eps=self.eps, steps=self.steps, loss=loss
-            )
-            attack.set_device(x.device)
-            highest, _, _, wrong = attack.attack_single_run(x, y)
-            found += [highest.detach(), wrong.detach()]
-        return strongest(model, found, y)
+    def losses(self) -> tuple[str, ...]:
+        return _APGD_LOSSES
 
 
 @dataclass(frozen=True, kw_only=True)

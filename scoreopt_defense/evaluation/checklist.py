@@ -101,7 +101,9 @@ class _Checks:
     def shares(self, part: str) -> dict[int, float]:
         """Each image's share of right purifications; of none if it was not run."""
         name = self.name(part)
-        return self.result.shares(self.defence, name) if self.result.rows(self.defence, name) else {}
+        return (
+            self.result.shares(self.defence, name) if self.result.rows(self.defence, name) else {}
+        )
 
     def gap(self, weak: str, strong: str) -> Difference | None:
         """What the stronger attack left less what the weaker one left, on the same images."""
@@ -112,9 +114,7 @@ class _Checks:
 
     def no_weaker(self, name: str, pairs: list[tuple[str, str]]) -> Check:
         """No pair's second attack leaves more than its first, beyond chance."""
-        gaps = {
-            (weak, strong): gap for weak, strong in pairs if (gap := self.gap(weak, strong))
-        }
+        gaps = {(weak, strong): gap for weak, strong in pairs if (gap := self.gap(weak, strong))}
         if not gaps:
             return Check(name, None, f"none of {', '.join(strong for _, strong in pairs)} was run")
         (weak, strong), worst = max(gaps.items(), key=lambda item: item[1].low)
@@ -159,7 +159,9 @@ class _Checks:
             return Check(name, None, "the purifier has no descent that could be followed")
         gap = paired(found["loss after"], found["loss before"], confidence=_CONFIDENCE)
         before, after = (found[f"loss {when}"].mean() for when in ("before", "after"))
-        return Check(name, gap.high < 0, f"from {before:.4g} to {after:.4g}, mean of {gap.n} images")
+        return Check(
+            name, gap.high < 0, f"from {before:.4g} to {after:.4g}, mean of {gap.n} images"
+        )
 
     def bare(self) -> Check:
         name = "clean accuracy is near the bare classifier's"

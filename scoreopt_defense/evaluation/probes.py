@@ -55,9 +55,11 @@ class Gradients(Probe):
                 with torch.enable_grad():
                     loss = F.cross_entropy(model(leaf), y, reduction="sum")
                 # a model that cuts the graph has no gradient at all: zero of every pixel
-                (some,) = torch.autograd.grad(loss, leaf, allow_unused=True) if (
-                    loss.requires_grad
-                ) else (None,)
+                (some,) = (
+                    torch.autograd.grad(loss, leaf, allow_unused=True)
+                    if (loss.requires_grad)
+                    else (None,)
+                )
                 gradient = torch.zeros_like(x) if some is None else some
             flat = gradient.flatten(1)
             found[f"{mode}: zero"] = (flat == 0).float().mean(1)

@@ -280,9 +280,7 @@ class Result:
         )
 
 
-def difference(
-    a: dict[int, float], b: dict[int, float], *, confidence: float = 0.95
-) -> Difference:
+def difference(a: dict[int, float], b: dict[int, float], *, confidence: float = 0.95) -> Difference:
     """One set of :meth:`Result.shares` less another, over the images that both have.
 
     Raises:

@@ -159,7 +159,9 @@ class Adaptive(Settings):
             for kind in ("stages", "probes")
         )
         # cheapest first over all defences; the restarts and the judging stay last
-        order = sorted(stages, key=lambda part: (part == "", "restarts" in part, _cost(stages[part])))
+        order = sorted(
+            stages, key=lambda part: (part == "", "restarts" in part, _cost(stages[part]))
+        )
         chain = Chain(
             stages={
                 defence: [_named(name, part) for part in order if part in member.stages]
