@@ -1,4 +1,4 @@
-"""Does an evaluation believe itself: the checks that a masked gradient fails, run by the machine."""
+"""Can an evaluation be believed: the checks that masked gradients fail, run by the machine."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ class _Checks:
         """No pair's second attack leaves more than its first, beyond chance."""
         gaps = {(weak, strong): gap for weak, strong in pairs if (gap := self.gap(weak, strong))}
         if not gaps:
-            return Check(name, None, f"none of {', '.join(strong for _, strong in pairs)} was run")
+            parts = dict.fromkeys(part for pair in pairs for part in pair if not self.shares(part))
+            return Check(name, None, f"not run: {', '.join(parts)}")
         (weak, strong), worst = max(gaps.items(), key=lambda item: item[1].low)
         return Check(
             name,

@@ -207,8 +207,9 @@ class Plan:
             stages = list(chain.stages.get(unit.defence, ()))
             if unit.attack in stages:
                 names = [CLEAN, *stages[: stages.index(unit.attack)]]
-                place = unit.trial, unit.images[0]
-                return [self._units[unit.defence, name, *place] for name in names]
+                return [
+                    self._units[unit.defence, name, unit.trial, unit.images[0]] for name in names
+                ]
         return []
 
     def seed_of(self, unit: Unit) -> int:

@@ -67,20 +67,44 @@ class Gradients(Probe):
         return found
 
 
+def _own_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Zero where the model cuts the graph."""
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = F.cross_entropy(model(leaf), y, reduction="sum")
+    if not loss.requires_grad:
+        return torch.zeros_like(x)
+    (found,) = torch.autograd.grad(loss, leaf, allow_unused=True)
+    return torch.zeros_like(x) if found is None else found
+
+
 @dataclass(frozen=True)
 class Descent(Probe):
-    """The purifier's own loss before its first step and after its last, on fixed noise."""
+    """The loss that the purifier minimises, at its first step and after its last.
+
+    ScoreOpt-N has one draw of noise, and its own loss under it is followed from the first step to
+    the last. ScoreOpt-O draws anew each step; its image's Diff loss is taken under fixed noise.
+    """
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
         """Whether the model has a purifier that descends."""
-        return isinstance(model, DefendedModel) and isinstance(model.purifier, ScoreOpt)
+        return (
+            isinstance(model, DefendedModel)
+            and isinstance(model.purifier, ScoreOpt)
+            and model.purifier.steps > 1
+        )
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         assert isinstance(model, DefendedModel)
         assert isinstance(model.purifier, ScoreOpt)
-        loss = optimization_curves(model.purifier, model.classifier, x, y).loss
-        return {"loss before": loss[0], "loss after": loss[-1]}
+        if model.purifier.variant == "O":
+            loss = optimization_curves(model.purifier, model.classifier, x, y).loss
+            return {"loss before": loss[0], "loss after": loss[-1]}
+        steps: list[dict[str, Any]] = []
+        model.purifier.replace(max_batch=None)(x, callback=steps.append)
+        first = [step["loss"] for step in steps if step["i"] == 0]
+        return {"loss before": first[0], "loss after": first[-1]}
 
 
 @dataclass(frozen=True)

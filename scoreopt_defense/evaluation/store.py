@@ -24,9 +24,9 @@ __all__ = ["Store", "StoreError", "with_lists"]
 _FILE, _IMAGES = "run.sqlite", "images"
 
 # A row of `results` is an image under one trial of one attack; its calls and seconds are its share
-# of its unit's. predicted and margin are JSON lists, a value a judged purification. `tried` counts a
-# unit's rows: fewer than its images in a suite, whose attacks leave out what others took. `measured`
-# is a JSON object, a list of a value an image under each name.
+# of its unit's. predicted and margin are JSON lists, a value a judged purification. `tried` counts
+# a unit's rows: fewer than its images in a suite, whose attacks leave out what others took.
+# `measured` is a JSON object, a list of a value an image under each name.
 _SCHEMA = """
 CREATE TABLE run (
     format INTEGER NOT NULL, plan TEXT NOT NULL, hash TEXT NOT NULL, versions TEXT NOT NULL,

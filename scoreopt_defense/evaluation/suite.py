@@ -63,6 +63,8 @@ class Adaptive(Settings):
         restarts: random starts of the strongest PGD, at the end.
         queries: of Square and SPSA each, an image.
         probed: images that the checklist's probes run on, the first ones of the run.
+        autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: cheaper
+            gradients; the judging is in full precision.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -72,12 +74,13 @@ class Adaptive(Settings):
     """
 
     norm: str = "linf"
-    eps: float | None = None
+    eps: float = None  # type: ignore[assignment]  # the norm's
     steps: int = 20
     eot: int = 20
     restarts: int = 2
     queries: int = 1000
     probed: int = 32
+    autocast: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,12 +99,13 @@ class Adaptive(Settings):
                 f"the suite cannot set the gradient modes of a purifier inside a "
                 f"{type(model).__name__}: pass the DefendedModel itself"
             )
-        modes = _modes(model) if ours else ("as-it-is",)
+        modes = _modes(model) if isinstance(model, DefendedModel) else ("as-it-is",)
         best = next(mode for mode in _STRONGEST if mode in modes)
-        threat = {"norm": self.norm, "eps": self.eps}
+        threat: dict[str, Any] = {"norm": self.norm, "eps": self.eps}
+        shared = threat | {"autocast": self.autocast}
         eot = self.eot if _is_random(model, x) else 1
-        budget = threat | {"steps": self.steps, "eot": eot}
-        answers = {"eot": min(8, eot), "gradient": "none" if ours else "as-it-is"} | threat
+        budget = shared | {"steps": self.steps, "eot": eot}
+        answers = shared | {"eot": min(8, eot), "gradient": "none" if ours else "as-it-is"}
 
         def pgd(**settings: Any) -> Any:
             return library.PGD(**(budget | {"gradient": best} | settings))
@@ -179,7 +183,7 @@ class Adaptive(Settings):
 
 
 #: What ``suite =`` may be by name.
-SUITES: dict[str, type] = {"adaptive": Adaptive}
+SUITES: dict[str, type[Adaptive]] = {"adaptive": Adaptive}
 
 
 def _named(*parts: str) -> str:

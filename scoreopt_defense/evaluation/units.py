@@ -117,7 +117,7 @@ def _attack_and_judge(
 
 
 def _put_together(outcome: Outcome, parts: list[_Part]) -> Outcome:
-    found = {
+    found: dict[str, Any] = {
         name: _joined([getattr(part, name) for part in parts])
         for name in ("predicted", "margin", "broken", "images")
     }
