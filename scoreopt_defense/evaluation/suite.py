@@ -62,7 +62,8 @@ class Adaptive(Settings):
         eot: purifications that each of their steps is averaged over.
         restarts: random starts of the strongest PGD, at the end.
         queries: of Square and SPSA each, an image.
-        probed: images that the checklist's probes run on, the first ones of the run.
+        probed: images that the checklist's probes run on, the first ones of the run. Their white
+            box has half the steps, of half the samples: it is run eight times over.
         autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: cheaper
             gradients; the judging is in full precision.
 
@@ -86,7 +87,7 @@ class Adaptive(Settings):
         super().__post_init__()
         check_choice("norm", self.norm, _EPS)
         self._set("eps", check_positive("eps", _EPS[self.norm] if self.eps is None else self.eps))
-        for name, least in {"steps": 2, "eot": 1, "restarts": 1, "queries": 20}.items():
+        for name, least in {"steps": 4, "eot": 1, "restarts": 1, "queries": 20}.items():
             self._set(name, check_count(name, getattr(self, name), least=least))
         self._set("probed", check_count("probed", self.probed, least=0))
 
@@ -108,7 +109,8 @@ class Adaptive(Settings):
         answers = shared | {"eot": min(8, eot), "gradient": "none" if ours else "as-it-is"}
 
         def pgd(**settings: Any) -> Any:
-            return library.PGD(**(budget | {"gradient": best} | settings))
+            half = {"steps": self.steps // 2, "eot": max(1, eot // 2)}
+            return library.PGD(**(shared | half | {"gradient": best} | settings))
 
         transfer = library.attack(f"transfer-pgd-{self.norm}", eps=self.eps)
         boundary = library.Boundary(**threat)
@@ -125,7 +127,8 @@ class Adaptive(Settings):
             stages |= {"transfer PGD": transfer, "boundary": boundary}
         if "one-shot" in modes:
             stages["PGD+EOT at the surrogate"] = library.PGD(gradient="surrogate", **budget)
-        last = pgd(random_start=True, restarts=self.restarts)
+        restarts = {"random_start": True, "restarts": self.restarts}
+        last = library.PGD(gradient=best, **budget, **restarts)
         stages = dict(sorted(stages.items(), key=lambda item: _cost(item[1])))
         stages |= {f"PGD+EOT, {best}, restarts": last, "": WorstCase(**threat)}
 
@@ -136,13 +139,13 @@ class Adaptive(Settings):
             "half eps": pgd(eps=self.eps / 2),
             "double eps": pgd(eps=min(2 * self.eps, 1.0 if self.norm == "linf" else 10.0)),
             "unbounded": pgd(**unbounded),
-            "half steps": pgd(steps=self.steps // 2),
-            "restarts": last,
+            "half steps": pgd(steps=self.steps // 4),
+            "restarts": pgd(**restarts),
             "black box": square,
             "gradients": Gradients(modes=modes),
         }
-        if eot > 1:
-            probes["half EOT"] = pgd(eot=eot // 2)
+        if eot > 3:
+            probes["half EOT"] = pgd(eot=eot // 4)
         if ours:
             probes |= {"transfer": transfer, "boundary": boundary, "bare": Bare()}
             if Descent.fits(model):
