@@ -1,4 +1,4 @@
-"""Robust accuracy of ScoreOpt and its baselines under the adaptive suite, on tiny CIFAR-10 networks.
+"""Robust accuracy of ScoreOpt and its baselines by the adaptive suite, on tiny CIFAR-10 networks.
 
     python benchmarks/adaptive.py path/to/cifar10/test/images --norm linf --row scoreopt-n
     python benchmarks/adaptive.py path/to/cifar10/test/images    # every row, in both norms

@@ -95,8 +95,8 @@ class _Checks:
         return [name for name in plan.columns if name != CLEAN and name not in plan.suites]
 
     def name(self, part: str) -> str:
-        probe = f"{self.suite}/check/{part}"
-        return probe if probe in self.result.plan.attacks else part
+        """Of a probe by its role; an attack of the run goes by its own."""
+        return self.result.plan.chains[self.suite].probes[self.defence].get(part, part)
 
     def shares(self, part: str) -> dict[int, float]:
         """Each image's share of right purifications; of none if it was not run."""

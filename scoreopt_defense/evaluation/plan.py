@@ -63,14 +63,14 @@ class Chain:
     Attributes:
         stages: by defence, names of attacks in their order. Each begins where those before it came
             to and leaves out the images that they took; the last judges what they found.
-        probes: by defence, names of what the suite's checks rest on besides: attacks by themselves,
-            and measurements.
+        probes: by defence, names of what the suite's checks rest on besides, attacks by themselves
+            and measurements, by what they are to the checks.
         probed: how many images are probed, the first ones.
         untried: by defence, what could not be tried, and why.
     """
 
     stages: Mapping[str, Sequence[str]]
-    probes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    probes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     probed: int = 32
     untried: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -78,7 +78,7 @@ class Chain:
     def parts(self) -> set[str]:
         """Names of what belongs to the suite alone: all but the last stages, and the probes."""
         stages = (name for names in self.stages.values() for name in names[:-1])
-        return {*stages, *(name for names in self.probes.values() for name in names)}
+        return {*stages, *(name for names in self.probes.values() for name in names.values())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,8 +196,8 @@ class Plan:
         for chain in self.chains.values():
             if any(attack in names for names in chain.stages.values()):
                 return self.count if attack in chain.stages.get(defence, ()) else 0
-            if any(attack in names for names in chain.probes.values()):
-                meets = attack in chain.probes.get(defence, ())
+            if any(attack in names.values() for names in chain.probes.values()):
+                meets = attack in chain.probes.get(defence, {}).values()
                 return min(chain.probed, self.count) if meets else 0
         return self.count
 

@@ -17,7 +17,19 @@ from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.diagnostics import input_gradient, optimization_curves
 from scoreopt_defense.purifiers import ScoreOpt
 
-__all__ = ["Bare", "Descent", "Gradients", "Probe"]
+__all__ = ["Bare", "Descent", "Gradients", "Probe", "gradient_modes"]
+
+
+def gradient_modes(model: nn.Module) -> tuple[str, ...]:
+    """The modes that differ: without an optimiser to smooth, smoothed is exact."""
+    if not isinstance(model, DefendedModel):
+        return ("as-it-is",)
+    optimizer = getattr(model.purifier.settings, "optimizer", None)
+    return tuple(
+        mode
+        for mode in model.purifier.modes
+        if mode != "smoothed" or hasattr(optimizer, "smoothed")
+    )
 
 
 @dataclass(frozen=True)
@@ -37,17 +49,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class Gradients(Probe):
-    """The input gradient in each mode: is it finite, and of how many pixels is it zero.
-
-    Args:
-        modes: of a :class:`~scoreopt_defense.DefendedModel`; any other model has its own alone.
-    """
-
-    modes: tuple[str, ...]
+    """The input gradient in each mode: is it finite, and of how many pixels is it zero."""
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         found = {}
-        for mode in self.modes:
+        for mode in gradient_modes(model):
             if isinstance(model, DefendedModel):
                 gradient = input_gradient(model.with_gradient(mode), x, y)
             else:

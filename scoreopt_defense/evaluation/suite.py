@@ -14,7 +14,7 @@ from scoreopt_defense._checks import check_choice, check_count, check_positive
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.chain import WorstCase
 from scoreopt_defense.evaluation.plan import Chain
-from scoreopt_defense.evaluation.probes import Bare, Descent, Gradients
+from scoreopt_defense.evaluation.probes import Bare, Descent, Gradients, gradient_modes
 from scoreopt_defense.purifiers import Purifier
 from scoreopt_defense.settings import Settings
 
@@ -36,12 +36,13 @@ class Member:
 
     Attributes:
         stages: attacks by name, in order.
-        probes: attacks and measurements by name, for the checklist alone.
+        probes: attacks and measurements for the checklist alone, with their names, by what they
+            are to it.
         untried: what could not be tried, and why.
     """
 
     stages: Mapping[str, Any]
-    probes: Mapping[str, Any]
+    probes: Mapping[str, tuple[str, Any]]
     untried: Mapping[str, str]
 
 
@@ -100,56 +101,58 @@ class Adaptive(Settings):
                 f"the suite cannot set the gradient modes of a purifier inside a "
                 f"{type(model).__name__}: pass the DefendedModel itself"
             )
-        modes = _modes(model) if isinstance(model, DefendedModel) else ("as-it-is",)
+        modes = gradient_modes(model)
         best = next(mode for mode in _STRONGEST if mode in modes)
         threat: dict[str, Any] = {"norm": self.norm, "eps": self.eps}
         shared = threat | {"autocast": self.autocast}
         eot = self.eot if _is_random(model, x) else 1
         budget = shared | {"steps": self.steps, "eot": eot}
-        answers = shared | {"eot": min(8, eot), "gradient": "none" if ours else "as-it-is"}
+        restarts = {"random_start": True, "restarts": self.restarts}
+        answers = shared | {"eot": min(8, eot)}
+        # What differs between defences is in the name, so that a name means one attack in any run.
+        averaged, alone = ("+EOT", "") if eot > 1 else ("", ", no EOT")
 
-        def pgd(**settings: Any) -> Any:
-            half = {"steps": self.steps // 2, "eot": max(1, eot // 2)}
-            return library.PGD(**(shared | half | {"gradient": best} | settings))
-
+        square = library.Square(**answers, steps=max(1, self.queries // answers["eot"] - 1))
         transfer = library.attack(f"transfer-pgd-{self.norm}", eps=self.eps)
         boundary = library.Boundary(**threat)
-        square = library.Square(**answers, steps=max(1, self.queries // answers["eot"] - 1))
-        stages = {f"PGD+EOT, {mode}": library.FoolboxPGD(gradient=mode, **budget) for mode in modes}
-        stages |= {
-            f"AutoAttack rand, {mode}": library.AutoAttack(gradient=mode, **budget)
-            for mode in modes
-        }
-        stages["Square"] = square
+        last = library.PGD(gradient=best, **budget, **restarts)
+        stages = {}
+        for mode in modes:
+            stages[f"PGD{averaged}, {mode}"] = library.FoolboxPGD(gradient=mode, **budget)
+            stages[f"APGD{averaged}, {mode}"] = library.AutoAttack(gradient=mode, **budget)
+        stages[f"Square{alone}"] = square
         if self.norm == "linf":
-            stages["SPSA"] = library.SPSA(**answers | {"eot": 1}, samples=self.queries // 10)
+            stages["SPSA"] = library.SPSA(**shared, samples=self.queries // 10)
         if ours:
             stages |= {"transfer PGD": transfer, "boundary": boundary}
         if "one-shot" in modes:
             stages["PGD+EOT at the surrogate"] = library.PGD(gradient="surrogate", **budget)
-        restarts = {"random_start": True, "restarts": self.restarts}
-        last = library.PGD(gradient=best, **budget, **restarts)
-        stages = dict(sorted(stages.items(), key=lambda item: _cost(item[1])))
-        stages |= {f"PGD+EOT, {best}, restarts": last, "": WorstCase(**threat)}
+        stages |= {f"PGD{averaged}, {best}, restarts": last, "": WorstCase(**threat)}
 
-        unbounded = {"norm": "linf", "eps": 1.0}
-        probes = {
-            "noise": library.Noise(**threat),
+        half = {"steps": self.steps // 2, "eot": max(1, eot // 2)}
+
+        def pgd(**settings: Any) -> Any:
+            return library.PGD(**(shared | half | {"gradient": best} | settings))
+
+        farthest = {"linf": 1.0, "l2": 10.0}[self.norm]  # that an attack of this library may go
+        white_box = {
             "white-box": pgd(),
             "half eps": pgd(eps=self.eps / 2),
-            "double eps": pgd(eps=min(2 * self.eps, 1.0 if self.norm == "linf" else 10.0)),
-            "unbounded": pgd(**unbounded),
+            "double eps": pgd(eps=min(2 * self.eps, farthest)),
+            "unbounded": pgd(norm="linf", eps=1.0),
             "half steps": pgd(steps=self.steps // 4),
             "restarts": pgd(**restarts),
-            "black box": square,
-            "gradients": Gradients(modes=modes),
         }
         if eot > 3:
-            probes["half EOT"] = pgd(eot=eot // 4)
+            white_box["half EOT"] = pgd(eot=eot // 4)
+        probes = {role: (f"{role}, {best}{alone}", attack) for role, attack in white_box.items()}
+        others = {"noise": library.Noise(**threat), "gradients": Gradients()}
         if ours:
-            probes |= {"transfer": transfer, "boundary": boundary, "bare": Bare()}
+            others |= {"transfer": transfer, "boundary": boundary, "bare": Bare()}
             if Descent.fits(model):
-                probes["descent"] = Descent()
+                others["descent"] = Descent()
+        probes |= {role: (role, attack) for role, attack in others.items()}
+        probes["black box"] = f"black box{alone}", square
         return Member(stages, probes if self.probed else {}, _untried(model, modes))
 
     def chain(
@@ -157,30 +160,22 @@ class Adaptive(Settings):
     ) -> tuple[Chain, dict[str, Any]]:
         """The suite made out for these defences, and its attacks by the name ``suite/attack``."""
         members = {defence: self.member(model, x) for defence, model in defences.items()}
-        stages, probes = (
-            {
-                part: attack
-                for member in members.values()
-                for part, attack in getattr(member, kind).items()
-            }
-            for kind in ("stages", "probes")
-        )
+        stages = {part: a for member in members.values() for part, a in member.stages.items()}
         # cheapest first over all defences; the restarts and the judging stay last
-        order = sorted(
-            stages, key=lambda part: (part == "", "restarts" in part, _cost(stages[part]))
-        )
+        order = sorted(stages, key=lambda p: (p == "", "restarts" in p, _cost(stages[p])))
         chain = Chain(
             stages={
                 defence: [_named(name, part) for part in order if part in member.stages]
                 for defence, member in members.items()
             },
             probes={
-                defence: [_named(name, "check", part) for part in member.probes]
+                defence: {r: _named(name, "check", part) for r, (part, _) in member.probes.items()}
                 for defence, member in members.items()
             },
             probed=self.probed,
             untried={defence: dict(member.untried) for defence, member in members.items()},
         )
+        probes = dict(pair for member in members.values() for pair in member.probes.values())
         attacks = {_named(name, part): stages[part] for part in order}
         return chain, attacks | {_named(name, "check", part): a for part, a in probes.items()}
 
@@ -191,16 +186,6 @@ SUITES: dict[str, type[Adaptive]] = {"adaptive": Adaptive}
 
 def _named(*parts: str) -> str:
     return "/".join(part for part in parts if part)
-
-
-def _modes(model: DefendedModel) -> tuple[str, ...]:
-    """The gradient modes that differ: without an optimiser to smooth, smoothed is exact."""
-    optimizer = getattr(model.purifier.settings, "optimizer", None)
-    return tuple(
-        mode
-        for mode in model.purifier.modes
-        if mode != "smoothed" or hasattr(optimizer, "smoothed")
-    )
 
 
 def _cost(attack: Any) -> float:

@@ -1,0 +1,349 @@
+"""A suite: stages hand on what they found, the worst of each image is judged anew, and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from toy_evaluation import Noisy, defences, found, images, run
+from toys import bent, smooth_classifier
+
+from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, attacks
+from scoreopt_defense.evaluation import Judging, Result, evaluate
+from scoreopt_defense.evaluation.chain import Carried, WorstCase, carried
+from scoreopt_defense.evaluation.checklist import checklist
+from scoreopt_defense.evaluation.evaluate import evaluate_plan, materials_of
+from scoreopt_defense.evaluation.plan import CLEAN, Chain, Plan
+from scoreopt_defense.evaluation.suite import Adaptive
+
+for library in ("foolbox", "torchattacks"):
+    pytest.importorskip(library)
+
+SMALL = {"eps": 0.1, "steps": 4, "eot": 2, "queries": 20, "probed": 4}
+
+
+class Threshold(nn.Module):
+    """Class 0 where an image's mean is below a half; the margin is how far it is from there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((1, 2, 3))
+        return torch.stack([0.5 - mean, mean - 0.5], 1)
+
+
+@dataclass(frozen=True)
+class Add:
+    """Adds so much to what it begins from, and remembers in pixels who it met."""
+
+    much: float
+    takes_start: bool = True
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, *, start: Tensor | None = None) -> Tensor:
+        return (x if start is None else start) + self.much
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def dark(*means: float) -> tuple[Tensor, Tensor]:
+    """Images of class 0 with these means."""
+    x = torch.tensor(means).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    return x, torch.zeros(len(means), dtype=torch.int64)
+
+
+def run_stages(stages: dict[str, Any], pixels: tuple[Tensor, Tensor], **numbers: int) -> Result:
+    parts = {f"s/{name}": attack for name, attack in stages.items()}
+    parts["s"] = WorstCase(norm="linf", eps=0.9)
+    materials = materials_of({"d": Threshold()}, pixels, parts, Judging(purifications=2))
+    chain = Chain(stages={"d": list(parts)}, untried={"d": {}})
+    materials = dataclasses.replace(materials, suites={"s": chain})
+    return evaluate_plan(Plan.of(materials, **numbers), materials)
+
+
+class TestStages:
+    def test_what_is_taken_leaves_the_queue_and_the_rest_is_carried_on(self) -> None:
+        # the first takes the image at 0.45, the second adds to the first's, and takes 0.3
+        pixels = dark(0.1, 0.3, 0.45, 0.6)  # the last is wrong without any attack
+        result = run_stages({"one": Add(0.1), "two": Add(0.15)}, pixels, batch=3)
+        met = {name: [r["image"] for r in result.rows("d", name)] for name in result.plan.attacks}
+        assert met == {CLEAN: [0, 1, 2, 3], "s/one": [0, 1, 2], "s/two": [0, 1], "s": [0, 1, 2, 3]}
+        expected = torch.tensor([0.1 + 0.25, 0.3 + 0.25, 0.45 + 0.1, 0.6]).reshape(4, 1, 1, 1)
+        torch.testing.assert_close(
+            torch.from_numpy(result.adversarial("d", "s")), expected.expand(4, 1, 2, 2)
+        )
+        worst = result.worst_case("d", "s")
+        assert worst.cell is not None
+        assert worst.cell.accuracy.value == 0.25
+        stages = {s.attack: (s.tried, s.taken, s.alone, s.left) for s in worst.stages}
+        assert stages == {
+            CLEAN: (4, 1, 1, 0.75), "s/one": (3, 1, 1, 0.5), "s/two": (2, 1, 1, 0.25),
+        }  # fmt: skip
+        assert result.plan.columns == [CLEAN, "s"]
+        assert [cell.attack for cell in result.cells] == [CLEAN, "s"]
+
+    def test_a_worse_result_than_before_is_not_carried_on(self) -> None:
+        result = run_stages({"up": Add(0.2), "down": Add(-0.3)}, dark(0.1))
+        np.testing.assert_allclose(result.adversarial("d", "s"), 0.3, rtol=1e-6)
+
+    def test_an_attack_that_takes_no_start_begins_at_the_clean_image(self) -> None:
+        result = run_stages({"one": Add(0.1), "two": _Plain(0.15)}, dark(0.1))
+        np.testing.assert_allclose(result.adversarial("d", "s/two"), 0.25, rtol=1e-6)
+
+    def test_a_stage_that_fails_takes_nothing_and_stops_nothing(self) -> None:
+        result = run_stages({"bad": _Raising(), "good": Add(0.3)}, dark(0.1, 0.45))
+        assert [unit["attack"] for unit in result.failures] == ["s/bad"]
+        assert result.worst_case("d", "s").cell.accuracy.value == 0.5
+
+    def test_calls_are_counted_by_the_images_that_were_met(self) -> None:
+        result = run_stages({"one": Add(0.1), "two": Add(0.15)}, dark(0.1, 0.3, 0.45, 0.6))
+        for name, rows in (("s/one", 3), ("s/two", 2), ("s", 4)):
+            assert result.cell("d", name).classifier_calls == 2 * rows  # judged twice
+
+    def test_ties_keep_the_first(self) -> None:
+        rows = [{"place": 0, "label": 0, "predicted": [1], "margin": [-1.0], "broken": None}]
+        x = np.zeros((1, 1, 2, 2), dtype=np.float32)
+        kept = carried(x, [(rows, x + 0.25), (rows, x + 0.5)])
+        assert isinstance(kept, Carried)
+        assert kept.images.max() == 0.25
+        assert not kept.standing[0]
+
+
+class _Plain:
+    def __init__(self, much: float) -> None:
+        self.much = much
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return x + self.much
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"much": self.much}
+
+
+class _Raising(_Plain):
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        raise KeyError("no such thing")
+
+
+SUITE_RUN = {
+    "attacks": {}, "trials": 1, "batch": 4, "judging": Judging(purifications=3),
+    "suites": {"adaptive": Adaptive(**SMALL)},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole() -> Result:
+    """The suite on three toys: two purifiers, and a randomised module that is none of ours."""
+    return run(None, **SUITE_RUN)
+
+
+class TestAdaptive:
+    def test_nothing_fails_and_every_image_is_judged_at_last(self, whole: Result) -> None:
+        assert whole.failures == []
+        for defence in whole.plan.defences:
+            assert len(whole.rows(defence, "adaptive")) == 12
+
+    def test_each_mode_is_attacked_that_a_defence_offers(self, whole: Result) -> None:
+        modes = {
+            "one-shot": {"one-shot", "bpda", "exact"},  # no optimiser: smoothed is exact
+            "scoreopt": {"one-shot", "bpda", "exact", "smoothed"},
+            "noisy": {"as-it-is"},
+        }
+        for defence, expected in modes.items():
+            stages = whole.plan.suites["adaptive"]["stages"][defence]
+            for kind in ("adaptive/PGD+EOT, ", "adaptive/APGD+EOT, "):
+                named = {s.removeprefix(kind) for s in stages if s.startswith(kind)}
+                named = {mode for mode in named if "restarts" not in mode}
+                assert named == expected
+            assert stages[-1] == "adaptive"
+            assert "restarts" in stages[-2]
+
+    def test_stages_are_ordered_by_their_cost(self, whole: Result) -> None:
+        names = whole.plan.suites["adaptive"]["stages"]["scoreopt"]
+        order = [name.removeprefix("adaptive/") for name in names]
+        cheap, dear = ("transfer PGD", "PGD+EOT at the surrogate", "PGD+EOT, one-shot"), "exact"
+        places = [order.index(name) for name in (*cheap, f"PGD+EOT, {dear}")]
+        assert places == sorted(places)
+
+    def test_the_worst_case_is_no_better_than_what_was_found(self, whole: Result) -> None:
+        """Judged anew, an image that was wrong in each of 3 purifications may be right again."""
+        for defence in whole.plan.defences:
+            worst = whole.worst_case(defence, "adaptive")
+            left = [stage.left for stage in worst.stages]
+            assert left == sorted(left, reverse=True)
+            assert worst.cell.accuracy.value < whole.cell(defence).accuracy.value
+            taken = sum(stage.taken for stage in worst.stages)
+            wrong = sum(
+                min(whole.shares(defence, s.attack).get(image, 1) for s in worst.stages if s.tried)
+                < 0.5
+                for image in range(12)
+            )
+            assert taken == wrong
+
+    def test_the_last_judge_saw_other_purifications_than_the_choice(self, whole: Result) -> None:
+        for defence in whole.plan.defences:
+            chosen, judged = (
+                [row["margin"] for row in whole.rows(defence, name)]
+                for name in (whole.plan.suites["adaptive"]["stages"][defence][0], "adaptive")
+            )
+            assert not set(map(tuple, chosen)) & set(map(tuple, judged))
+
+    def test_a_module_that_is_not_ours_says_what_was_not_tried(self, whole: Result) -> None:
+        untried = whole.worst_case("noisy", "adaptive").untried
+        assert untried.keys() == {
+            "gradient modes", "transfer, boundary and surrogate", "the purifier's descent",
+        }  # fmt: skip
+        assert "Noisy" in untried["gradient modes"]
+
+    def test_a_deterministic_model_is_asked_once(self) -> None:
+        x = images()[0]
+        for model, kind, eot in (
+            (smooth_classifier(torch.float32), "PGD", 1),
+            (Noisy().eval(), "PGD+EOT", 8),
+        ):
+            assert Adaptive(eot=8).member(model, x).stages[f"{kind}, as-it-is"].eot == eot
+
+    def test_a_purifier_inside_another_module_is_refused(self) -> None:
+        model = nn.Sequential(defences()["scoreopt"])
+        with pytest.raises(ValueError, match="pass the DefendedModel itself"):
+            Adaptive().member(model, images()[0])
+
+    def test_workers_and_resumption_change_nothing(self, whole: Result, tmp_path) -> None:
+        few = SUITE_RUN | {"suites": {"adaptive": Adaptive(**SMALL | {"probed": 0})}}
+        alone = found(run(None, **few))
+        assert found(run(tmp_path / "two", workers=2, **few)) == alone
+
+    @pytest.mark.slow
+    def test_kills_change_nothing(self, tmp_path) -> None:
+        import multiprocessing
+
+        from test_evaluation_runner import killed_until_done
+
+        forked = multiprocessing.get_context("forkserver")
+        few = SUITE_RUN | {"suites": {"adaptive": Adaptive(**SMALL | {"probed": 0})}}
+        killed_until_done(forked, tmp_path, 20, few)
+        assert found(run(tmp_path, **few)) == found(run(None, **few))
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"norm": "l1"}, r"norm must be one of \['linf', 'l2'\], got 'l1'"),
+            ({"eps": 0}, "eps must be a finite number above 0, got 0"),
+            ({"steps": 3}, "steps must be a whole number of at least 4, got 3"),
+            ({"queries": 5}, "queries must be a whole number of at least 20, got 5"),
+            ({"autocast": "half"}, "autocast must be one of"),
+        ],
+    )
+    def test_wrong_settings_are_refused(self, settings: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            Adaptive(**settings).member(smooth_classifier(torch.float32), images()[0])
+
+    def test_an_unknown_suite_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"suite must be one of \['adaptive'\], got 'all'"):
+            evaluate(smooth_classifier(torch.float32), images(), suites="all")
+
+
+class Quantised(nn.Module):
+    """The classifier behind a rounding of its images: its gradient is zero, its errors are not."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier((8 * x).round() / 8)
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> dict[str, dict[str, Any]]:
+    plain = smooth_classifier(torch.float32)
+    purifier = ScoreOpt(bent(torch.float32), steps=2, lr=0.01, sigma=0.1, variant="O")
+    models = {
+        "plain": plain,
+        "masked": Quantised(plain).eval(),
+        "defended": DefendedModel(plain, purifier),
+    }
+    x, _ = images(24)
+    y = plain(x).argmax(1)
+    suite = Adaptive(eps=0.2, steps=8, eot=4, queries=40, probed=24)
+    result = evaluate(models, (x, y), suites={"adaptive": suite}, batch=24)
+    assert result.failures == []
+    return {
+        name: {check.name: check for check in checklist(result, name, "adaptive")}
+        for name in models
+    }
+
+
+class TestChecklist:
+    def test_a_plain_classifier_passes(self, verdicts) -> None:
+        failed = [c for c in verdicts["plain"].values() if c.passed is False]
+        assert failed == []
+        assert sum(bool(c.passed) for c in verdicts["plain"].values()) >= 7
+
+    def test_a_masked_gradient_fails(self, verdicts) -> None:
+        failed = {name for name, check in verdicts["masked"].items() if check.status == "FAIL"}
+        assert {
+            "an unbounded attack reaches 0 %",
+            "gradients are neither zero nor NaN",
+            "the white box is no weaker than the black box and transfer",
+        } <= failed
+
+    def test_a_defended_model_is_checked_for_what_only_it_has(self, verdicts) -> None:
+        checks = verdicts["defended"]
+        assert all(check.passed is not None for check in checks.values())
+        assert checks["clean accuracy is near the bare classifier's"].passed
+        for name in ("the loss falls over the purifier's steps", "clean accuracy is near"):
+            others = [c for n, c in verdicts["plain"].items() if n.startswith(name)]
+            assert [c.status for c in others] == ["not run"]
+
+    def test_an_attack_that_raises_the_accuracy_is_a_failed_check(self) -> None:
+        pixels = dark(*[0.6 if place % 2 else 0.4 for place in range(32)])  # half are wrong
+        suite = Adaptive(norm="linf", eps=0.01, steps=4, eot=1, queries=20, probed=0)
+        result = evaluate(
+            Threshold(), pixels, {"helpful": _Plain(-0.3)}, suites={"adaptive": suite}
+        )
+        checks = {c.name: c for c in checklist(result, "Threshold", "adaptive")}
+        assert checks["no attack raises the accuracy"].passed is False
+        assert "helpful less clean: +50.0 points" in checks["no attack raises the accuracy"].figure
+
+
+class TestAttacksOfTheSuite:
+    def test_boundary_images_are_barely_wrong(self) -> None:
+        x, y = dark(0.35, 0.45, 0.1)
+        model = DefendedModel(Threshold().eval(), OneShot(bent(torch.float32), sigma=0.1))
+        attack = attacks.Boundary(eps=0.2, steps=10, bisections=12)
+        mean = attack.run(model, x, y).mean((1, 2, 3))
+        # half of at most 0.2, 12 times over; the third cannot be reached and goes all the way
+        assert ((mean[:2] >= 0.5) & (mean[:2] <= 0.5 + 0.2 * 2.0**-12 + 1e-6)).all()
+        torch.testing.assert_close(mean[2], torch.tensor(0.3))
+
+    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    def test_noise_has_the_size_that_is_asked_for(self, norm: str) -> None:
+        x = torch.full((16, 3, 8, 8), 0.5)
+        torch.manual_seed(0)
+        y = torch.zeros(16, dtype=torch.int64)
+        change = attacks.Noise(norm=norm, eps=0.1).run(smooth_classifier(x.dtype), x, y) - x
+        if norm == "l2":
+            torch.testing.assert_close(change.flatten(1).norm(dim=1), torch.full((16,), 0.1))
+        else:
+            # uniform: its variance is a third, of 16 * 192 draws
+            torch.testing.assert_close(change.square().mean().item(), 0.1**2 / 3, rtol=0.1, atol=0)
+            assert change.abs().max() <= 0.1 + 1e-7
+
+    def test_autocast_is_the_attacks_and_not_the_judges(self) -> None:
+        seen = []
+
+        class Spy(Threshold):
+            def forward(self, x: Tensor) -> Tensor:
+                seen.append(torch.is_autocast_enabled("cpu"))
+                return super().forward(x)
+
+        attack = attacks.PGD(eps=0.1, steps=2, eot=1, autocast="bfloat16")
+        evaluate(Spy(), dark(0.4, 0.45), {"pgd": attack}, judging=Judging(purifications=2))
+        assert seen == [False] * 2 + [True] * 2 + [False] * 2
