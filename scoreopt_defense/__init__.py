@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scoreopt_defense import pretrained
 from scoreopt_defense.defended import EOT, DefendedModel
-from scoreopt_defense.purifiers import OneShot, Purifier, ScoreOpt
+from scoreopt_defense.purifiers import DiffPure, OneShot, Purifier, ScoreOpt
 
 if TYPE_CHECKING:
     from scoreopt_defense.integrations.art import PurifierPreprocessor
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EOT",
     "DefendedModel",
+    "DiffPure",
     "OneShot",
     "Purifier",
     "PurifierPreprocessor",

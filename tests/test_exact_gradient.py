@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from purifiers_table import BASELINES
 from tolerances import rounding
 from torch import Tensor, nn
 from toys import bent, mid_images, smooth_classifier
@@ -72,6 +73,17 @@ def test_equals_naive_autograd_and_keeps_the_value(settings: dict) -> None:
     purifier, x = purifier_of(settings), mid_images().requires_grad_()
     purified = purifier(x, seed=1)
     assert torch.equal(purified, purifier.with_gradient("bpda")(x, seed=1))
+    assert_same_gradient(gradient_of(purified, x), gradient_of(naive(purifier, x, 1), x))
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baselines_equals_naive_autograd_too(name: str) -> None:
+    purifier, x = BASELINES[name](bent(), gradient="bpda"), mid_images().requires_grad_()
+    value = purifier(x, seed=1)
+    if "exact" not in purifier.modes:
+        pytest.skip("autograd does not go through it")
+    purified = purifier.with_gradient("exact")(x, seed=1)
+    assert torch.equal(purified, value)
     assert_same_gradient(gradient_of(purified, x), gradient_of(naive(purifier, x, 1), x))
 
 

@@ -7,24 +7,12 @@ import pickle
 
 import pytest
 import torch
+from purifiers_table import PURIFIERS
 from tolerances import adam_rounding, rounding
 from toys import BentNet, bent, gaussian, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt
 
-PURIFIERS = {
-    "ScoreOpt-O": lambda prior, **kw: ScoreOpt(
-        prior, variant="O", steps=3, lr=0.02, sigma=(0.2, 0.4), **kw
-    ),
-    "ScoreOpt-O, SR": lambda prior, **kw: ScoreOpt(
-        prior, variant="O", loss="sr", steps=2, lr=0.02, sigma=(0.2, 0.4), **kw
-    ),
-    "ScoreOpt-N": lambda prior, **kw: ScoreOpt(prior, steps=3, lr=0.02, sigma=(0.2, 0.4), **kw),
-    "ScoreOpt-N, SR, twice": lambda prior, **kw: ScoreOpt(
-        prior, loss="sr", steps=2, lr=0.02, sigma=(0.2, 0.4), outer_steps=2, **kw
-    ),
-    "one-shot": lambda prior, **kw: OneShot(prior, sigma=(0.2, 0.4), **kw),
-}
 # Up to 3 repetitions and 4 steps.
 TOLERANCE = adam_rounding(torch.float64, lr=0.02, steps=4, pixels=3 * 768)
 every_purifier = pytest.mark.parametrize("make", PURIFIERS.values(), ids=PURIFIERS.keys())
