@@ -25,7 +25,7 @@ __all__ = ["DiffPure", "DiffPureSettings", "diffpure", "vp_sde"]
 SAMPLERS = {"ddpm": "DDPMSampler", "ddim": "DDIMSampler"}
 _BETA_MIN, _BETA_MAX = 0.1, 20.0  # Song et al., ICLR 2021, appendix C
 
-#: One step of the reverse process: ``(x_t, t, s, draw) -> x_s``.
+#: One step of the reverse process: ``(x_t, t, s, noise, m, j) -> x_s``.
 Reverse = Callable[..., Tensor]
 
 
@@ -33,12 +33,13 @@ def diffpure(x: Tensor, reverse: Reverse, noise: Noise, times: list[Tensor], m: 
     """Diffuse to the first of the times, and reverse through the others.
 
     Args:
+        reverse: one step; it makes its own noise of what it is given, so that none need be kept.
         m: which of a call's rounds this is: each has noise of its own.
     """
     alpha, sigma = vp_sde(times[0])
     x_t = alpha * x + sigma * noise.eps_1(m, x)
     for j, (t, s) in enumerate(pairwise(times)):
-        x_t = reverse(x_t, t, s, partial(noise.eps_2, m, j))
+        x_t = reverse(x_t, t, s, noise, m, j)
     return x_t
 
 
@@ -128,26 +129,25 @@ class DiffPure(Purifier):
         between = [torch.lerp(first, last, j / (n - 1)) for j in range(1, n)]
         return [first, *between, torch.zeros_like(first)]
 
-    def reverse(
-        self, x_t: Tensor, t: Tensor, s: Tensor, draw: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """azula's step from time t to s, with the noise that ``draw`` makes."""
+    def reverse(self, x_t: Tensor, t: Tensor, s: Tensor, noise: Noise, m: int, j: int) -> Tensor:
+        """azula's step from time t to s, the j-th of round m."""
         alpha, sigma = vp_sde(t)
         level = (sigma / alpha).clamp(*self.denoiser.sigma_range)  # its ends, but for rounding
         denoised = self.denoiser(x_t / alpha, level)
-        given = SimpleNamespace(mean=denoised)
-        sample = optional("azula.sample", extra="azula")
-        sampler = getattr(sample, SAMPLERS[self.settings.sampler])(_Known(given))
-        with _Drawn(draw if self.settings.sampler == "ddpm" else torch.zeros_like):
+        name = self.settings.sampler
+        sampler = getattr(optional("azula.sample", extra="azula"), SAMPLERS[name])(_Known(denoised))
+        draw = partial(noise.eps_2, m, j) if name == "ddpm" else torch.zeros_like
+        with _Drawn(draw):
             return sampler.step(x_t, t, s)
 
 
 class _Known:
     """A denoised image as azula's samplers ask for it."""
 
-    def __init__(self, posterior: Any) -> None:
-        self.posterior = posterior
-        self.schedule = vp_sde
+    schedule = staticmethod(vp_sde)
+
+    def __init__(self, denoised: Tensor) -> None:
+        self.posterior = SimpleNamespace(mean=denoised)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Any:
         return self.posterior
