@@ -8,14 +8,30 @@ from typing import TYPE_CHECKING, Any
 
 from scoreopt_defense import pretrained
 from scoreopt_defense.defended import EOT, DefendedModel
-from scoreopt_defense.purifiers import OneShot, Purifier, ScoreOpt
+from scoreopt_defense.purifiers import (
+    ADP,
+    GDMP,
+    JPEG,
+    BitDepth,
+    DiffPure,
+    MENet,
+    OneShot,
+    Purifier,
+    ScoreOpt,
+)
 
 if TYPE_CHECKING:
     from scoreopt_defense.integrations.art import PurifierPreprocessor
 
 __all__ = [
+    "ADP",
     "EOT",
+    "GDMP",
+    "JPEG",
+    "BitDepth",
     "DefendedModel",
+    "DiffPure",
+    "MENet",
     "OneShot",
     "Purifier",
     "PurifierPreprocessor",

@@ -191,8 +191,12 @@ def export(
 def purify(
     source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or a folder of them.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="A .png file, or a folder.")],
-    denoiser: Annotated[str, typer.Option(help="Such as cifar10-tiny; see scoreopt models.")],
-    purifier: Annotated[str, typer.Option(help="ScoreOpt or OneShot.")] = "ScoreOpt",
+    denoiser: Annotated[
+        str | None, typer.Option(help="Such as cifar10-tiny; see scoreopt models.")
+    ] = None,
+    purifier: Annotated[
+        str, typer.Option(help="ScoreOpt, OneShot, DiffPure, GDMP, ADP, MENet, JPEG or BitDepth.")
+    ] = "ScoreOpt",
     preset: Annotated[str | None, typer.Option(help="See scoreopt presets.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="As in steps=10.")

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,11 @@ class Purification(Protocol):
 
 @runtime_checkable
 class Gradient(Protocol):
-    """A gradient mode."""
+    """A gradient mode.
+
+    A class may say by ``needs`` what it asks of a purifier: ``"sigma"``, a noise level, or
+    ``"differentiable"`` steps, or None. One that asks for what a purifier has not is refused there.
+    """
 
     def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
         r"""The purified images, and the function that takes a gradient back through them.
@@ -99,6 +103,8 @@ class BPDA:
         Athalye et al., "Obfuscated gradients give a false sense of security", ICML 2018.
     """
 
+    needs: ClassVar[str | None] = None
+
     def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
         return purification(x_a), lambda grad: grad
 
@@ -115,6 +121,8 @@ class OneShotGradient:
         Lee and Kim, ICCV 2023; Zhang et al., NeurIPS 2023, section 4.2.2.
     """
 
+    needs: ClassVar[str | None] = "sigma"
+
     def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
         def backward(grad: Tensor) -> Tensor:
             leaf = x_a.detach().requires_grad_()
@@ -127,8 +135,10 @@ class OneShotGradient:
 class Exact:
     """The true Jacobian through every step, final clamp included, at the memory of one step.
 
-    Needs a denoiser that is twice differentiable.
+    Needs a denoiser that is differentiable, and for ScoreOpt twice.
     """
+
+    needs: ClassVar[str | None] = "differentiable"
 
     def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
         return through_every_step(purification, x_a, recompute)
@@ -154,6 +164,8 @@ class Smoothed:
     Reference:
         This library; docs/gradients.md.
     """
+
+    needs: ClassVar[str | None] = "differentiable"
 
     c: float = 1.0
 
@@ -188,9 +200,11 @@ def through_every_step(
 class NoGradient:
     """No gradient, and an error where one is asked for: black-box attacks, deployment."""
 
+    needs: ClassVar[str | None] = None
+
     def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
         def backward(grad: Tensor) -> Tensor:
-            usable = [name for name, kind in GRADIENTS.items() if kind is not NoGradient]
+            usable = list(purification.purifier.modes)
             raise RuntimeError(
                 "this purifier was set to gradient='none'; to attack it by gradients choose one of "
                 f"{usable}, as in purifier.with_gradient({usable[0]!r})"

@@ -22,11 +22,23 @@ from toys import (
     to_unit,
 )
 
-from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt
+from scoreopt_defense import (
+    ADP,
+    EOT,
+    GDMP,
+    JPEG,
+    BitDepth,
+    DefendedModel,
+    DiffPure,
+    MENet,
+    OneShot,
+    ScoreOpt,
+)
 from scoreopt_defense._checks import check_unit_images
 from scoreopt_defense.objectives import MSE, SR
 from scoreopt_defense.optimizers import Adam
 from scoreopt_defense.presets import PRESETS
+from scoreopt_defense.purifiers import WithoutNetwork
 
 PURIFIER = OneShot(bent(), sigma=0.3)
 MODEL = DefendedModel(smooth_classifier(), PURIFIER)
@@ -222,6 +234,41 @@ BAD_SETTINGS = [
 def test_a_bad_setting_is_refused_when_the_purifier_is_made(name, value, message):
     with pytest.raises(ValueError, match=message):
         scoreopt(**{name: value})
+
+
+BAD_BASELINES = [
+    (DiffPure, "steps", 0, "steps must be a whole number of at least 1, got 0"),
+    (DiffPure, "sampler", "heun", r"sampler must be one of \['ddpm', 'ddim'\], got 'heun'"),
+    (GDMP, "rounds", 0, "rounds must be a whole number of at least 1, got 0"),
+    (GDMP, "scale", -1.0, "scale must be a finite number at least 0, got -1.0"),
+    (ADP, "level", 0.0, "level must be a finite number above 0, got 0.0"),
+    (ADP, "level", 5.0, r"level must be within \[0.01, 2\].* got 5.0"),
+    (ADP, "steps", -1, "steps must be a whole number of at least 0, got -1"),
+    (ADP, "share", 0, "share must be a finite number above 0, got 0"),
+    (ADP, "shortest", -1.0, "shortest must be a finite number at least 0, got -1.0"),
+    (MENet, "keep", 0.0, "keep must be a finite number above 0, got 0.0"),
+    (MENet, "keep", 1.5, "keep must be at most 1, got 1.5"),
+    (MENet, "rank", "0.8", "rank must be a finite number above 0, got '0.8'"),
+    (MENet, "channels", "rgb", r"channels must be one of \['concat', 'separate'\], got 'rgb'"),
+    (JPEG, "quality", 0, "quality must be a whole number of at least 1, got 0"),
+    (JPEG, "quality", 101, "quality must be a whole number from 1 to 100, got 101"),
+    (BitDepth, "bits", 2.5, "bits must be a whole number of at least 1, got 2.5"),
+    (BitDepth, "bits", 17, "bits must be a whole number from 1 to 16, got 17"),
+    *((kind, "gradient", "true", "gradient must be one of") for kind in (DiffPure, MENet, JPEG)),
+    *((kind, "sigma", 5.0, r"sigma must be within \[0.01, 2\]") for kind in (DiffPure, GDMP, ADP)),
+    *((kind, "sigma", -1, "sigma must satisfy 0 < low <= high") for kind in (DiffPure, GDMP, ADP)),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "value", "message"), BAD_BASELINES)
+def test_a_bad_setting_of_a_baseline_is_refused_too(kind, name, value, message):
+    parts = () if issubclass(kind, WithoutNetwork) else (bent(),)
+    with pytest.raises(ValueError, match=message):
+        kind(*parts, **{name: value})
+    with pytest.raises(ValueError, match=message):
+        kind(*parts).replace(**{name: value})
+    with pytest.raises(TypeError, match="there is no setting 'weigth'"):
+        kind(*parts, weigth=1.0)
 
 
 @pytest.mark.parametrize(

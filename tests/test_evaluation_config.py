@@ -15,6 +15,8 @@ from toys import smooth_classifier
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, cli, pretrained
 from scoreopt_defense.evaluation import Result, Stopped, Store
 from scoreopt_defense.evaluation.config import ConfigError, load
+from scoreopt_defense.evaluation.plan import Plan
+from scoreopt_defense.evaluation.report.reload import reload
 from scoreopt_defense.evaluation.sources import Normalized, classifier
 
 IMAGES = '[images]\nsource = "mnist"\nn = 4\n'
@@ -121,7 +123,16 @@ def test_a_wrong_file_names_the_key_the_value_and_what_is_allowed(text, said, wr
             f'{IMAGES}[defences.a]\nclassifier = "python:toys:nothing"',
             "toys has no function 'nothing'",
         ),
-        (f'{IMAGES}{BARE}purifier = "Best"', r"purifier must be one of \['none', 'OneShot'"),
+        (f'{IMAGES}{BARE}purifier = "Best"', r"purifier must be one of \['none', 'ADP', 'B.*'Sco"),
+        (
+            f'{IMAGES}{BARE}purifier = "JPEG"\ndenoiser = "mnist-tiny"',
+            "JPEG has no network and takes no denoiser, got 'mnist-tiny'",
+        ),
+        (
+            f'{IMAGES}{BARE}purifier = "JPEG"\noverrides = {{ gradient = "exact" }}',
+            r"gradient='exact' needs .* the modes \['bpda'\]",
+        ),
+        (f'{IMAGES}{BARE}purifier = "GDMP"', "GDMP needs denoiser"),
         (f'{IMAGES}{BARE}purifier = "OneShot"', "OneShot needs denoiser"),
         (f'{IMAGES}{BARE}denoiser = "mnist-tiny"', "purifier 'none' takes no denoiser"),
         (
@@ -146,6 +157,21 @@ def test_what_cannot_be_had_names_its_key(text, said, written):
     config = load(written(text))
     with pytest.raises(ConfigError, match=said):
         config.materials()
+
+
+@pytest.mark.parametrize("kind", ["ADP", "BitDepth", "DiffPure", "GDMP", "JPEG", "MENet"])
+def test_every_baseline_can_be_named(kind, written):
+    network = "" if kind in ("BitDepth", "JPEG", "MENet") else 'denoiser = "mnist-tiny"\n'
+    text = f'{IMAGES}{BARE}purifier = "{kind}"\n{network}overrides = {{ max_batch = 7, seed = 3 }}'
+    materials = load(written(text)).materials()
+    (model,) = materials.defences.values()
+    assert type(model.purifier).__name__ == kind
+    assert (model.purifier.max_batch, model.purifier.seed) == (7, 3)
+    plan = Plan.of(materials, trials=1, batch=8, seed=0, threads=1)
+    again = reload(Plan.from_json(plan.as_json()))
+    assert not again.missing
+    (loaded,) = again.models.values()
+    assert loaded.purifier.settings == model.purifier.settings
 
 
 def toy_classifier():
@@ -277,6 +303,10 @@ def test_purify_files(tmp_path, capsys):
     assert not np.array_equal(results[0], levels[0])
     alone, again = results[1], np.asarray(image.open(tmp_path / "again/a.png"))
     assert np.array_equal(alone, again)  # its noise is of its name, not of its neighbours
+    squeeze = ["--purifier", "BitDepth", "--set", "bits=1"]
+    assert cli.main(["purify", str(folder / "a.png"), str(tmp_path / "bits.png"), *squeeze]) == 0
+    squeezed = np.asarray(image.open(tmp_path / "bits.png"))
+    assert np.array_equal(squeezed, np.where(levels[0] < 128, 0, 255))
     assert cli.main(["purify", str(folder), str(folder), *options]) == 1
     assert "would be overwritten" in capsys.readouterr().err
 

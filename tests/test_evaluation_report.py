@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from toy_evaluation import Ascent, Failing, defences, images, run
 
-from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, cli, pretrained
+from scoreopt_defense import BitDepth, DefendedModel, OneShot, ScoreOpt, cli, pretrained
 from scoreopt_defense.evaluation import AnyStep, Judging, Result, Store, evaluate
 from scoreopt_defense.evaluation.report import comparison_page, run_page, write
 from scoreopt_defense.evaluation.report import gallery as galleries
@@ -316,15 +316,18 @@ def test_defences_of_shipped_networks_are_recognised_and_purify(tmp_path):
     models = {
         "one-shot": DefendedModel(classifier, OneShot(denoiser, sigma=0.5), votes=2),
         "scoreopt": DefendedModel(classifier, ScoreOpt.from_preset("mnist-tiny/N", denoiser)),
+        "squeezed": DefendedModel(classifier, BitDepth(bits=2)),
         "bare": classifier,
         "own": nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval(),
     }
     given = torch.rand(3, 1, 28, 28), torch.tensor([1, 2, 3])
     result = evaluate(models, given, {"weak": Ascent(steps=1)}, judging=Judging(purifications=2))
     loaded = reload(result.plan)
-    assert set(loaded.models) == {"one-shot", "scoreopt", "bare"}
+    assert set(loaded.models) == {"one-shot", "scoreopt", "squeezed", "bare"}
+    calls = {cell.defence: cell.denoiser_calls for cell in result.cells}
+    assert calls["squeezed"] == 0 < calls["one-shot"]
     assert "do not ship" in loaded.missing["own"]
-    for name in ("one-shot", "scoreopt"):
+    for name in ("one-shot", "scoreopt", "squeezed"):
         with torch.no_grad():
             logits = [m.replace(seed=1)(given[0]) for m in (models[name], loaded.models[name])]
         assert torch.equal(*logits)
@@ -332,6 +335,7 @@ def test_defences_of_shipped_networks_are_recognised_and_purify(tmp_path):
         wall.cell.defence: wall for wall in galleries.gallery(Result(result.store), loaded).walls
     }
     assert all(s.purified and s.purified_as and s.bare for s in walls["scoreopt"].shown)
+    assert all(s.purified and s.bare for s in walls["squeezed"].shown)
     assert all(s.purified is None and s.bare for s in walls["bare"].shown)
     assert all(s.purified is None and s.bare is None for s in walls["own"].shown)
     text = " ".join(Page(run_page(result.store)).text.split())

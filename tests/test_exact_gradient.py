@@ -13,11 +13,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from purifiers_table import BASELINES, WITHOUT_NETWORK
 from tolerances import rounding
 from torch import Tensor, nn
 from toys import bent, mid_images, smooth_classifier
 
-from scoreopt_defense import EOT, DefendedModel, OneShot, PurifierPreprocessor, ScoreOpt
+from scoreopt_defense import (
+    ADP,
+    EOT,
+    GDMP,
+    DefendedModel,
+    DiffPure,
+    OneShot,
+    PurifierPreprocessor,
+    ScoreOpt,
+)
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.diagnostics import (
     gradient_agreement,
@@ -70,6 +80,14 @@ def label_of(settings: dict) -> str:
 @pytest.mark.parametrize("settings", SETTINGS + OUTER, ids=label_of)
 def test_equals_naive_autograd_and_keeps_the_value(settings: dict) -> None:
     purifier, x = purifier_of(settings), mid_images().requires_grad_()
+    purified = purifier(x, seed=1)
+    assert torch.equal(purified, purifier.with_gradient("bpda")(x, seed=1))
+    assert_same_gradient(gradient_of(purified, x), gradient_of(naive(purifier, x, 1), x))
+
+
+@pytest.mark.parametrize("name", [name for name in BASELINES if name not in WITHOUT_NETWORK])
+def test_a_baselines_equals_naive_autograd_too(name: str) -> None:
+    purifier, x = BASELINES[name](bent(), gradient="exact"), mid_images().requires_grad_()
     purified = purifier(x, seed=1)
     assert torch.equal(purified, purifier.with_gradient("bpda")(x, seed=1))
     assert_same_gradient(gradient_of(purified, x), gradient_of(naive(purifier, x, 1), x))
@@ -249,6 +267,27 @@ def test_memory_is_that_of_one_step(mode: str) -> None:
 
     assert peak(20, exact=True) <= 1.5 * peak(1, exact=True)
     assert peak(20, exact=False) > 5 * peak(1, exact=False)  # so the count does see growth
+
+
+@pytest.mark.parametrize("kind", [DiffPure, partial(GDMP, rounds=1), ADP])
+def test_a_baselines_forward_pass_keeps_its_states_and_its_backward_one_step(kind) -> None:
+    denoiser = EDMDenoiser(Wide().eval().requires_grad_(False), sigma_range=(0.01, 2))
+    x = mid_images(2, size=16, channels=1, dtype=torch.float32).requires_grad_()
+    image = x.numel() * x.element_size()
+
+    def peaks(steps: int) -> tuple[int, int]:
+        purifier = kind(denoiser, steps=steps, sigma=0.3, gradient="exact")
+        with counted_bytes() as most:
+            purified = purifier(x, seed=0)
+            forward = most[0]
+            purified.sum().backward()
+        return forward, most[0]
+
+    states = 23 * image + 20 * 64  # of 20 steps, the first noise and two clamps; and 8-byte marks
+    (_, one), (forward, whole) = peaks(1), peaks(20)
+    assert forward <= states
+    assert whole - one <= states
+    assert one > 20 * image  # what a step's backward pass does keep
 
 
 def test_forward_that_needs_no_gradient_records_nothing() -> None:

@@ -31,7 +31,7 @@ def run_without(blocked, code):
 
 OPTIONAL = ["art", "torchattacks", "diffusers", "mlxtend", "PIL", "torchvision", "matplotlib",
             "foolbox", "hypothesis", "scipy", "recoloradv", "imagecorruptions", "typer", "rich",
-            "pydantic", "distributed",
+            "pydantic", "distributed", "azula",
             "plotly"]  # fmt: skip
 
 
@@ -51,6 +51,10 @@ def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():
         print(tuple(model(x[..., :28, :28]).shape))
         for attempt in (
             lambda: so.PurifierPreprocessor(purifier),
+            lambda: so.DiffPure(denoiser)(x),
+            lambda: so.GDMP(denoiser)(x),
+            lambda: so.JPEG()(x),
+            lambda: so.BitDepth()(x),
             lambda: data.mnist(),
             lambda: data.cifar("."),
             lambda: data.image_folder("."),
@@ -70,7 +74,8 @@ def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():
     ).splitlines()
     assert out[0] == "(2, 10)"
     wanted = [
-        *[("art", "art"), ("mlxtend", "data"), ("torchvision", "data"), ("PIL", "data")],
+        *[("art", "art"), ("azula", "azula"), ("azula", "azula"), ("art", "art"), ("art", "art")],
+        *[("mlxtend", "data"), ("torchvision", "data"), ("PIL", "data")],
         *[("torchattacks", "attacks"), ("recoloradv", "attacks"), ("art", "art")],
         *[("foolbox", "foolbox"), ("imagecorruptions", "corruptions")],
     ]

@@ -12,12 +12,14 @@ from toys import gaussian, mid_images, smooth_classifier
 
 from scoreopt_defense import DefendedModel, OneShot
 from scoreopt_defense._checks import check_sigma
-from scoreopt_defense.gradients import as_it_is
+from scoreopt_defense.gradients import BPDA, GRADIENTS, Gradient, as_it_is
+from scoreopt_defense.noise import Noise
 from scoreopt_defense.purifiers import Purifier, PurifierSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class LadderSettings(PurifierSettings):
+    gradient: Gradient = BPDA()
     levels: tuple[float, ...] = (0.4, 0.2)
 
     def __post_init__(self):
@@ -61,8 +63,22 @@ def test_its_exact_gradient_is_known_and_it_has_no_one_shot_surrogate():
     (found,) = torch.autograd.grad(purified.sum(), x)
     expected = shrinks * ((purified > 0) & (purified < 1)).to(x)  # nothing passes a clamp
     torch.testing.assert_close(found, expected, rtol=0, atol=rounding(torch.float64, 32))
-    one_shot = Ladder(gaussian())
-    with pytest.raises(NotImplementedError, match=r"no noise level sigma.*'exact' or 'bpda'"):
-        one_shot(x).sum().backward()
+    assert exact.modes == tuple(name for name in GRADIENTS if name not in ("one-shot", "none"))
+    refused = r"'one-shot' needs a noise level sigma, and Ladder has none: .*\['bpda', 'exact'"
+    for ask in (Ladder(gaussian()).with_gradient, lambda mode: Ladder(gaussian(), gradient=mode)):
+        with pytest.raises(ValueError, match=refused):
+            ask("one-shot")
+    with pytest.raises(NotImplementedError, match="no noise level sigma"):
+        exact.one_shot(x, Noise.of_batch(0, len(x)))
     with pytest.raises(AttributeError, match="sigma"):
-        DefendedModel(smooth_classifier(), one_shot).surrogate()
+        DefendedModel(smooth_classifier(), exact).surrogate()
+
+
+def test_a_mode_of_a_users_own_is_taken_by_every_purifier():
+    class Twice:
+        def differentiate(self, purification, x_a):
+            return purification(x_a), lambda grad: 2 * grad
+
+    x = mid_images().requires_grad_()
+    Ladder(gaussian(), gradient=Twice())(x).sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, 2.0))

@@ -9,10 +9,11 @@ from dataclasses import FrozenInstanceError, dataclass
 
 import pytest
 import torch
+from purifiers_table import PURIFIERS
 from tolerances import rounding
 from toys import bent, gaussian, labels, mid_images, smooth_classifier
 
-from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt
+from scoreopt_defense import EOT, JPEG, DefendedModel, OneShot, ScoreOpt
 from scoreopt_defense.gradients import BPDA, Exact
 from scoreopt_defense.objectives import MSE, SR, denoising_error
 from scoreopt_defense.optimizers import SGD, Adam
@@ -94,6 +95,8 @@ def test_each_shows_in_repr_json_and_comparison(name):
 
 
 @pytest.mark.parametrize("made", [purifier(), OneShot(bent(), sigma=0.3), *(
+    make(bent(), gradient="bpda", seed=3) for make in PURIFIERS.values()
+), *(
     ScoreOpt.from_preset(name, gaussian()) for name in PRESETS
 )], ids=lambda p: str(p.settings)[-40:])  # fmt: skip
 def test_json_and_back(made):
@@ -139,6 +142,7 @@ def test_the_signature_lists_every_setting_and_its_default():
     parameters = inspect.signature(ScoreOpt).parameters
     assert list(parameters) == ["denoiser", *ScoreOptSettings.names()]
     assert parameters["steps"].default == ScoreOptSettings().steps
+    assert list(inspect.signature(JPEG).parameters) == JPEG.Settings.names()
 
 
 @pytest.mark.parametrize(

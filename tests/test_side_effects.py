@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from purifiers_table import PURIFIERS
 from torch import nn
 from toys import BentNet, labels, mid_images
 
@@ -22,7 +23,7 @@ class Prior(BentNet):
         self.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
 
 
-def build(mode="one-shot", **settings):
+def build(mode="one-shot", replaced_by=None, **settings):
     denoiser = EDMDenoiser(Prior().eval(), sigma_range=(0.01, 2.0))
     classifier = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 4)
@@ -30,6 +31,7 @@ def build(mode="one-shot", **settings):
     purifier = ScoreOpt(
         denoiser, loss="sr", steps=2, sigma=(0.2, 0.4), lr=0.02, gradient=mode, **settings
     )
+    purifier = purifier if replaced_by is None else replaced_by(denoiser)
     model = DefendedModel(classifier, purifier, votes=2)
     for i, parameter in enumerate(model.parameters()):
         parameter.grad = torch.full_like(parameter, float(i)) if i % 2 else None
@@ -153,6 +155,23 @@ def test_seeding_torch_does_not_repeat_a_purification():
     first = purifier(x)
     torch.manual_seed(0)
     assert not torch.equal(first, purifier(x))
+
+
+@pytest.mark.parametrize("make", PURIFIERS.values(), ids=PURIFIERS.keys())
+def test_no_purifier_changes_anything_either(make):
+    model = build(replaced_by=lambda prior: make(prior, gradient="bpda", max_batch=3))
+    x = mid_images(dtype=torch.float32)
+    before, images = state_of(model), x.clone()
+    torch.manual_seed(123)
+    np.random.seed(123)  # noqa: NPY002
+    generators = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    for mode in model.purifier.modes:
+        gradient_of_images(model.with_gradient(mode), x)
+    model(x)
+    assert_same_state(model, before)
+    assert torch.equal(x, images)
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert (np.random.get_state()[1] == generators[1]).all()  # noqa: NPY002
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -19,6 +19,7 @@ from scoreopt_defense.denoisers.gaussian import GaussianDenoiser
 from scoreopt_defense.denoisers.guided_diffusion import GuidedDiffusionDenoiser
 from scoreopt_defense.denoisers.k_diffusion import KDiffusionDenoiser
 from scoreopt_defense.denoisers.labels import ClassConditionalDenoiser
+from scoreopt_defense.denoisers.nothing import NoDenoiser
 from scoreopt_defense.denoisers.preconditioned import PreconditionedDenoiser
 from scoreopt_defense.denoisers.score_sde import (
     ScoreSDEVEDenoiser,
@@ -41,6 +42,7 @@ __all__ = [
     "GaussianDenoiser",
     "GuidedDiffusionDenoiser",
     "KDiffusionDenoiser",
+    "NoDenoiser",
     "PreconditionedDenoiser",
     "ScoreSDEVEDenoiser",
     "ScoreSDEVPDenoiser",

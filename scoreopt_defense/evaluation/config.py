@@ -237,7 +237,7 @@ def purifier_of(
         for name in purifiers.__all__
         if isinstance(found := getattr(purifiers, name), type)
         and issubclass(found, purifiers.Purifier)
-        and found is not purifiers.Purifier
+        and not found.__abstractmethods__
     }
     if kind == "none":
         if denoiser or preset_name or overrides:
@@ -248,10 +248,14 @@ def purifier_of(
         return None
     if kind not in kinds:
         raise ValueError(f"purifier must be one of {['none', *sorted(kinds)]}, got {kind!r}")
-    if denoiser is None:
-        raise ValueError(f"{kind} needs denoiser = one of {pretrained.names('denoiser')}, ...")
     if preset_name is not None and kind != "ScoreOpt":
         raise ValueError(f"presets are for ScoreOpt, got preset {preset_name!r} for {kind}")
+    if issubclass(kinds[kind], purifiers.WithoutNetwork):
+        if denoiser is not None:
+            raise ValueError(f"{kind} has no network and takes no denoiser, got {denoiser!r}")
+        return kinds[kind](**overrides)
+    if denoiser is None:
+        raise ValueError(f"{kind} needs denoiser = one of {pretrained.names('denoiser')}, ...")
     settings = (preset(preset_name) if preset_name else {}) | overrides
     return kinds[kind](pretrained.denoiser(denoiser), **settings)
 

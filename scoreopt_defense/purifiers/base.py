@@ -24,18 +24,21 @@ from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.gradients import (
     GRADIENTS,
     Gradient,
+    NoGradient,
     OneShotGradient,
     Runner,
     as_it_is,
     differentiate,
 )
 from scoreopt_defense.noise import Noise, Stream
-from scoreopt_defense.settings import Frozen, Options, Settings
+from scoreopt_defense.settings import Frozen, Options, Settings, name_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Purification", "Purifier", "PurifierSettings"]
+
+_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,8 @@ class Purifier(Frozen, ABC):
 
     It is what it was made: :meth:`replace` makes another. A subclass names its settings' class and
     writes :meth:`purify`; if its settings have a noise level ``sigma``, that is checked against the
-    denoiser's and gives it a one-shot surrogate.
+    denoiser's and gives it a one-shot surrogate. Without one, its settings need another default of
+    ``gradient``, such as ``BPDA()``.
 
     Args:
         denoiser: the prior; shared, never changed.
@@ -100,10 +104,13 @@ class Purifier(Frozen, ABC):
     Raises:
         TypeError: if ``denoiser`` is no :class:`~scoreopt_defense.denoisers.Denoiser`, or a setting
             is unknown.
-        ValueError: if a setting is out of its range, or a noise level outside the denoiser's.
+        ValueError: if a setting is out of its range, a noise level outside the denoiser's, or the
+            gradient mode none of :attr:`modes`.
     """
 
     Settings: ClassVar[type[PurifierSettings]] = PurifierSettings
+    #: Whether autograd can go through :meth:`purify`.
+    differentiable: ClassVar[bool] = True
 
     settings: PurifierSettings
 
@@ -131,8 +138,9 @@ class Purifier(Frozen, ABC):
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         own = inspect.signature(cls.Settings).parameters.values()
-        first = inspect.Parameter("denoiser", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        cls.__signature__ = inspect.Signature([first, *own])  # type: ignore[attr-defined]
+        parts = inspect.signature(cls.__init__).parameters
+        first = [inspect.Parameter(p, _POSITIONAL) for p in ("denoiser",) if p in parts]
+        cls.__signature__ = inspect.Signature([*first, *own])  # type: ignore[attr-defined]
 
     def __getattr__(self, name: str) -> Any:
         settings = self.__dict__.get("settings")
@@ -147,9 +155,34 @@ class Purifier(Frozen, ABC):
         return self.Settings.names()
 
     def _check(self, settings: PurifierSettings, denoiser: Denoiser) -> None:
-        """Refuse settings that do not fit this denoiser."""
+        """Refuse settings that do not fit this denoiser or this algorithm."""
         if hasattr(settings, "sigma"):
             check_sigma(settings.sigma, valid=denoiser.sigma_range)
+        needs = _needs(type(settings.gradient))
+        if not self._offers(needs):
+            kind, mode = type(self).__name__, name_of(settings.gradient, GRADIENTS)
+            why = {
+                "sigma": f"a noise level sigma, and {kind} has none",
+                "differentiable": f"steps that autograd goes through, and {kind}'s are not",
+            }
+            raise ValueError(
+                f"gradient={mode!r} needs {why[str(needs)]}: it can be attacked in the modes "
+                f"{list(self.modes)}"
+            )
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Names of the gradient modes in which this purifier can be attacked."""
+        return tuple(
+            name
+            for name, kind in GRADIENTS.items()
+            if kind is not NoGradient and self._offers(_needs(kind))
+        )
+
+    def _offers(self, needs: str | None) -> bool:
+        """Whether it has what a gradient mode asks for."""
+        has = {"sigma": "sigma" in self.Settings.names(), "differentiable": self.differentiable}
+        return needs is None or has[needs]
 
     def forward(
         self,
@@ -247,12 +280,6 @@ class Purifier(Frozen, ABC):
         self._check(settings, self.denoiser)
         return self._twin(settings=settings, _stream=Stream(settings.seed))
 
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """Names of the gradient modes in which this purifier can be attacked."""
-        without = {"none"} | (set() if hasattr(self.settings, "sigma") else {"one-shot"})
-        return tuple(name for name in GRADIENTS if name not in without)
-
     def with_gradient(self, gradient: str | Gradient) -> Self:
         """Short for ``replace(gradient=...)``."""
         return self.replace(gradient=gradient)
@@ -289,6 +316,11 @@ class Purifier(Frozen, ABC):
             "leave any normalisation to the classifier. They are purified as they are",
             stacklevel=5,
         )
+
+
+def _needs(mode: type) -> str | None:
+    """What a gradient mode asks of a purifier; one of the library's own says what, or is exact."""
+    return getattr(mode, "needs", "differentiable" if mode in GRADIENTS.values() else None)
 
 
 @dataclass(frozen=True, eq=False)

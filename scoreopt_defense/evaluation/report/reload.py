@@ -74,13 +74,17 @@ def _recognised(about: Mapping[str, Any], shipped: dict[str, Any]) -> nn.Module 
     if "purifier" not in about:
         return _network("classifier", pretrained.classifier, about, shipped)
     classifier = _network("classifier", pretrained.classifier, about["classifier"], shipped)
-    denoiser = _network("denoiser", pretrained.denoiser, about["denoiser"], shipped)
     kind = getattr(purifiers, about["purifier"]["name"], None)
-    if classifier is None or denoiser is None or kind is None:
+    if classifier is None or kind is None:
         return None
     values = {name: value for name, value in about["purifier"].items() if name != "name"}
-    purifier = kind(denoiser, kind.Settings.from_dict(values))
-    return DefendedModel(classifier, purifier, votes=about["votes"])
+    settings = kind.Settings.from_dict(values)
+    if issubclass(kind, purifiers.WithoutNetwork):
+        return DefendedModel(classifier, kind(settings), votes=about["votes"])
+    denoiser = _network("denoiser", pretrained.denoiser, about["denoiser"], shipped)
+    if denoiser is None:
+        return None
+    return DefendedModel(classifier, kind(denoiser, settings), votes=about["votes"])
 
 
 def _network(

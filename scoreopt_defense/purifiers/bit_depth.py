@@ -1,0 +1,62 @@
+"""Fewer bits a pixel, by ART."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from scoreopt_defense._checks import check_count
+from scoreopt_defense._optional import optional
+from scoreopt_defense.gradients import Runner, as_it_is
+from scoreopt_defense.noise import Noise
+from scoreopt_defense.purifiers.base import PurifierSettings
+from scoreopt_defense.purifiers.without_network import WithoutNetwork, WithoutNetworkSettings
+
+__all__ = ["BitDepth", "BitDepthSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitDepthSettings(WithoutNetworkSettings):
+    """Settings of :class:`BitDepth`."""
+
+    bits: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set("bits", check_count("bits", self.bits))
+        if self.bits > 16:
+            raise ValueError(f"bits must be a whole number from 1 to 16, got {self.bits}")
+
+
+class BitDepth(WithoutNetwork):
+    r"""Round pixels to fewer levels: a defence that white-box attacks undo.
+
+    .. math:: \hat x = \frac{\mathrm{round}(x (2^b - 1))}{2^b - 1}, \qquad x \in [0, 1]
+
+    No randomness: votes and seeds change nothing. On the CPU.
+
+    Args:
+        bits: b, 1 to 16.
+        gradient, deterministic, max_batch, seed: as in
+            :class:`~scoreopt_defense.purifiers.base.PurifierSettings`; the gradient is ``"bpda"``.
+
+    Raises:
+        ImportError: from a call, if ART is missing.
+
+    Reference:
+        Xu et al., "Feature squeezing", NDSS 2018; ART's ``FeatureSqueezing``.
+    """
+
+    Settings: ClassVar[type[PurifierSettings]] = BitDepthSettings
+    differentiable: ClassVar[bool] = False
+
+    settings: BitDepthSettings
+
+    def purify(self, x_a: Tensor, noise: Noise, run: Runner = as_it_is) -> Tensor:
+        art = optional("art.defences.preprocessor", extra="art")
+        squeeze = art.FeatureSqueezing((-1, 1), self.settings.bits)
+        squeezed, _ = squeeze(x_a.detach().cpu().numpy())
+        return torch.from_numpy(squeezed).to(x_a)
