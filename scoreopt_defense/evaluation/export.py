@@ -41,9 +41,7 @@ def to_json(result: Result, path: str | Path) -> int:
     """Write a run's figures, its plan and the machine; returns how many cells there are."""
 
     def figure(share: Proportion | None) -> dict[str, float] | None:
-        if share is None:
-            return None
-        return {name: round(value, 4) for name, value in asdict(share).items()}
+        return None if share is None else share.as_dict()
 
     cells = [
         {"defence": c.defence, "attack": c.attack, "accuracy": figure(c.robust),
