@@ -185,7 +185,10 @@ def test_a_session(written, tmp_path, capsys):
     assert cli.main(["evaluate", config, "--dry-run"]) == 0
     said = capsys.readouterr().out
     # 4 images: 2 purifications of 2 votes of 1 step and the last denoising
-    assert said.splitlines()[3].split()[:5] == ["n", "clean", "2", "32", "16"]
+    assert said.splitlines()[3].split()[:7] == ["n", "clean", "2", "32", "16", "-", "-"]
+    # 2 steps of 40, on the classifier
+    assert said.splitlines()[6].split()[:2] == ["n", "transfer-pgd-linf"]
+    assert said.splitlines()[6].split()[5:7] == ["2", "40"]
     assert "About" in said
     assert not out.exists()
     assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out)]) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -48,8 +48,15 @@ class Outcome:
     error: str | None = None
 
 
-def execute(unit: Unit, plan: Plan, materials: Materials) -> Outcome:
-    """Attack and judge; an exception in either is the unit's recorded failure."""
+def execute(
+    unit: Unit, plan: Plan, materials: Materials, seen: MutableSequence[int] | None = None
+) -> Outcome:
+    """Attack and judge; an exception in either is the unit's recorded failure.
+
+    Args:
+        seen: of each of the plan's units, rows that the networks have seen so far; this one's
+            place is kept up to date, for whoever looks meanwhile.
+    """
     started = time.perf_counter()
     model, attack = materials.defences[unit.defence], materials.attacks[unit.attack]
     device = next((part.device for _, part in model.named_parameters()), materials.x.device)
@@ -57,8 +64,14 @@ def execute(unit: Unit, plan: Plan, materials: Materials) -> Outcome:
     x = materials.x[rows].clone().to(device)  # at an address of its own, as in any other process
     y = materials.y[rows].clone().to(device)
     calls: Counter[str] = Counter()
+
+    def counted() -> None:
+        if seen is not None:
+            seen[unit.index] = calls.total()
+
+    counted()
     try:
-        with _as_it_was(model), _counted(model, calls), _threads(plan.threads):
+        with _as_it_was(model), _counted(model, calls, counted), _threads(plan.threads):
             parts = _within_memory(
                 lambda x, y, seed: _attack_and_judge(attack, model, x, y, materials.judging, seed),
                 x, y, plan.seed_of(unit),
@@ -128,7 +141,7 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _counted(model: nn.Module, calls: Counter[str]) -> Iterator[None]:
+def _counted(model: nn.Module, calls: Counter[str], counted: Callable[[], None]) -> Iterator[None]:
     """Count the rows that the networks see."""
     networks: dict[str, nn.Module] = {"classifier": model}
     if isinstance(model, DefendedModel):
@@ -137,6 +150,7 @@ def _counted(model: nn.Module, calls: Counter[str]) -> Iterator[None]:
     def counter(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls[name] += len((*args, *kwargs.values())[0])
+            counted()
 
         return count
 
