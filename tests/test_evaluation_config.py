@@ -15,7 +15,7 @@ from toys import smooth_classifier
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, cli, pretrained
 from scoreopt_defense.evaluation import Result, Stopped, Store
 from scoreopt_defense.evaluation.config import ConfigError, load
-from scoreopt_defense.evaluation.sources import Normalized, classifier
+from scoreopt_defense.evaluation.sources import classifier
 
 IMAGES = '[images]\nsource = "mnist"\nn = 4\n'
 BARE = '[defences.bare]\nclassifier = "mnist-tiny"\n'
@@ -157,18 +157,6 @@ def test_a_classifier_of_ones_own():
     x = torch.rand(2, 1, 28, 28)
     assert torch.equal(found(x), toy_classifier()(x))
     assert not found.training
-
-
-def test_libraries_networks_are_given_their_normalisation(monkeypatch):
-    torchvision = pytest.importorskip("torchvision.models")
-    net = torchvision.resnet18(weights=None).eval()
-    monkeypatch.setattr(torchvision, "get_model", lambda name, weights: net)
-    x = torch.rand(1, 3, 64, 64)
-    found = classifier("torchvision:resnet18")
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = net((x - mean.reshape(3, 1, 1)) / std.reshape(3, 1, 1))
-    assert isinstance(found, Normalized)
-    assert torch.equal(found(x), expected)
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):
