@@ -33,7 +33,7 @@ import attack_classes
 import numpy as np
 import torch
 from attack_classes import COLOUR, LEFT_OUT, LIBRARIES, as_preprocessor
-from common import resumed, weights
+from results_file import resumed, weights
 from torch import Tensor, nn
 
 from scoreopt_defense import DefendedModel, ScoreOpt, data, pretrained

@@ -1,6 +1,5 @@
-"""Exact gradients through ScoreOpt: what they break, what surrogates miss, what they cost.
+"""Exact gradients through ScoreOpt: what surrogates miss, and what they cost.
 
-    python benchmarks/exact_gradient.py attacks path/to/cifar --norm linf    # or l2
     python benchmarks/exact_gradient.py cosines path/to/cifar    # agreement against steps
     python benchmarks/exact_gradient.py costs                    # memory and time, fresh processes
 
@@ -15,16 +14,14 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchattacks
-from common import proportion, resumed, weights
+from results_file import resumed, weights
 from torch import Tensor
 from tqdm import tqdm
 
-from scoreopt_defense import EOT, DefendedModel, ScoreOpt, data, pretrained
+from scoreopt_defense import DefendedModel, ScoreOpt, data, pretrained
 from scoreopt_defense.diagnostics import gradient_agreement
 from scoreopt_defense.noise import Noise
 
@@ -33,51 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "N": {"variant": "N", "sigma": 0.25, "lr": 0.02},
     "O": {"variant": "O", "sigma": (0.15, 0.35), "lr": 0.02},
 }
-MODES = ("exact", "one-shot", "bpda")
-NORMS: dict[str, Callable[..., Any]] = {
-    "linf": lambda model, steps: torchattacks.PGD(
-        model, eps=8 / 255, alpha=2 / 255, steps=steps, random_start=False
-    ),
-    "l2": lambda model, steps: torchattacks.PGDL2(
-        model, eps=0.5, alpha=0.125, steps=steps, random_start=False
-    ),
-}
-
-
-def attacks(args: argparse.Namespace) -> None:
-    """Attack success of PGD+EOT by gradient mode and number of optimisation steps.
-
-    Success is over the images that the defence, under the judge's noise, gets right when clean.
-    """
-    classifier, denoiser = pretrained.classifier(NAME), pretrained.denoiser(NAME)
-    about = {"pgd_steps": args.pgd_steps, "eot": args.eot} | _inputs(args)
-    cells = [
-        (steps, images, mode) for steps, images in ((1, 128), (5, 128), (20, 32)) for mode in MODES
-    ]
-    with resumed(f"exact_gradient_attacks_{args.norm}", **about) as rows:
-        for steps, count, mode in tqdm(cells, unit="attack"):
-            key = {"variant": "N", "steps": steps, "norm": args.norm, "gradient": mode}
-            if rows.has(key):
-                continue
-            x, y, _ = data.load(args.source, n=count, seed=args.seed)
-            purifier = ScoreOpt(
-                denoiser, **SETTINGS["N"], steps=steps, seed=args.seed, max_batch=32
-            )
-            model = DefendedModel(classifier, purifier)
-            started = time.monotonic()
-            attack = NORMS[args.norm](EOT(model.with_gradient(mode), args.eot), args.pgd_steps)
-            attacked = torch.cat([attack(a, b) for a, b in zip(x.split(32), y.split(32))])
-            with torch.no_grad():
-                clean = model(x, seed=args.seed).argmax(1) == y
-                robust = model(attacked, seed=args.seed + 1).argmax(1) == y
-            broken = (clean & ~robust).sum().item()
-            rows.add(
-                key
-                | {"clean accuracy": proportion(clean.sum().item(), count),
-                   "robust accuracy": proportion(robust.sum().item(), count),
-                   "attack success": proportion(broken, clean.sum().item()),
-                   "seconds": round(time.monotonic() - started, 1)}
-            )  # fmt: skip
+SURROGATES = ("one-shot", "bpda")
 
 
 def cosines(args: argparse.Namespace) -> None:
@@ -97,9 +50,9 @@ def cosines(args: argparse.Namespace) -> None:
                 continue
             purifier = ScoreOpt(denoiser, **SETTINGS[variant], loss=loss, steps=steps, max_batch=32)
             found = gradient_agreement(
-                DefendedModel(classifier, purifier), x, y, modes=MODES[1:], seed=args.seed
+                DefendedModel(classifier, purifier), x, y, modes=SURROGATES, seed=args.seed
             )
-            for mode in MODES[1:]:
+            for mode in SURROGATES:
                 key[f"{mode} cosine"] = _mean(found.cosine[mode])
                 key[f"{mode} sign"] = _mean(found.sign[mode])
             rows.add(key)
@@ -148,7 +101,7 @@ def one_cost(variant: str, steps: int, how: str) -> None:
 
 
 def _inputs(args: argparse.Namespace) -> dict[str, Any]:
-    """What accuracies and gradients depend on, and costs do not."""
+    """What gradients depend on, and costs do not."""
     return {"data": args.describe, "weights": weights(NAME), "seed": args.seed}
 
 
@@ -164,15 +117,12 @@ def main() -> None:
         variant, steps, how = sys.argv[2:]
         return one_cost(variant, int(steps), how)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["attacks", "cosines", "costs"])
+    parser.add_argument("part", choices=["cosines", "costs"])
     parser.add_argument("source", nargs="?", help="CIFAR-10 test images")
     parser.add_argument("--describe", default="CIFAR-10 test images, re-encoded as JPEG")
-    parser.add_argument("--norm", choices=NORMS, default="linf", help="of the attacks")
-    parser.add_argument("--pgd-steps", type=int, default=5)
-    parser.add_argument("--eot", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    return {"attacks": attacks, "cosines": cosines, "costs": costs}[args.part](args)
+    return {"cosines": cosines, "costs": costs}[args.part](args)
 
 
 if __name__ == "__main__":

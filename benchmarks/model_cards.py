@@ -14,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import accuracy, weights, write
+from results_file import weights, write
 from torch import Tensor, nn
 
 import scoreopt_defense
 from scoreopt_defense import data, pretrained
+from scoreopt_defense.data import Images
 from scoreopt_defense.diagnostics import denoising_errors, psnr
+from scoreopt_defense.evaluation import Judging, evaluate
 
 SIGMAS = (0.15, 0.25, 0.5, 1.0)
 SPEED_BATCH = 64
@@ -80,6 +82,14 @@ def quality(denoiser: nn.Module, x: Tensor, sigma: float, seed: int) -> dict[str
     return {"value": round(value, 2), "low": round(low, 2), "high": round(high, 2), "n": len(x)}
 
 
+def accuracy(classifier: nn.Module, images: Images) -> dict[str, float]:
+    """Share of the images that are classified rightly, with its 95 % interval."""
+    found = evaluate({"it": classifier}, images, batch=100, judging=Judging(purifications=1))
+    share = found.cell("it").accuracy
+    assert share is not None, found.failures
+    return share.as_dict()
+
+
 def images_per_second(call: Callable[[Tensor], Tensor], x: Tensor) -> int:
     """Throughput on one batch: the median of 15 calls, after one that is not counted."""
     call(x)
@@ -118,7 +128,7 @@ def main() -> None:
     denoiser, classifier = pretrained.denoiser(args.name), pretrained.classifier(args.name)
     low, high = denoiser.sigma_range
     found = {s: quality(denoiser, images.x, s, args.seed) for s in SIGMAS if low <= s <= high}
-    right = accuracy(classifier, images.x, images.y)
+    right = accuracy(classifier, images)
     sizes = {
         kind: sum(p.numel() for p in net.parameters())
         for kind, net in (("denoiser", denoiser), ("classifier", classifier))

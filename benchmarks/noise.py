@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from common import write
+from results_file import write
 from torch import Tensor
 
 from scoreopt_defense.noise import Noise

@@ -28,7 +28,7 @@ from unittest.mock import MagicMock
 
 import safetensors.torch
 import torch
-from common import write
+from results_file import write
 from torch import Tensor, nn
 
 from scoreopt_defense import pretrained

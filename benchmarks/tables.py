@@ -14,10 +14,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from common import RESULTS
+from results_file import RESULTS
 
-MODES = ("exact", "one-shot", "bpda")
-NORMS = {"linf": "l-infinity 8/255", "l2": "l2 0.5"}
+SURROGATES = ("one-shot", "bpda")
 
 
 def _results(name: str) -> dict[str, Any]:
@@ -29,77 +28,62 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _percent(share: dict[str, float], digits: int = 1) -> str:
+def _percent(share: dict[str, float] | None, digits: int = 1) -> str:
     """A share with its interval, in per cent."""
+    if share is None:
+        return "-"
     low, high = (f"{100 * share[end]:.0f}" for end in ("low", "high"))
     return f"{100 * share['value']:.{digits}f} ({low} to {high})"
 
 
 def demo() -> str:
-    """Accuracy of each defence under each attack."""
-    found = _results("demo")
-    accuracy = {(cell["defence"], cell["attack"]): cell["accuracy"] for cell in found["cells"]}
-    attacks = list(dict.fromkeys(attack for _, attack in accuracy))
+    """Accuracy of each defence under each attack, and under whichever harms an image most."""
+    weakest = _results("demo")["weakest"]
+    attacks, rows = _accuracies("demo", lambda share: f"{100 * share['value']:.0f}")
     return _markdown(
         ["accuracy, %", *attacks, "weakest"],
-        [
-            [
-                defence,
-                *(f"{100 * accuracy[defence, attack]['value']:.0f}" for attack in attacks),
-                _percent(found["weakest"][defence], 0),
-            ]
-            for defence in dict.fromkeys(defence for defence, _ in accuracy)
-        ],
+        [[defence, *cells, _percent(weakest[defence], 0)] for defence, *cells in rows],
     )
 
 
 def transfer() -> str:
     """The tiny CIFAR-10 networks under transfer PGD, by defence."""
-    rows = _results("cifar10_tiny")["rows"]
-    columns = [name for name in rows[0] if name not in ("defence", "ms an image")]
-    return _markdown(
-        ["accuracy, %", *columns],
-        [[row["defence"], *(_percent(row[column]) for column in columns)] for row in rows],
-    )
+    attacks, rows = _accuracies("cifar10_tiny", _percent)
+    return _markdown(["accuracy, %", *attacks], rows)
+
+
+def _accuracies(
+    name: str, said: Callable[[dict[str, float]], str]
+) -> tuple[list[str], list[list[str]]]:
+    """The attacks of an exported run, and a row a defence."""
+    found = {(c["defence"], c["attack"]): c["accuracy"] for c in _results(name)["cells"]}
+    attacks = list(dict.fromkeys(attack for _, attack in found))
+    return attacks, [
+        [defence, *(said(found[defence, attack]) for attack in attacks)]
+        for defence in dict.fromkeys(defence for defence, _ in found)
+    ]
 
 
 def tuning() -> str:
     """The whole grid that the presets of cifar10-tiny were chosen from."""
     rows = _results("tune_presets_cifar10-tiny")["rows"]
-    settings = ["purifier", "sigma", "lr", "steps"]
-    columns = [name for name in rows[0] if name not in settings]
-
-    def plain(value: object) -> str:
-        if isinstance(value, list):
-            return " to ".join(map(str, value))
-        return "" if value is None else str(value)
-
+    columns = dict.fromkeys(column for row in rows for column in row["accuracy"])
     return _markdown(
-        [*settings, *columns],
+        ["kind", "settings", *columns],
         [
-            [*(plain(row[name]) for name in settings), *(_percent(row[name]) for name in columns)]
+            [row["kind"], _settings(row["settings"]),
+             *(_percent(row["accuracy"].get(column)) for column in columns)]
             for row in rows
         ],
-    )
-
-
-def attacks() -> str:
-    """Attack success by steps, norm and gradient mode."""
-    found = {
-        (row["steps"], norm, row["gradient"]): row
-        for norm in NORMS
-        for row in _results(f"exact_gradient_attacks_{norm}")["rows"]
-    }
-    steps = sorted({key[0] for key in found})
-    return _markdown(
-        ["steps", "images", "norm", "exact", "one-shot", "BPDA"],
-        [
-            [str(count), str(found[count, norm, "exact"]["clean accuracy"]["n"]), NORMS[norm],
-             *(_percent(found[count, norm, mode]["attack success"]) for mode in MODES)]
-            for count in steps
-            for norm in NORMS
-        ],
     )  # fmt: skip
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    """In words; a pair of numbers is a range."""
+    return ", ".join(
+        f"{name} {' to '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in settings.items()
+    )
 
 
 def cosines() -> str:
@@ -107,7 +91,7 @@ def cosines() -> str:
     found = {
         (row["variant"], row["loss"], mode, row["steps"]): row[f"{mode} cosine"]
         for row in _results("exact_gradient_cosines")["rows"]
-        for mode in MODES[1:]
+        for mode in SURROGATES
     }
     steps = sorted({key[-1] for key in found})
 
@@ -214,7 +198,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "transfer": transfer,
     "tuning": tuning,
-    "attacks": attacks,
     "cosines": cosines,
     "costs": costs,
     "every_attack": every_attack,

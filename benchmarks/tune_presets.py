@@ -2,96 +2,120 @@
 
     python benchmarks/tune_presets.py mnist-tiny mnist --eps 0.3
 
-Each setting is measured clean, against transfer PGD, and against PGD+EOT on the one-shot surrogate.
-The best has the highest mean of the first two. The third depends on how well the surrogate's
-gradient serves a setting: choosing by it would choose gradient masking.
+Each point of a grid is a defence of one run of :func:`scoreopt_defense.evaluation.evaluate`, under
+transfer PGD and, on fewer images, under PGD+EOT on the one-shot surrogate. The best of each kind
+has the highest mean of clean and transfer accuracy. The white-box figure depends on how well the
+surrogate's gradient serves a setting: choosing by it would choose gradient masking.
+
+A kind's record is a folder of its own, where it goes on if it was stopped; another grid of one kind
+is measured without the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+from pathlib import Path
+from typing import Any
 
-import torch
-import torchattacks
-from common import accuracy, weights, write
-from tqdm import tqdm
+from results_file import weights, write
 
-from scoreopt_defense import EOT, DefendedModel, OneShot, Purifier, ScoreOpt, data, pretrained
-from scoreopt_defense.denoisers import Denoiser
+from scoreopt_defense import DefendedModel, data, pretrained, purifiers
+from scoreopt_defense.attacks import Attack, attack
+from scoreopt_defense.evaluation import Judging, Result, evaluate
+from scoreopt_defense.evaluation.progress import progress
 
-# sigma, learning rate, steps
-GRIDS = {
+CLEAN, TRANSFER, WHITE_BOX = "clean", "transfer PGD-40", "PGD-10+EOT-2, one-shot surrogate"
+
+Point = tuple[str, dict[str, Any]]  # a purifier's class by name, and its settings
+
+
+def scoreopt(variant: str, sigmas: list[Any], lrs: list[float], steps: list[int]) -> list[Point]:
+    return [
+        ("ScoreOpt", {"variant": variant, "sigma": sigma, "lr": lr, "steps": count})
+        for sigma, lr, count in itertools.product(sigmas, lrs, steps)
+    ]
+
+
+def one_shot(*sigmas: float) -> list[Point]:
+    return [("OneShot", {"sigma": sigma}) for sigma in sigmas]
+
+
+GRIDS: dict[str, dict[str, list[Point]]] = {
     "mnist-tiny": {
-        "one-shot": [(s, None, None) for s in (0.5, 0.75, 1.0)],
-        "O": list(itertools.product([(0.4, 0.6), (0.5, 1.0)], [0.1, 0.2], [5])),
-        "N": list(itertools.product([0.5, 0.75, 1.0], [0.05, 0.1], [5])),
+        "one-shot": one_shot(0.5, 0.75, 1.0),
+        "O": scoreopt("O", [(0.4, 0.6), (0.5, 1.0)], [0.1, 0.2], [5]),
+        "N": scoreopt("N", [0.5, 0.75, 1.0], [0.05, 0.1], [5]),
     },
     "cifar10-tiny": {
-        "one-shot": [(s, None, None) for s in (0.15, 0.25, 0.5)],
-        "O": list(itertools.product([(0.15, 0.35)], [0.02, 0.04], [5, 10])),
-        "N": list(itertools.product([0.15, 0.25, 0.5], [0.02, 0.05], [5])),
+        "one-shot": one_shot(0.15, 0.25, 0.5),
+        "O": scoreopt("O", [(0.15, 0.35)], [0.02, 0.04], [5, 10]),
+        "N": scoreopt("N", [0.15, 0.25, 0.5], [0.02, 0.05], [5]),
     },
 }
 
 
-def build(kind: str, setting: tuple, denoiser: Denoiser, seed: int) -> Purifier:
-    """The purifier of one point of the grid."""
-    sigma, lr, steps = setting
-    if kind == "one-shot":
-        return OneShot(denoiser, sigma=sigma, seed=seed)
-    return ScoreOpt(denoiser, variant=kind, sigma=sigma, lr=lr, steps=steps, seed=seed)
-
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=GRIDS)
     parser.add_argument("source", help="the data that the network was trained on")
     parser.add_argument("--eps", type=float, required=True, help="l-infinity bound on [0, 1]")
     parser.add_argument("--holdout", type=int, default=1000, help="as in training")
     parser.add_argument("--images", type=int, default=200, help="of those held out")
-    parser.add_argument("--white-box-images", type=int, default=32)
+    parser.add_argument("--white-box-images", type=int, default=32, help="of those; 0 for none")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the records")
+    args = parser.parse_args(arguments)
 
     _, held_out = data.hold_out(data.load(args.source, split="train"), args.holdout)
-    x, y = held_out.x[: args.images], held_out.y[: args.images]
-    classifier = pretrained.classifier(args.name)
-    denoiser = pretrained.denoiser(args.name)
-    torch.manual_seed(args.seed)
-    pgd = {"eps": args.eps, "alpha": args.eps / 4}
-    transferred = torchattacks.PGD(classifier, steps=40, **pgd)(x, y)
+    classifier, denoiser = pretrained.classifier(args.name), pretrained.denoiser(args.name)
+    transfer = attack("transfer-pgd-linf", eps=args.eps)
+    white_box = attack("pgd-eot-linf", eps=args.eps, steps=10, eot=2)
+
+    def measured(kind: str, points: list[Point], column: str, shown: Attack, count: int) -> Result:
+        made = (getattr(purifiers, name)(denoiser, **settings) for name, settings in points)
+        return evaluate(
+            {str(place): DefendedModel(classifier, it) for place, it in enumerate(made)},
+            (held_out.x[:count], held_out.y[:count]), {column: shown},
+            out=args.runs / f"tune_presets_{args.name}" / kind / shown.preset,
+            batch=100, seed=args.seed, judging=Judging(purifications=1),
+            workers=args.workers, progress=progress(),
+        )  # fmt: skip
 
     rows = []
-    grid = [(kind, point) for kind, points in GRIDS[args.name].items() for point in points]
-    for kind, setting in tqdm(grid, unit="setting"):
-        model = DefendedModel(classifier, build(kind, setting, denoiser, args.seed))
-        few_x, few_y = x[: args.white_box_images], y[: args.white_box_images]
-        attacked = torchattacks.PGD(EOT(model, 2), steps=10, **pgd)(few_x, few_y)
-        rows.append({
-            "purifier": kind, "sigma": setting[0], "lr": setting[1], "steps": setting[2],
-            "clean": accuracy(model, x, y),
-            "transfer PGD-40": accuracy(model, transferred, y),
-            "PGD-10+EOT-2, one-shot surrogate": accuracy(model, attacked, few_y),
-        })  # fmt: skip
-        measured = (f"{100 * cell['value']:.1f}" for cell in list(rows[-1].values())[4:])
-        tqdm.write(f"{kind} {setting}: " + " ".join(measured))
-    best = {
-        kind: max(
-            (row for row in rows if row["purifier"] == kind),
-            key=lambda row: row["clean"]["value"] + row["transfer PGD-40"]["value"],
-        )
-        for kind in GRIDS[args.name]
-    }
-    settings = ("sigma", "lr", "steps")
+    for kind, points in GRIDS[args.name].items():
+        found = measured(kind, points, TRANSFER, transfer, args.images)
+        cells = [(found, CLEAN), (found, TRANSFER)]
+        if args.white_box_images:
+            few = measured(kind, points, WHITE_BOX, white_box, args.white_box_images)
+            cells.append((few, WHITE_BOX))
+        for place, (name, settings) in enumerate(points):
+            shares = {column: run.cell(str(place), column).accuracy for run, column in cells}
+            accuracy = {column: share and share.as_dict() for column, share in shares.items()}
+            rows.append(
+                {"kind": kind, "purifier": name, "settings": settings, "accuracy": accuracy}
+            )
+            print(kind, settings, *(s and f"{100 * s.value:.1f} %" for s in shares.values()))
     write(
         f"tune_presets_{args.name}",
         command=f"python benchmarks/tune_presets.py {args.name} DATA --eps {args.eps:.6g} "
         f"--holdout {args.holdout}",
         images="training images kept out of training", weights=weights(args.name), eps=args.eps,
-        seed=args.seed, best={kind: [row[s] for s in settings] for kind, row in best.items()},
-        rows=rows,
+        seed=args.seed, best=best(rows), rows=rows,
     )  # fmt: skip
+
+
+def best(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each kind the settings of highest mean of clean and transfer accuracy."""
+    measured = [row for row in rows if row["accuracy"][CLEAN] and row["accuracy"][TRANSFER]]
+    return {
+        kind: max(
+            (row for row in measured if row["kind"] == kind),
+            key=lambda row: sum(row["accuracy"][column]["value"] for column in (CLEAN, TRANSFER)),
+        )["settings"]
+        for kind in dict.fromkeys(row["kind"] for row in measured)
+    }
 
 
 if __name__ == "__main__":

@@ -114,11 +114,19 @@ def _cores() -> int:
 def _foretell(plan: Any, materials: Any, workers: int) -> None:
     from scoreopt_defense.evaluation.estimate import estimate
     from scoreopt_defense.evaluation.progress import duration
+    from scoreopt_defense.evaluation.report.budgets import budgets
+
+    allowed = {budget.attack: (budget.queries, budget.paper_queries) for budget in budgets(plan)}
+
+    def queries(attack: str) -> list[str]:
+        counts = allowed.get(attack, (None, None))
+        return ["-" if count is None else f"{count:,}" for count in counts]
 
     cells = estimate(plan, materials)
-    lines = [["defence", "attack", "units", "denoiser calls", "classifier calls", "time"]] + [
+    lines = [["defence", "attack", "units", "denoiser calls", "classifier calls",
+              "queries an image", "in the paper", "time"]] + [
         [c.defence, c.attack, str(c.units), f"{c.denoiser_calls:,}", f"{c.classifier_calls:,}",
-         c.error or duration(c.seconds)]
+         *queries(c.attack), c.error or duration(c.seconds)]
         for c in cells
     ]  # fmt: skip
     _print_table(lines)

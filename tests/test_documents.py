@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from common import RESULTS, weights
+from results_file import RESULTS, weights
 from tables import TABLES
 
 from scoreopt_defense import pretrained
+from scoreopt_defense.evaluation.plan import described
 from scoreopt_defense.presets import preset
 
 ROOT = Path(__file__).parent.parent
@@ -17,7 +19,6 @@ DOCUMENTS = {
     "demo": "README.md",
     "transfer": "docs/cifar10-tiny.md",
     "tuning": "docs/cifar10-tiny.md",
-    "attacks": "docs/gradients.md",
     "cosines": "docs/gradients.md",
     "costs": "docs/gradients.md",
     "every_attack": "docs/attacks.md",
@@ -38,14 +39,29 @@ def test_a_document_holds_the_table_that_its_results_give(name):
 def test_the_tuned_presets_are_the_best_of_the_grid_that_was_measured():
     best = json.loads((RESULTS / "tune_presets_cifar10-tiny.json").read_text())["best"]
     for variant in ("O", "N"):
-        sigma, lr, steps = best[variant]
+        sigma = best[variant]["sigma"]
         low, high = sigma if isinstance(sigma, list) else (sigma, sigma)
-        tuned = {"variant": variant, "lr": lr, "steps": steps, "sigma": (low, high)}
-        assert preset(f"cifar10-tiny/{variant}") == tuned
+        assert preset(f"cifar10-tiny/{variant}") == best[variant] | {"sigma": (low, high)}
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_figures_about_shipped_weights_are_about_those_that_ship_now(path):
-    measured = json.loads(path.read_text()).get("weights")
+    found = json.loads(path.read_text())
     shipped = [weights(name) for name in pretrained.names("denoiser")]
-    assert measured is None or measured in shipped
+    assert found.get("weights") in [None, *shipped]
+    if "plan" in found:  # a run that was exported
+        measured = set(_digests(found["plan"]["defences"]))
+        assert measured
+        assert measured <= {
+            described(getattr(pretrained, kind)(name))["weights"]
+            for kind in ("classifier", "denoiser")
+            for name in pretrained.names(kind)
+        }
+
+
+def _digests(part: object) -> Iterator[str]:
+    if isinstance(part, dict):
+        if "weights" in part:
+            yield part["weights"]
+        for inner in part.values():
+            yield from _digests(inner)

@@ -17,7 +17,7 @@ from scoreopt_defense.evaluation import Result, Stopped, Store
 from scoreopt_defense.evaluation.config import ConfigError, load
 from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.report.reload import reload
-from scoreopt_defense.evaluation.sources import Normalized, classifier
+from scoreopt_defense.evaluation.sources import classifier
 
 IMAGES = '[images]\nsource = "mnist"\nn = 4\n'
 BARE = '[defences.bare]\nclassifier = "mnist-tiny"\n'
@@ -185,18 +185,6 @@ def test_a_classifier_of_ones_own():
     assert not found.training
 
 
-def test_libraries_networks_are_given_their_normalisation(monkeypatch):
-    torchvision = pytest.importorskip("torchvision.models")
-    net = torchvision.resnet18(weights=None).eval()
-    monkeypatch.setattr(torchvision, "get_model", lambda name, weights: net)
-    x = torch.rand(1, 3, 64, 64)
-    found = classifier("torchvision:resnet18")
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = net((x - mean.reshape(3, 1, 1)) / std.reshape(3, 1, 1))
-    assert isinstance(found, Normalized)
-    assert torch.equal(found(x), expected)
-
-
 def test_a_library_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"this needs timm.*pip install timm"):
@@ -211,7 +199,10 @@ def test_a_session(written, tmp_path, capsys):
     assert cli.main(["evaluate", config, "--dry-run"]) == 0
     said = capsys.readouterr().out
     # 4 images: 2 purifications of 2 votes of 1 step and the last denoising
-    assert said.splitlines()[3].split()[:5] == ["n", "clean", "2", "32", "16"]
+    assert said.splitlines()[3].split()[:7] == ["n", "clean", "2", "32", "16", "-", "-"]
+    # 2 steps of 40, on the classifier
+    assert said.splitlines()[6].split()[:2] == ["n", "transfer-pgd-linf"]
+    assert said.splitlines()[6].split()[5:7] == ["2", "40"]
     assert "About" in said
     assert not out.exists()
     assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out)]) == 0

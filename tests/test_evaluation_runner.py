@@ -28,9 +28,10 @@ from toy_evaluation import (
     run_here,
 )
 
-from scoreopt_defense.evaluation import AnyStep, Judging, Stopped, evaluate
+from scoreopt_defense.evaluation import AnyStep, Judging, Stopped, Unit, evaluate
 from scoreopt_defense.evaluation import progress as display
 from scoreopt_defense.evaluation.progress import Bars, Lines, Progress
+from scoreopt_defense.evaluation.units import Outcome
 
 
 @pytest.fixture(scope="module")
@@ -416,24 +417,69 @@ def test_each_unit_is_begun_and_then_recorded():
     assert len(set(indices)) == len(indices) > 4
 
 
-def test_bars_show_the_run_the_attack_and_the_batch(monkeypatch):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_whoever_watches_sees_the_rows_of_each_unit(workers):
+    class Watching(Told):
+        def watch(self, seen):
+            self.seen = seen
+
+        def advance(self, outcome):
+            self.events.append((self.seen[outcome.unit.index], sum(outcome.calls.values())))
+
+        def begin(self, unit):
+            pass
+
+    told = Watching()
+    run(None, progress=told, workers=workers, trials=1)
+    assert all(seen == counted > 0 for seen, counted in told.events)
+    assert set(told.seen) == {seen for seen, _ in told.events}  # each in its own place
+
+
+@pytest.fixture
+def bars(monkeypatch):
     console = pytest.importorskip("rich.console")
     screen = io.StringIO()
     monkeypatch.setattr(
         display, "_console", lambda: console.Console(file=screen, force_terminal=True, width=160)
     )
-    bars = Bars()
-    begin = bars.begin
+    made = Bars()
+    made.screen = screen
+    return made
 
-    def shown(unit):
-        begin(unit)
+
+def test_bars_show_the_run_the_attack_and_how_far_a_batch_is(bars, monkeypatch):
+    advance, ends = bars.advance, []
+
+    def looked_at(outcome):
         bars.bars.refresh()
+        task = bars.bars.tasks[-1]
+        assert task.completed == sum(outcome.calls.values())
+        ends.append((task.completed, task.total))
+        advance(outcome)
 
-    monkeypatch.setattr(bars, "begin", shown)
+    monkeypatch.setattr(bars, "advance", looked_at)
     run(None, progress=bars)
-    said = screen.getvalue()
+    said = bars.screen.getvalue()
     assert "all" in said
-    assert "images 0 to" in said
-    assert ", about " in said  # a batch, by the last one of its attack and defence
+    assert "images 0 to 3, by network rows" in said
+    # 3 batches of 2 trials a cell, which spend the same; the first of a cell has no end yet
+    assert all(total is None for _, total in ends[::6])
+    assert all(total == done for place, (done, total) in enumerate(ends) if place % 6)
     assert not bars.flying
     assert not bars.cells
+
+
+def test_bars_of_a_cluster_are_as_far_as_their_seconds_are(bars, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    bars.watch(None)
+    bars.left = {("a", "d"): 3}
+    bars.run = bars.bars.add_task("all", total=3)
+    whole, half = Unit(0, "d", "a", 0, (0, 4)), Unit(1, "d", "a", 0, (4, 6))
+    bars.advance(Outcome(whole, seconds=40.0))
+    bars.begin(half)
+    now[0] += 5.2
+    bars.bars.get_renderable()
+    task = bars.bars.tasks[-1]
+    assert (task.completed, task.total) == (5, 20)
+    assert task.description == "  a on d, trial 0, images 4 to 5, about, by seconds"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -226,12 +228,32 @@ def test_export_writes_a_line_an_image_trial_and_attack(finished, tmp_path):
     assert 0 < right < 1
 
 
-def test_export_to_parquet(finished, tmp_path):
-    pandas = pytest.importorskip("pandas")
+def test_another_program_reads_the_parquet_file(finished, tmp_path):
     pytest.importorskip("pyarrow")
+    duckdb, file = pytest.importorskip("duckdb"), tmp_path / "rows.parquet"
     with Store(finished) as store:
-        assert to_parquet(store, tmp_path / "rows.parquet") == 24
-    assert len(pandas.read_parquet(tmp_path / "rows.parquet")) == 24
+        assert to_parquet(store, file) == 24
+        rows = list(store.rows())
+    table = duckdb.connect().read_parquet(str(file))
+    drawn = table.project("predicted_0, predicted_1, predicted_2, margin_0, margin_1, margin_2")
+    assert [list(line) for line in drawn.fetchall()] == [
+        json.loads(row["predicted"]) + json.loads(row["margin"]) for row in rows
+    ]
+    names = ("defence", "attack", "trial", "image", "label", "broken", "denoiser_calls", "seconds")
+    assert table.project(", ".join(names)).fetchall() == [
+        tuple(row[name] for name in names) for row in rows
+    ]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["rows.parquet"]
+
+
+def test_without_pyarrow_its_extra_is_named_and_nothing_is_written(finished, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with (
+        Store(finished) as store,
+        pytest.raises(ImportError, match=r"needs pyarrow.*'scoreopt-defense\[parquet\]'"),
+    ):
+        to_parquet(store, tmp_path / "rows.parquet")
+    assert not (tmp_path / "rows.parquet").exists()
 
 
 def test_results_say_how_they_were_made(finished):

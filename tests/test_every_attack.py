@@ -17,13 +17,13 @@ pytest.importorskip("art")
 pytest.importorskip("foolbox")
 
 import attack_classes
-import common
 import every_attack
+import results_file
 from every_attack import BARE, DEFENDED, FAILS, NEEDS_MORE, PREPROCESSED, RUNS, TOO_LONG
 
 MEASURED = {
     (row["library"], row["attack"]): row
-    for row in json.loads((common.RESULTS / "every_attack.json").read_text())["rows"]
+    for row in json.loads((results_file.RESULTS / "every_attack.json").read_text())["rows"]
 }
 EVERY = [
     (library, name)
@@ -174,7 +174,7 @@ def test_a_process_past_its_time_is_ended(monkeypatch):
 
 @pytest.mark.slow
 def test_the_benchmark_gives_the_committed_outcomes(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["every_attack.py"])
     every_attack.main()
     rows = json.loads((tmp_path / "every_attack.json").read_text())["rows"]

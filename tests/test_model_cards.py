@@ -11,8 +11,8 @@ import os
 
 import pytest
 import torch
-from common import RESULTS, accuracy
-from model_cards import quality
+from model_cards import accuracy, quality
+from results_file import RESULTS
 
 from scoreopt_defense import data, pretrained
 
@@ -38,7 +38,7 @@ def test_measured_again_on_a_sample(name: str) -> None:
         found = quality(pretrained.denoiser(name), images.x, float(sigma), seed=1)
         # 4 standard deviations of the mean of 200 images, which differ by about 1.4 dB
         assert abs(found["value"] - written["value"]) < 0.4
-    found = accuracy(pretrained.classifier(name), images.x, images.y)
+    found = accuracy(pretrained.classifier(name), images)
     assert found["low"] <= measured["accuracy"]["value"] <= found["high"]
 
 

@@ -107,9 +107,10 @@ def evaluate_plan(
         crew = crews.processes(plan, materials, workers)
     else:
         crew = crews.in_process(plan, materials)
-    store = Store(out, plan)
+    store, progress = Store(out, plan), progress or Progress()
+    progress.watch(crew.seen)
     try:
-        run(plan, materials, store, crew, progress or Progress())
+        run(plan, materials, store, crew, progress)
     except BaseException:
         store.close()
         raise

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.report.budgets import budgets
 from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.statistics import Proportion
@@ -41,9 +42,7 @@ def to_json(result: Result, path: str | Path) -> int:
     """Write a run's figures, its plan and the machine; returns how many cells there are."""
 
     def figure(share: Proportion | None) -> dict[str, float] | None:
-        if share is None:
-            return None
-        return {name: round(value, 4) for name, value in asdict(share).items()}
+        return None if share is None else share.as_dict()
 
     cells = [
         {"defence": c.defence, "attack": c.attack, "accuracy": figure(c.robust),
@@ -66,16 +65,12 @@ def to_json(result: Result, path: str | Path) -> int:
 
 
 def to_parquet(store: Store, path: str | Path) -> int:
-    """As :func:`to_csv`, in Parquet; needs pandas and pyarrow."""
-    try:
-        import pandas
-        import pyarrow  # noqa: F401, pandas finds it by itself
-    except ImportError as error:
-        raise ImportError(
-            f"Parquet needs pandas and pyarrow ({error}): pip install them"
-        ) from error
-    rows = list(_flat(store))
-    pandas.DataFrame(rows).to_parquet(path, index=False)
+    """As :func:`to_csv`, in Parquet."""
+    pyarrow = optional("pyarrow", extra="parquet")
+    parquet = optional("pyarrow.parquet", extra="parquet")
+    rows, temporary = list(_flat(store)), Path(f"{path}.part")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
+    os.replace(temporary, path)
     return len(rows)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from scoreopt_defense.evaluation.plan import Plan, Unit
@@ -14,6 +16,12 @@ __all__ = ["Lines", "Progress", "duration", "progress"]
 
 class Progress:
     """Told of each unit; this one keeps silent."""
+
+    def watch(self, seen: Sequence[int] | None) -> None:
+        """Where to look, of each unit, how many rows its networks have seen so far.
+
+        None on a cluster, whose workers say nothing before a unit is done.
+        """
 
     def start(self, plan: Plan, done: set[int]) -> None:
         """A run of this plan begins, or goes on after these units."""
@@ -64,13 +72,26 @@ class Lines(Progress):
 class Bars(Progress):
     """Bars of rich's: of the run, of the attack under way, and of each batch in flight.
 
-    A batch says how long the last one of its attack and defence took.
+    A batch is as far as its networks' rows are, of those that the last batch of its attack and
+    defence took; the first has no end to show. On a cluster it is as far as its seconds are, and
+    says "about".
     """
 
     def __init__(self) -> None:
         import rich.progress as bars
 
-        self.bars = bars.Progress(
+        moved = self._move
+
+        class Moving(bars.Progress):
+            def get_renderables(self) -> Iterable[Any]:
+                moved()
+                return super().get_renderables()
+
+        self.seen: Sequence[int] | None = None
+        self.cells: dict[tuple[str, str], Any] = {}
+        self.flying: dict[int, tuple[Any, float]] = {}
+        self.each: dict[tuple[str, str], float] = {}  # rows, or seconds, of an image of a cell
+        self.bars = Moving(
             bars.TextColumn("{task.description}"),
             bars.BarColumn(),
             bars.MofNCompleteColumn(),
@@ -79,9 +100,9 @@ class Bars(Progress):
             bars.TimeRemainingColumn(),
             console=_console(),
         )
-        self.cells: dict[tuple[str, str], Any] = {}
-        self.flying: dict[int, Any] = {}
-        self.seconds: dict[tuple[str, str], float] = {}
+
+    def watch(self, seen: Sequence[int] | None) -> None:
+        self.seen = seen
 
     def start(self, plan: Plan, done: set[int]) -> None:
         self.left = _left(plan, done)
@@ -91,18 +112,28 @@ class Bars(Progress):
 
     def begin(self, unit: Unit) -> None:
         self._land(unit)
-        before = self.seconds.get((unit.attack, unit.defence))
-        about = "" if before is None else f", about {duration(before)}"
-        self.flying[unit.index] = self.bars.add_task(f"  {unit}{about}", total=None)
+        each = self.each.get((unit.attack, unit.defence))
+        total = None if each is None else max(1, round(each * _size(unit)))
+        measure = "about, by seconds" if self.seen is None else "by network rows"
+        task = self.bars.add_task(f"  {unit}, {measure}", total=total)
+        self.flying[unit.index] = task, time.monotonic()
+
+    def _move(self) -> None:
+        for index, (task, begun) in list(self.flying.items()):
+            far = time.monotonic() - begun if self.seen is None else self.seen[index]
+            with suppress(KeyError):  # landed meanwhile: rich draws in a thread of its own
+                self.bars.update(task, completed=int(far))
 
     def _land(self, unit: Unit) -> None:
         if unit.index in self.flying:
-            self.bars.remove_task(self.flying.pop(unit.index))
+            self.bars.remove_task(self.flying.pop(unit.index)[0])
 
     def advance(self, outcome: Outcome) -> None:
         cell = outcome.unit.attack, outcome.unit.defence
         self._land(outcome.unit)
-        self.seconds[cell] = outcome.seconds
+        if not outcome.error:
+            took = outcome.seconds if self.seen is None else sum(outcome.calls.values())
+            self.each[cell] = took / _size(outcome.unit)
         if cell not in self.cells:
             said = f"{cell[0]} on {cell[1]}"
             self.cells[cell] = self.bars.add_task(said, total=self.left[cell])
@@ -133,6 +164,10 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def _size(unit: Unit) -> int:
+    return unit.images[1] - unit.images[0]
 
 
 def _left(plan: Plan, done: set[int]) -> dict[tuple[str, str], int]:

@@ -19,6 +19,7 @@ CLASSIFIERS = (
     "file:<file>",
     "robustbench:[<dataset>/<threat model>/]<name>",
     "timm:<name>",
+    "timm:local-dir:<folder>",
     "torchvision:<name>",
     "python:<package.module>:<function>",
 )
@@ -30,9 +31,9 @@ def classifier(name: str) -> nn.Module:
     Args:
         name: one of ``pretrained.names("classifier")``; or by its prefix: ``file:`` as in
             :func:`scoreopt_defense.pretrained.classifier`; ``robustbench:``, of CIFAR-10 and Linf
-            unless the name says so; ``timm:`` and ``torchvision:``, which download weights and are
-            given their normalisation; ``python:package.module:function`` is called without
-            arguments and returns any module.
+            unless the name says so; ``timm:`` (``timm:local-dir:<folder>`` for what timm saved) and
+            ``torchvision:``, which download weights and are given their normalisation;
+            ``python:package.module:function`` is called without arguments and returns any module.
 
     Raises:
         ValueError: if the name is unknown.
@@ -73,7 +74,11 @@ def _robustbench(name: str) -> nn.Module:
     if len(where) not in (0, 2):
         raise ValueError(f"expected [<dataset>/<threat model>/]<name>, got {name!r}")
     dataset, threat = where or ("cifar10", "Linf")
-    return optional("robustbench.utils").load_model(model, dataset=dataset, threat_model=threat)
+    library = optional("robustbench.utils")
+    try:
+        return library.load_model(model, dataset=dataset, threat_model=threat)
+    except KeyError as error:  # of its table of models
+        raise ValueError(f"robustbench has no {model!r} for {dataset} and {threat}") from error
 
 
 def _timm(name: str) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,10 @@ class Proportion:
     low: float
     high: float
     n: int
+
+    def as_dict(self) -> dict[str, float]:
+        """As JSON has it, to 4 digits."""
+        return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
 def proportion(right: float, total: int, *, confidence: float = 0.95) -> Proportion:

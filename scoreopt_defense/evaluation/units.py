@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -55,11 +55,19 @@ class Outcome:
     error: str | None = None
 
 
-def execute(unit: Unit, plan: Plan, materials: Materials, before: Carried | None = None) -> Outcome:
+def execute(
+    unit: Unit,
+    plan: Plan,
+    materials: Materials,
+    before: Carried | None = None,
+    seen: MutableSequence[int] | None = None,
+) -> Outcome:
     """Attack and judge; an exception in either is the unit's recorded failure.
 
     Args:
         before: of a suite's stage, what it begins from; without it the clean images.
+        seen: of each of the plan's units, rows that the networks have seen so far; this one's
+            place is kept up to date, for whoever looks meanwhile.
     """
     started = time.perf_counter()
     model, attack = materials.defences[unit.defence], materials.attacks[unit.attack]
@@ -76,8 +84,14 @@ def execute(unit: Unit, plan: Plan, materials: Materials, before: Carried | None
         if not len(x):
             return replace(outcome, seconds=time.perf_counter() - started)
     calls: Counter[str] = Counter()
+
+    def counted() -> None:
+        if seen is not None:
+            seen[unit.index] = calls.total()
+
+    counted()
     try:
-        with _as_it_was(model), _counted(model, calls), _threads(plan.threads):
+        with _as_it_was(model), _counted(model, calls, counted), _threads(plan.threads):
             parts = _within_memory(
                 lambda seed, *part: _attack_and_judge(
                     attack, model, *part, judging=materials.judging, seed=seed
@@ -177,7 +191,7 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _counted(model: nn.Module, calls: Counter[str]) -> Iterator[None]:
+def _counted(model: nn.Module, calls: Counter[str], counted: Callable[[], None]) -> Iterator[None]:
     """Count the rows that the networks see."""
     networks: dict[str, nn.Module] = {"classifier": model}
     if isinstance(model, DefendedModel):
@@ -186,6 +200,7 @@ def _counted(model: nn.Module, calls: Counter[str]) -> Iterator[None]:
     def counter(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls[name] += len((*args, *kwargs.values())[0])
+            counted()
 
         return count
 

@@ -9,7 +9,7 @@ import pickle
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableSequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,19 +26,20 @@ __all__ = ["Crew", "cluster", "in_process", "processes"]
 
 # Of a worker process: what it was given once, and that it does one unit at a time, since torch's
 # and numpy's global generators are the process's.
-_HELD: dict[str, tuple[Plan, Materials]] = {}
+_HELD: dict[str, tuple[Plan, Materials, MutableSequence[int] | None]] = {}
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def carry_out(key: str, unit: Unit, before: Carried | None = None) -> Outcome:
     """A unit, in a worker that was given its plan."""
+    plan, materials, seen = _HELD[key]
     with _ONE_AT_A_TIME:
-        return execute(unit, *_HELD[key], before)
+        return execute(unit, plan, materials, before, seen)
 
 
-def hold(key: str, blob: bytes) -> None:
-    """Give this process a plan and its networks."""
-    _HELD[key] = pickle.loads(blob)
+def hold(key: str, blob: bytes, seen: MutableSequence[int] | None = None) -> None:
+    """Give this process a plan and its networks, and where to say how far a unit is."""
+    _HELD[key] = (*pickle.loads(blob), seen)
 
 
 def let_go(key: str) -> None:
@@ -55,10 +56,13 @@ class Crew:
     Args:
         opened: a context manager of a working executor and of how many units it takes at a time.
         key: what its workers know the plan by.
+        seen: of each unit, rows that the networks have seen so far; None where it is not known.
     """
 
-    def __init__(self, opened: Callable[[], Any], key: str) -> None:
-        self.opened, self.key = opened, key
+    def __init__(
+        self, opened: Callable[[], Any], key: str, seen: MutableSequence[int] | None = None
+    ) -> None:
+        self.opened, self.key, self.seen = opened, key, seen
 
     @contextmanager
     def open(self) -> Iterator[tuple[Executor, Callable[[], int]]]:
@@ -79,17 +83,18 @@ class Crew:
 
 def in_process(plan: Plan, materials: Materials) -> Crew:
     """In this process, on a copy of the networks: the caller's stay as they are."""
+    seen = [0] * sum(1 for _ in plan.units())
 
     @contextmanager
     def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
         defences, attacks = copy.deepcopy((dict(materials.defences), dict(materials.attacks)))
-        _HELD[plan.hash] = plan, replace(materials, defences=defences, attacks=attacks)
+        _HELD[plan.hash] = plan, replace(materials, defences=defences, attacks=attacks), seen
         try:
             yield _Here(), lambda: 1
         finally:
             let_go(plan.hash)
 
-    return Crew(opened, plan.hash)
+    return Crew(opened, plan.hash, seen)
 
 
 class _Here(Executor):
@@ -105,6 +110,8 @@ class _Here(Executor):
 def processes(plan: Plan, materials: Materials, count: int) -> Crew:
     """A pool of so many processes, each with the networks."""
     blob = _packed(plan, materials)
+    context = multiprocessing.get_context("spawn")
+    seen = context.RawArray("q", sum(1 for _ in plan.units()))  # shared memory
 
     @contextmanager
     def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
@@ -116,9 +123,9 @@ def processes(plan: Plan, materials: Materials, count: int) -> Crew:
             file.write_bytes(blob)
             pool = ProcessPoolExecutor(
                 count,
-                mp_context=multiprocessing.get_context("spawn"),
+                mp_context=context,
                 initializer=_start_process,
-                initargs=(plan.hash, file),
+                initargs=(plan.hash, file, seen),
             )
             try:
                 yield pool, lambda: count
@@ -129,7 +136,7 @@ def processes(plan: Plan, materials: Materials, count: int) -> Crew:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    return Crew(opened, plan.hash)
+    return Crew(opened, plan.hash, seen)
 
 
 def _packed(plan: Plan, materials: Materials) -> bytes:
@@ -142,10 +149,10 @@ def _packed(plan: Plan, materials: Materials) -> bytes:
         ) from error
 
 
-def _start_process(key: str, file: Path) -> None:
+def _start_process(key: str, file: Path, seen: MutableSequence[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    hold(key, file.read_bytes())
+    hold(key, file.read_bytes(), seen)
 
 
 def _end_with_parent() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 
-import common
 import pytest
-from common import resumed
+import results_file
+from results_file import resumed
 
 ABOUT = {"images": 8, "sigma": (0.15, 0.35), "weights": {"denoiser": "abc"}, "seed": 0}
 KEY = {"variant": "N", "sigma": (0.1, 0.2)}
@@ -15,7 +15,7 @@ KEY = {"variant": "N", "sigma": (0.1, 0.2)}
 
 @pytest.fixture(autouse=True)
 def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path / "results")
     return tmp_path / "results"
 
 

@@ -1,4 +1,7 @@
-"""What every result file says of how it was made."""
+"""Result files of the benchmarks that are no run of ``scoreopt evaluate``.
+
+Each says how it was made, and is written whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from scoreopt_defense import pretrained
-from scoreopt_defense.evaluation import statistics
 from scoreopt_defense.evaluation.about import machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -20,20 +19,6 @@ RESULTS = Path(__file__).parent / "results"
 def weights(name: str) -> dict[str, str]:
     """SHA-256 of the shipped networks of that name: figures about others are told apart by it."""
     return {kind: digests[name] for kind, digests in pretrained.CHECKSUMS.items()}
-
-
-def proportion(right: int, total: int) -> dict[str, float]:
-    """A share with its exact (Clopper-Pearson) 95 % confidence interval, as JSON has it."""
-    share = statistics.proportion(right, total)
-    interval = {"low": round(share.low, 4), "high": round(share.high, 4)}
-    return {"value": share.value, **interval, "n": share.n}
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Share of images that a model classifies rightly, 100 at a time, with its interval."""
-    right = sum((model(a).argmax(1) == b).sum().item() for a, b in zip(x.split(100), y.split(100)))
-    return proportion(right, len(y))
 
 
 def write(name: str, **contents: Any) -> None:

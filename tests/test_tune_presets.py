@@ -1,0 +1,49 @@
+"""The rule that presets are chosen by, on any purifiers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import results_file
+import tune_presets
+from tune_presets import CLEAN, TRANSFER, WHITE_BOX, best, main
+
+from scoreopt_defense.presets import preset
+
+
+def row(kind, number, clean, transfer):
+    accuracy = {CLEAN: {"value": clean}, TRANSFER: transfer and {"value": transfer}}
+    return {"kind": kind, "settings": {"number": number}, "accuracy": accuracy}
+
+
+def test_the_best_of_each_kind_has_the_highest_mean_of_clean_and_transfer():
+    rows = [row("a", 1, 1.0, 0.2), row("a", 2, 0.7, 0.6), row("a", 3, 0.5, 0.7)]
+    rows += [row("b", 4, 0.1, 0.1), row("b", 5, 0.9, None)]  # whose attack failed
+    assert best(rows) == {"a": {"number": 2}, "b": {"number": 4}}
+
+
+@pytest.mark.parametrize("white_box", [0, 2])
+def test_a_grid_of_any_purifiers_is_measured_and_goes_on(white_box, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("mlxtend")
+    pytest.importorskip("torchattacks")
+    grid = {
+        "one-shot": [("OneShot", {"sigma": 0.5}), ("OneShot", {"sigma": 2.0})],
+        "mine": [("ScoreOpt", preset("mnist-tiny/N") | {"steps": 1})],
+    }
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(tune_presets, "GRIDS", {"mnist-tiny": grid})
+    given = ["mnist-tiny", "mnist", "--eps", "0.3", "--images", "4", "--runs", str(tmp_path)]
+    given += ["--white-box-images", str(white_box)]
+    main(given)
+    written = (tmp_path / "results" / "tune_presets_mnist-tiny.json").read_text()
+    found = json.loads(written)
+    columns = [CLEAN, TRANSFER, *([WHITE_BOX] if white_box else [])]
+    assert [list(row["accuracy"]) for row in found["rows"]] == [columns] * 3
+    assert [row["accuracy"][columns[-1]]["n"] for row in found["rows"]] == [white_box or 4] * 3
+    assert found["best"]["one-shot"] == {"sigma": 0.5}  # 2.0 leaves nothing of a digit
+    capsys.readouterr()
+    main(given)
+    said = capsys.readouterr().err.splitlines()
+    assert all(line.split()[0] == line.split()[2] for line in said if "before" in line)
+    assert (tmp_path / "results" / "tune_presets_mnist-tiny.json").read_text() == written
