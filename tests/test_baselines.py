@@ -159,7 +159,7 @@ def test_an_image_stops_alone_where_its_steps_are_short():
     x_a = 2 * mid_images(2) - 1
     x_a = x_a - x_a.mean((1, 2, 3), keepdim=True) + torch.tensor([0.4, -0.4]).reshape(2, 1, 1, 1)
     denoiser = EDMDenoiser(network, sigma_range=(0.01, 1))
-    settings = {"sigma": 0.01, "level": 0.5, "steps": 1}
+    settings = {"sigma": 0.01, "level": 0.5, "steps": 1, "share": 0.05}
     first = start_of(x_a, 0.01)
     stops = ADP(denoiser, shortest=0.1, **settings)
     found = stops.purify(x_a, Noise.of_batch(1, 2))

@@ -73,7 +73,7 @@ class ADP(Purifier):
             [-1, 1] scale; one draw for the whole batch. The authors' 0.25 is on [0, 1].
         level: s, at which the score is taken.
         steps: at most so many.
-        share: :math:`\lambda`: n steps leave :math:`(1 - \lambda)^n` of the way to a Gaussian's mode.
+        share: :math:`\lambda`: n steps leave :math:`(1 - \lambda)^n` of the way to a normal mode.
             The authors' 0.05 is for their network, which is told of no noise level and finds it in
             the image: its output keeps its length along the way, the curvature is near 0, and steps
             are long. At one level for all, 10 steps of 0.05 leave 60 % of the noise.
