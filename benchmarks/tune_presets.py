@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
+import results_file
 from results_file import weights, write
 
 from scoreopt_defense import DefendedModel, data, pretrained, purifiers
@@ -37,6 +39,10 @@ def scoreopt(variant: str, sigmas: list[Any], lrs: list[float], steps: list[int]
     ]
 
 
+def product(name: str, **settings: list[Any]) -> list[Point]:
+    return [(name, dict(zip(settings, values))) for values in itertools.product(*settings.values())]
+
+
 def one_shot(*sigmas: float) -> list[Point]:
     return [("OneShot", {"sigma": sigma}) for sigma in sigmas]
 
@@ -51,6 +57,12 @@ GRIDS: dict[str, dict[str, list[Point]]] = {
         "one-shot": one_shot(0.15, 0.25, 0.5),
         "O": scoreopt("O", [(0.15, 0.35)], [0.02, 0.04], [5, 10]),
         "N": scoreopt("N", [0.15, 0.25, 0.5], [0.02, 0.05], [5]),
+        "DiffPure": product("DiffPure", sigma=[0.15, 0.25, 0.34], steps=[5, 10]),
+        "GDMP": product("GDMP", sigma=[0.129, 0.25], steps=[9], rounds=[1, 4]),
+        "ADP": [
+            ("ADP", {"sigma": level, "level": level, "steps": 5, "share": share})
+            for level, share in itertools.product([0.15, 0.25, 0.5], [0.1, 0.3])
+        ],
     },
 }
 
@@ -60,6 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name", choices=GRIDS)
     parser.add_argument("source", help="the data that the network was trained on")
     parser.add_argument("--eps", type=float, required=True, help="l-infinity bound on [0, 1]")
+    parser.add_argument(
+        "--kinds", nargs="+", help="of the grid; the file keeps its rows of the others"
+    )
     parser.add_argument("--holdout", type=int, default=1000, help="as in training")
     parser.add_argument("--images", type=int, default=200, help="of those held out")
     parser.add_argument("--white-box-images", type=int, default=32, help="of those; 0 for none")
@@ -83,8 +98,10 @@ def main(arguments: list[str] | None = None) -> None:
             workers=args.workers, progress=progress(),
         )  # fmt: skip
 
-    rows = []
-    for kind, points in GRIDS[args.name].items():
+    kinds = args.kinds or list(GRIDS[args.name])
+    rows = [row for row in written(args.name) if row["kind"] not in kinds]
+    for kind in kinds:
+        points = GRIDS[args.name][kind]
         found = measured(kind, points, TRANSFER, transfer, args.images)
         cells = [(found, CLEAN), (found, TRANSFER)]
         if args.white_box_images:
@@ -104,6 +121,13 @@ def main(arguments: list[str] | None = None) -> None:
         images="training images kept out of training", weights=weights(args.name), eps=args.eps,
         seed=args.seed, best=best(rows), rows=rows,
     )  # fmt: skip
+
+
+def written(name: str) -> list[dict[str, Any]]:
+    """The rows of the result file, if it is about the same weights."""
+    path = results_file.RESULTS / f"tune_presets_{name}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found["rows"] if found.get("weights") == weights(name) else []
 
 
 def best(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

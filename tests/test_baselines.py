@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -53,6 +55,17 @@ def test_each_mode_it_names_gives_a_gradient_and_each_other_is_refused(name):
         purifier.with_gradient("none")(x).sum().backward()
 
 
+def test_a_mode_of_the_librarys_that_asks_for_nothing_by_name_is_taken_where_exact_is(monkeypatch):
+    class Smoothed:
+        def differentiate(self, purification, x_a): ...
+
+    monkeypatch.setitem(GRADIENTS, "new", Smoothed)
+    assert "new" in DiffPure(gaussian()).modes
+    assert "new" not in JPEG().modes
+    with pytest.raises(ValueError, match=r"gradient='new' needs steps.*\['bpda'\]"):
+        JPEG(gradient=Smoothed())
+
+
 @pytest.mark.parametrize("name", WITHOUT_NETWORK)
 def test_without_a_network_it_is_a_whole_defence_all_the_same(name, x):
     model = DefendedModel(smooth_classifier(), BASELINES[name](None), votes=2)
@@ -60,6 +73,8 @@ def test_without_a_network_it_is_a_whole_defence_all_the_same(name, x):
     assert described(model)["denoiser"]["module"] == "NoDenoiser"
     assert not list(model.purifier.parameters())
     assert model(x, seed=1).shape == (4, 4)
+    for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(duplicate(x, seed=1), model(x, seed=1))
     assert model.replace(max_batch=3)(x, seed=1).shape == (4, 4)
     with pytest.raises(AttributeError, match="sigma"):
         model.surrogate()
@@ -144,7 +159,7 @@ def test_an_image_stops_alone_where_its_steps_are_short():
     x_a = 2 * mid_images(2) - 1
     x_a = x_a - x_a.mean((1, 2, 3), keepdim=True) + torch.tensor([0.4, -0.4]).reshape(2, 1, 1, 1)
     denoiser = EDMDenoiser(network, sigma_range=(0.01, 1))
-    settings = {"sigma": 0.01, "level": 0.5, "steps": 1}
+    settings = {"sigma": 0.01, "level": 0.5, "steps": 1, "share": 0.05}
     first = start_of(x_a, 0.01)
     stops = ADP(denoiser, shortest=0.1, **settings)
     found = stops.purify(x_a, Noise.of_batch(1, 2))

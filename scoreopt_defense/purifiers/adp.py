@@ -38,7 +38,7 @@ class ADPSettings(PurifierSettings):
     sigma: tuple[float, float] = (0.5, 0.5)
     level: float = 0.5
     steps: int = 10
-    share: float = 0.05
+    share: float = 0.3
     shortest: float = 2e-3
 
     def __post_init__(self) -> None:
@@ -71,10 +71,12 @@ class ADP(Purifier):
         denoiser: the prior.
         sigma: of the noise that is put on first, or (low, high) to draw it from uniformly, on the
             [-1, 1] scale; one draw for the whole batch. The authors' 0.25 is on [0, 1].
-        level: s, at which the score is taken. The authors' network is told of no level; here it is
-            that of the first noise unless another is given.
+        level: s, at which the score is taken.
         steps: at most so many.
-        share: :math:`\lambda`.
+        share: :math:`\lambda`: n steps leave :math:`(1 - \lambda)^n` of the way to a normal mode.
+            The authors' 0.05 is for their network, which is told of no noise level and finds it in
+            the image: its output keeps its length along the way, the curvature is near 0, and steps
+            are long. At one level for all, 10 steps of 0.05 leave 60 % of the noise.
         shortest: an image stops at a step of this size, on the [-1, 1] scale; the authors' 1e-3 is
             on [0, 1].
         gradient, deterministic, max_batch, seed: as in
