@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from scoreopt_defense._checks import check_count
 from scoreopt_defense._optional import optional
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.gradients import BPDA, GRADIENTS, Exact, Gradient, OneShotGradient
+from scoreopt_defense.gradients import BPDA, GRADIENTS, Gradient, OneShotGradient
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.objectives import denoising_error
 from scoreopt_defense.purifiers import ScoreOpt
@@ -66,15 +66,17 @@ def input_gradient(
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a mode's gradient agrees with the exact one: by mode, one value an image.
+    """How a mode's gradient agrees with a reference: by mode, one value an image.
 
     Attributes:
         cosine: of the angle between the two, in [-1, 1].
         sign: share of pixels on which both have the same sign; 0.5 is chance.
+        reference: the mode that they are compared with.
     """
 
     cosine: dict[str, Tensor]
     sign: dict[str, Tensor]
+    reference: str = "exact"
 
     def plot(self, axes: Any = None) -> Any:
         """Box plots of both, a box a mode; returns the matplotlib axes."""
@@ -85,7 +87,7 @@ class Agreement:
             for mode in data
         ]
         axes.boxplot([value for _, value in values], tick_labels=[name for name, _ in values])
-        axes.set(ylabel="agreement with the exact gradient", ylim=(-1, 1))
+        axes.set(ylabel=f"agreement with {self.reference}", ylim=(-1, 1))
         return axes
 
 
@@ -95,31 +97,35 @@ def gradient_agreement(
     y: Tensor,
     *,
     modes: Sequence[str | Gradient] = (OneShotGradient(), BPDA()),
+    reference: str | Gradient = "exact",
     samples: int = 1,
     seed: int = 0,
 ) -> Agreement:
-    """Compare surrogate gradients with the exact one, on the same images and noise.
+    """Compare gradients with a reference, on the same images and noise.
 
     Args:
-        model: its denoiser must be twice differentiable.
+        model: for most references its denoiser must be twice differentiable.
         x: images, shape ``(B, C, H, W)``, in [0, 1].
         y: labels, shape ``(B,)``.
-        modes: which surrogates, by name or as objects.
+        modes: which ones, by name or as objects.
+        reference: what they are compared with, likewise.
         samples: purifications that each gradient is averaged over.
         seed: of the noise.
     """
-    settings = {"samples": samples, "seed": seed}
-    exact = input_gradient(model.with_gradient(Exact()), x, y, **settings).flatten(1)
     known = Options(GRADIENTS, Gradient)
-    surrogates = [chosen("modes", mode, known) for mode in modes]
-    found = {
-        name_of(mode, GRADIENTS): input_gradient(model.with_gradient(mode), x, y, **settings)
-        for mode in surrogates
-    }
-    found = {mode: gradient.flatten(1) for mode, gradient in found.items()}
+
+    def gradient(mode: Gradient) -> Tensor:
+        shown = model.with_gradient(mode)
+        return input_gradient(shown, x, y, samples=samples, seed=seed).flatten(1)
+
+    ideal = chosen("reference", reference, known)
+    right = gradient(ideal)
+    compared = [chosen("modes", mode, known) for mode in modes]
+    found = {name_of(mode, GRADIENTS): gradient(mode) for mode in compared}
     return Agreement(
-        cosine={mode: F.cosine_similarity(g, exact, dim=1) for mode, g in found.items()},
-        sign={mode: (g.sign() == exact.sign()).float().mean(1) for mode, g in found.items()},
+        cosine={mode: F.cosine_similarity(g, right, dim=1) for mode, g in found.items()},
+        sign={mode: (g.sign() == right.sign()).float().mean(1) for mode, g in found.items()},
+        reference=name_of(ideal, GRADIENTS),
     )
 
 

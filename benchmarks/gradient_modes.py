@@ -1,0 +1,153 @@
+"""What each way of differentiating ScoreOpt breaks, and how far it points from the strongest one.
+
+    python benchmarks/gradient_modes.py attacks path/to/cifar10/test/images --steps 5    # or 1, 20
+    python benchmarks/gradient_modes.py cosines path/to/cifar10/test/images
+
+Every mode attacks every image from the clean one, by PGD at one budget: unlike the adaptive suite,
+which leaves out what was taken. Both go on where they were if they are stopped and run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from attack_search import Truncated
+from results_file import RESULTS, resumed, weights
+from torch import Tensor
+
+from scoreopt_defense import DefendedModel, ScoreOpt, data, pretrained
+from scoreopt_defense.attacks import PGD, Surrogate
+from scoreopt_defense.diagnostics import gradient_agreement, gradient_noise
+from scoreopt_defense.evaluation import evaluate
+from scoreopt_defense.evaluation.export import to_json
+from scoreopt_defense.evaluation.progress import progress
+from scoreopt_defense.gradients import (
+    BPDA,
+    Backward,
+    Exact,
+    OneShotGradient,
+    Purification,
+    Smoothed,
+    Step,
+    recompute,
+    through_every_step,
+)
+from scoreopt_defense.optimizers import Adam
+from scoreopt_defense.purifiers.scoreopt import Update
+
+NAME = "cifar10-tiny"
+
+
+@dataclass(frozen=True)
+class _HeldAdam(Adam):
+    def _divisor(self, root: Tensor) -> Tensor:
+        return super()._divisor(root.detach())
+
+
+@dataclass(frozen=True)
+class SecondMomentHeld:
+    """Exact, but for Adam's second moment, which counts as a constant."""
+
+    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        def run(step: Step) -> Step:
+            held = Update(_HeldAdam(), step.lr) if isinstance(step, Update) else step
+            return recompute(step, held)
+
+        return through_every_step(purification, x_a, run)
+
+
+MODES: dict[str, Any] = {
+    "BPDA": BPDA(),
+    "identity through the steps": Truncated(0),
+    "surrogate": Surrogate(),
+    "one-shot": OneShotGradient(),
+    "exact": Exact(),
+    "exact, second moment held": SecondMomentHeld(),
+    "smoothed": Smoothed(),
+}
+
+
+def defences(steps: int) -> dict[str, DefendedModel]:
+    """Both variants at their presets, but for the number of steps."""
+    classifier, denoiser = pretrained.classifier(NAME), pretrained.denoiser(NAME)
+    return {
+        f"ScoreOpt-{variant}": DefendedModel(
+            classifier, ScoreOpt.from_preset(f"{NAME}/{variant}", denoiser, steps=steps)
+        )
+        for variant in ("N", "O")
+    }
+
+
+def attacks(args: argparse.Namespace) -> None:
+    """Robust accuracy by mode, at so many optimisation steps."""
+    budget = {"steps": args.pgd_steps, "eot": args.eot, "autocast": "bfloat16"}
+    name = f"gradient_modes_{args.steps}_steps"
+    result = evaluate(
+        defences(args.steps), data.load(args.source, n=args.images, seed=args.seed),
+        {mode: PGD(gradient=gradient, **budget) for mode, gradient in MODES.items()},
+        out=args.runs / name, seed=args.seed, workers=args.workers, progress=progress(),
+    )  # fmt: skip
+    with result.store:
+        print(result)
+        to_json(result, RESULTS / f"{name}.json")
+
+
+def cosines(args: argparse.Namespace) -> None:
+    """Agreement with the smoothed gradient of 8 purifications, and how many settle a mode's signs."""
+    x, y, _ = data.load(args.source, n=16, seed=args.seed)
+    about = {"images": len(y), "weights": weights(NAME), "seed": args.seed, "samples": 8}
+    modes = {mode: g for mode, g in MODES.items() if hasattr(g, "differentiate")}
+    with resumed("gradient_modes_cosines", **about) as rows:
+        for steps in (1, 5):
+            for defence, model in defences(steps).items():
+                for mode, gradient in modes.items():
+                    key = {"defence": defence, "steps": steps, "mode": mode}
+                    if rows.has(key):
+                        continue
+                    found = gradient_agreement(
+                        model.replace(max_batch=32), x, y, modes=[gradient],
+                        reference="smoothed", samples=8, seed=args.seed,
+                    )  # fmt: skip
+                    noise = gradient_noise(
+                        model.replace(max_batch=32, gradient=gradient), x, y,
+                        samples=(1, 2, 4, 8), seed=args.seed,
+                    )  # fmt: skip
+                    (cosine,), (sign,) = found.cosine.values(), found.sign.values()
+                    rows.add(key | {
+                        "cosine": _mean(cosine), "sign": _mean(sign),
+                        "settled signs by samples": {
+                            str(k): round(share.item(), 4)
+                            for k, share in zip(noise.samples, noise.sign.mean(1))
+                        },
+                    })  # fmt: skip
+
+
+def _mean(values: Tensor) -> dict[str, float]:
+    """Mean with the normal limit's 95 % interval."""
+    half = 1.96 * values.std().item() / len(values) ** 0.5
+    mean = values.mean().item()
+    return {"value": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["attacks", "cosines"])
+    parser.add_argument("source", help="CIFAR-10 test images")
+    parser.add_argument("--steps", type=int, default=5, help="of the purifiers")
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--pgd-steps", type=int, default=10)
+    parser.add_argument("--eot", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    {"attacks": attacks, "cosines": cosines}[args.part](args)
+
+
+if __name__ == "__main__":
+    main()
