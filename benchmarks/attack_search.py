@@ -153,18 +153,19 @@ def grid(eps: float, steps: int, eot: int) -> dict[str, Attack]:
     return {
         "one-shot": pgd(OneShotGradient()),
         REFERENCE: pgd(Smoothed()),
-        "smoothed, c = 0.3": pgd(Smoothed(0.3)),
-        "smoothed, c = 3": pgd(Smoothed(3.0)),
         "DLR loss": FoolboxPGD(gradient=Smoothed(), loss="dlr", **common),
-        "margin loss": FoolboxPGD(gradient=Smoothed(), loss="margin", **common),
-        "APGD, cross-entropy": apgd("ce"),
-        "APGD, DLR loss": apgd("dlr"),
         "mean with one-shot": pgd(Averaged()),
+        "smoothed, c = 3": pgd(Smoothed(3.0)),
+        "APGD, DLR loss": apgd("dlr"),
         "momentum": Momentum(gradient=Smoothed(), **common),
+        "smoothed, c = 0.3": pgd(Smoothed(0.3)),
+        "bpda": pgd(BPDA()),
+        "twice the steps, half the EOT": pgd(Smoothed(), steps=2 * steps, eot=eot // 2),
+        "smoothed, c = 10": pgd(Smoothed(10.0)),
         "last 2 steps": pgd(Truncated(2)),
         "exact": pgd(Exact()),
-        "bpda": pgd(BPDA()),
-        "smoothed, c = 10": pgd(Smoothed(10.0)),
+        "APGD, cross-entropy": apgd("ce"),
+        "margin loss": FoolboxPGD(gradient=Smoothed(), loss="margin", **common),
         "smoothed, c = 0.1": pgd(Smoothed(0.1)),
         "step eps / 8": pgd(Smoothed(), step_size=1 / 8),
         "last 1 step": pgd(Truncated(1)),
@@ -173,7 +174,6 @@ def grid(eps: float, steps: int, eot: int) -> dict[str, Attack]:
         "floor c / k at step k": pgd(ByStep("decreasing")),
         "random start": pgd(Smoothed(), random_start=True),
         "step eps / 2": pgd(Smoothed(), step_size=1 / 2),
-        "twice the steps, half the EOT": pgd(Smoothed(), steps=2 * steps, eot=eot // 2),
     }
 
 
@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--name", default="cifar10-tiny", help="of the shipped networks")
     parser.add_argument("--describe", default="CIFAR-10 training images kept out of training, JPEG")
     parser.add_argument("--holdout", type=int, default=1000, help="as in training")
-    parser.add_argument("--images", type=int, default=48, help="of those held out")
+    parser.add_argument("--images", type=int, default=32, help="of those held out")
     parser.add_argument("--eps", type=float, default=8 / 255, help="l-infinity bound on [0, 1]")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--eot", type=int, default=2)
