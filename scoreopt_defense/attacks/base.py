@@ -142,10 +142,10 @@ class BoundedAttack(Attack):
         norm: of the ball, one of the class's :attr:`norms`.
         eps: its radius, images being in [0, 1]: 8/255, not 8.
         gradient: what the attack is shown of a defended model, by name or as an object. A mode of
-            :mod:`scoreopt_defense.gradients` (``"one-shot"``, ``"bpda"``, ``"exact"``, ``"none"``):
-            the real defence, differentiated so. ``"surrogate"``: one-shot denoising in its place,
-            forward and backward. ``"classifier"``: the classifier alone. ``"as-it-is"``: what was
-            passed in. Any other module is attacked as it is.
+            :mod:`scoreopt_defense.gradients` (``"one-shot"``, ``"bpda"``, ``"exact"``,
+            ``"smoothed"``, ``"none"``): the real defence, differentiated so. ``"surrogate"``:
+            one-shot denoising in its place, forward and backward. ``"classifier"``: the classifier
+            alone. ``"as-it-is"``: what was passed in. Any other module is attacked as it is.
         eot: random evaluations that each answer of the model is the mean logits of.
         steps: of the method.
         restarts: the method is run so many times, and of each image the :func:`strongest` result

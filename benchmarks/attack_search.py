@@ -1,0 +1,276 @@
+"""The strongest white-box attack on ScoreOpt: attacks that differ in one thing, at equal gradients.
+
+    python benchmarks/attack_search.py path/to/cifar10/training/images
+
+Every row but the first few differs from ``REFERENCE``, PGD by the smoothed gradient, in one thing,
+and differentiates each image as often. Both defences are judged by fresh purifications, on training
+images kept out of training: to choose an attack on test images would fit it to them.
+
+Goes on where it was if it is stopped and run again; what is there by then is written. ``--long``
+takes the rows of ``LONG`` alone, at 8 times the gradients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torchattacks
+from results_file import weights, write
+from torch import Tensor, nn
+
+from scoreopt_defense import DefendedModel, ScoreOpt, data, pretrained
+from scoreopt_defense.attacks import APGD, PGD, Attack, FoolboxPGD, ProjectedGradientAttack
+from scoreopt_defense.evaluation import evaluate
+from scoreopt_defense.evaluation.evaluate import materials_of
+from scoreopt_defense.evaluation.export import to_json
+from scoreopt_defense.evaluation.judging import Judging
+from scoreopt_defense.evaluation.plan import Plan
+from scoreopt_defense.evaluation.progress import progress
+from scoreopt_defense.evaluation.results import Result, difference
+from scoreopt_defense.evaluation.runner import Stopped
+from scoreopt_defense.evaluation.store import Store
+from scoreopt_defense.gradients import (
+    BPDA,
+    Backward,
+    Exact,
+    OneShotGradient,
+    Purification,
+    Smoothed,
+    Step,
+    recompute,
+    through_every_step,
+)
+
+REFERENCE = "smoothed, c = 1"
+
+
+@dataclass(frozen=True)
+class ByStep:
+    """Smoothed with a floor of each step's own: at the first step alone, or c / k at step k."""
+
+    schedule: str
+    c: float = 1.0
+
+    def floor(self, count: int) -> float:
+        return {"first": self.c * (count == 1), "decreasing": self.c / count}[self.schedule]
+
+    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        def run(step: Any) -> Step:
+            if not hasattr(step, "smoothed"):
+                return recompute(step)
+            return recompute(
+                step, lambda count, *rest: step.smoothed(self.floor(count))(count, *rest)
+            )
+
+        return through_every_step(purification, x_a, run)
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """Smoothed through the last few steps alone: earlier ones shift the image by a constant."""
+
+    last: int
+    c: float = 1.0
+
+    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        first = purification.purifier.steps - self.last + 1
+
+        def run(step: Any) -> Step:
+            if not hasattr(step, "smoothed"):
+                return recompute(step)
+            through = recompute(step, step.smoothed(self.c))
+
+            def update(count: int, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+                if count >= first:
+                    return through(count, x, *rest)
+                moved, *state = through(count, x, *(tensor.detach() for tensor in rest))
+                return moved, *(tensor.detach() for tensor in state)
+
+            return update
+
+        return through_every_step(purification, x_a, run)
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """The mean of the one-shot and the smoothed gradient, each of length 1, at the latter's."""
+
+    c: float = 1.0
+
+    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        purified, through = Smoothed(self.c).differentiate(purification, x_a)
+
+        def backward(grad: Tensor) -> Tensor:
+            leaf = x_a.detach().requires_grad_()
+            (one_shot,) = torch.autograd.grad(purification.one_shot(leaf), leaf, grad)
+            smoothed = through(grad)
+            return (smoothed + one_shot * _length(smoothed) / _length(one_shot)) / 2
+
+        return purified, backward
+
+
+def _length(grad: Tensor) -> Tensor:
+    tiny = torch.finfo(grad.dtype).tiny
+    return torch.linalg.vector_norm(grad, dim=(1, 2, 3), keepdim=True).clamp(min=tiny)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Momentum(ProjectedGradientAttack):
+    """MI-FGSM: steps along the sign of a running sum of gradients, each over its mean size.
+
+    Reference:
+        Dong et al., CVPR 2018.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("linf",)
+
+    decay: float = 1.0
+
+    def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        attack = torchattacks.MIFGSM(
+            model, eps=self.eps, alpha=self.step_size * self.eps, steps=self.steps, decay=self.decay
+        )
+        attack.set_device(x.device)
+        return attack(x, y)
+
+
+def grid(eps: float, steps: int, eot: int) -> dict[str, Attack]:
+    """The rows, the most telling first, each differentiating an image ``steps * eot`` times."""
+    common: dict[str, Any] = {"eps": eps, "steps": steps, "eot": eot}
+
+    def pgd(gradient: Any, **changes: Any) -> Attack:
+        return PGD(gradient=gradient, **common | changes)
+
+    def apgd(loss: str) -> Attack:  # which begins with a gradient that it takes no step by
+        return APGD(gradient=Smoothed(), loss=loss, **common | {"steps": steps - 1})
+
+    return {
+        "one-shot": pgd(OneShotGradient()),
+        REFERENCE: pgd(Smoothed()),
+        "DLR loss": FoolboxPGD(gradient=Smoothed(), loss="dlr", **common),
+        "mean with one-shot": pgd(Averaged()),
+        "smoothed, c = 3": pgd(Smoothed(3.0)),
+        "APGD, DLR loss": apgd("dlr"),
+        "momentum": Momentum(gradient=Smoothed(), **common),
+        "smoothed, c = 0.3": pgd(Smoothed(0.3)),
+        "bpda": pgd(BPDA()),
+        "twice the steps, half the EOT": pgd(Smoothed(), steps=2 * steps, eot=eot // 2),
+        "smoothed, c = 10": pgd(Smoothed(10.0)),
+        "last 2 steps": pgd(Truncated(2)),
+        "exact": pgd(Exact()),
+        "APGD, cross-entropy": apgd("ce"),
+        "margin loss": FoolboxPGD(gradient=Smoothed(), loss="margin", **common),
+        "smoothed, c = 0.1": pgd(Smoothed(0.1)),
+        "step eps / 8": pgd(Smoothed(), step_size=1 / 8),
+        "last 1 step": pgd(Truncated(1)),
+        "last 3 steps": pgd(Truncated(3)),
+        "floor at the first step": pgd(ByStep("first")),
+        "floor c / k at step k": pgd(ByStep("decreasing")),
+        "random start": pgd(Smoothed(), random_start=True),
+        "step eps / 2": pgd(Smoothed(), step_size=1 / 2),
+    }
+
+
+#: What is looked at again at 8 times the gradients: the best of the grid, and what it is held to.
+LONG = (REFERENCE, "one-shot")
+
+
+def search(
+    name: str,
+    images: data.Images,
+    attacks: dict[str, Attack],
+    *,
+    out: Path,
+    batch: int,
+    seed: int,
+    watch: Any = None,
+) -> Result:
+    """Both defences under each attack: complete, or as far as Ctrl-C let it go."""
+    classifier, denoiser = pretrained.classifier(name), pretrained.denoiser(name)
+    defences = {
+        f"ScoreOpt-{variant}": DefendedModel(
+            classifier, ScoreOpt.from_preset(f"{name}/{variant}", denoiser)
+        )
+        for variant in ("N", "O")
+    }
+    try:
+        return evaluate(defences, images, attacks, out=out, batch=batch, seed=seed, progress=watch)
+    except Stopped as stop:
+        print(stop)
+        materials = materials_of(defences, images, attacks, Judging())
+        return Result(Store(out, Plan.of(materials, batch=batch, seed=seed)))
+
+
+def differences(result: Result) -> list[dict[str, Any]]:
+    """Each complete cell's accuracy less the reference's, over the same images."""
+    complete = {
+        (cell.defence, cell.attack)
+        for cell in result.cells
+        if cell.accuracy and cell.accuracy.n == result.plan.count
+    }
+    return [
+        {"defence": defence, "attack": attack}
+        | _rounded(difference(result.shares(defence, attack), result.shares(defence, REFERENCE)))
+        for defence, attack in sorted(complete)
+        if (defence, REFERENCE) in complete and attack not in (REFERENCE, "clean")
+    ]
+
+
+def _rounded(found: Any) -> dict[str, Any]:
+    return {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in dataclasses.asdict(found).items()
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", help="the data that the network was trained on")
+    parser.add_argument("--name", default="cifar10-tiny", help="of the shipped networks")
+    parser.add_argument("--describe", default="CIFAR-10 training images kept out of training, JPEG")
+    parser.add_argument("--holdout", type=int, default=1000, help="as in training")
+    parser.add_argument("--images", type=int, default=32, help="of those held out")
+    parser.add_argument("--eps", type=float, default=8 / 255, help="l-infinity bound on [0, 1]")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--eot", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--long", action="store_true", help="only LONG: 4 times the steps, twice eot"
+    )
+    parser.add_argument("--out", type=Path, help="of the record; runs/attack_search by default")
+    args = parser.parse_args(arguments)
+    title = "attack_search_long" if args.long else "attack_search"
+    out = args.out or Path("runs") / title
+
+    _, held_out = data.hold_out(data.load(args.source, split="train"), args.holdout)
+    images = data.Images(held_out.x[: args.images], held_out.y[: args.images], held_out.classes)
+    attacks = grid(args.eps, args.steps, args.eot)
+    if args.long:
+        more = grid(args.eps, 4 * args.steps, 2 * args.eot)
+        attacks = {attack: more[attack] for attack in LONG}
+    result = search(
+        args.name, images, attacks, out=out, batch=args.batch, seed=args.seed, watch=progress()
+    )
+    print(result)
+    with result.store:
+        to_json(result, out / "figures.json")
+        found = json.loads((out / "figures.json").read_text())
+        found.pop("machine")  # that wrote the file, in write()
+        write(
+            title,
+            command=f"python benchmarks/attack_search.py DATA --images {args.images}"
+            + " --long" * args.long,
+            data=args.describe, weights=weights(args.name), seed=args.seed,
+            less_reference=differences(result), **found,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The search for the strongest attack: its rows differ in one thing, and it can be run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from test_exact_gradient import assert_same_gradient
+from test_smoothed_gradient import found
+from toys import bent
+
+from scoreopt_defense import ScoreOpt
+from scoreopt_defense.gradients import Exact, OneShotGradient, Smoothed
+
+pytest.importorskip("torchattacks")
+pytest.importorskip("foolbox")
+
+import attack_search
+import common
+from attack_search import REFERENCE, Averaged, ByStep, Truncated
+
+GRID_OF = attack_search.grid
+GRID = GRID_OF(8 / 255, 10, 2)
+STEPS = 4
+
+
+@pytest.mark.parametrize("name", GRID)
+def test_each_row_differs_from_the_reference_in_one_thing_at_as_many_gradients(name):
+    row, reference = GRID[name], GRID[REFERENCE]
+    assert row.gradients == reference.gradients == 20
+    settings = [{"loss": "cross-entropy"} | how.as_dict() for how in (reference, row)]
+    differ = {key for key in settings[0] if settings[0][key] != settings[1].get(key)}
+    if name == "twice the steps, half the EOT":
+        assert differ == {"steps", "eot"}
+    elif "APGD" in name or name == "momentum":  # another method, at the same gradient
+        assert settings[0]["gradient"] == settings[1]["gradient"]
+    else:
+        assert len(differ - {"kind"}) == (name != REFERENCE)
+
+
+@pytest.fixture(params=["N", "O"])
+def purifier(request):
+    return ScoreOpt(bent(), variant=request.param, steps=STEPS, lr=0.05, sigma=(0.2, 0.4))
+
+
+def test_modes_are_the_smoothed_one_where_they_leave_nothing_out(purifier):
+    smoothed = found(purifier, Smoothed())
+    assert torch.equal(found(purifier, Truncated(STEPS)), smoothed)
+    assert not torch.equal(found(purifier, Truncated(STEPS - 1)), smoothed)
+    one_step = purifier.replace(steps=1)
+    for schedule in ("first", "decreasing"):
+        assert torch.equal(found(one_step, ByStep(schedule)), found(one_step, Smoothed()))
+        assert not torch.equal(found(purifier, ByStep(schedule)), smoothed)
+    assert torch.equal(found(purifier, ByStep("first", c=0)), found(purifier, Exact()))
+
+
+def test_what_is_cut_off_is_the_identity(purifier):
+    """Of O all of it; of N all but the denoiser at the end, as of one step."""
+    gradient = found(purifier, Truncated(0))
+    if purifier.variant == "O":
+        assert_same_gradient(gradient, found(purifier, "bpda"))
+    else:
+        assert not torch.equal(gradient, found(purifier, "bpda"))
+
+
+def test_the_mean_has_the_direction_between_both(purifier):
+    mean, one_shot, smoothed = (
+        found(purifier, mode) for mode in (Averaged(), OneShotGradient(), Smoothed())
+    )
+    a, b = (
+        grad / grad.flatten(1).norm(dim=1)[:, None, None, None] for grad in (one_shot, smoothed)
+    )
+    want = smoothed.flatten(1).norm(dim=1)[:, None, None, None] * (a + b) / 2
+    assert_same_gradient(mean, want)
+
+
+def one_of_each_kind(*budget):
+    """A row a class of attack and gradient, and the reference."""
+    rows = {(type(how), type(how.gradient)): name for name, how in GRID.items()}
+    kept = {*rows.values(), REFERENCE}
+    return {name: how for name, how in GRID_OF(*budget).items() if name in kept}
+
+
+def test_it_runs_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(attack_search, "grid", one_of_each_kind)
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    command = ["mnist", "--name", "mnist-tiny", "--images", "2", "--steps", "2", "--eot", "2",
+               "--eps", "0.3", "--out", str(tmp_path / "run")]  # fmt: skip
+    attack_search.main(command)
+    written = (tmp_path / "results" / "attack_search.json").read_text()
+    figures = json.loads(written)
+    cells = {(cell["defence"], cell["attack"]): cell for cell in figures["cells"]}
+    assert len(cells) == 2 * (1 + len(one_of_each_kind(0.3, 2, 2)))
+    assert all(cell["accuracy"]["n"] == 2 for cell in cells.values())
+    for row in figures["less_reference"]:
+        names = [(row["defence"], attack) for attack in (row["attack"], REFERENCE)]
+        a, b = (cells[name]["accuracy"]["value"] for name in names)
+        assert row["value"] == pytest.approx(a - b, abs=2e-4)  # of four decimals each
+    attack_search.main(command)
+    assert (tmp_path / "results" / "attack_search.json").read_text() == written
