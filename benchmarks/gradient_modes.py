@@ -97,7 +97,7 @@ def attacks(args: argparse.Namespace) -> None:
 
 
 def cosines(args: argparse.Namespace) -> None:
-    """Agreement with the smoothed gradient of 8 purifications, and how many settle a mode's signs."""
+    """Agreement with the smoothed gradient of 8 purifications, and how many settle the signs."""
     x, y, _ = data.load(args.source, n=16, seed=args.seed)
     about = {"images": len(y), "weights": weights(NAME), "seed": args.seed, "samples": 8}
     modes = {mode: g for mode, g in MODES.items() if hasattr(g, "differentiate")}

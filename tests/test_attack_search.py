@@ -17,7 +17,7 @@ pytest.importorskip("torchattacks")
 pytest.importorskip("foolbox")
 
 import attack_search
-import common
+import results_file
 from attack_search import REFERENCE, Averaged, ByStep, Truncated
 
 GRID_OF = attack_search.grid
@@ -84,7 +84,7 @@ def one_of_each_kind(*budget):
 
 def test_it_runs_and_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(attack_search, "grid", one_of_each_kind)
-    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path / "results")
     command = ["mnist", "--name", "mnist-tiny", "--images", "2", "--steps", "2", "--eot", "2",
                "--eps", "0.3", "--out", str(tmp_path / "run")]  # fmt: skip
     attack_search.main(command)

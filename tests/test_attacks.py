@@ -22,7 +22,17 @@ from torch import nn
 from toys import bent, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt, attacks, gradients
-from scoreopt_defense.attacks import APGD, ARTPGD, ATTACKS, PGD, TABLE_5, Attack, FoolboxPGD, attack
+from scoreopt_defense.attacks import (
+    APGD,
+    ARTPGD,
+    ATTACKS,
+    PGD,
+    TABLE_5,
+    Attack,
+    Boundary,
+    FoolboxPGD,
+    attack,
+)  # fmt: skip
 from scoreopt_defense.attacks.base import BoundedAttack, strongest
 from scoreopt_defense.attacks.losses import LOSSES, dlr, margin
 
@@ -58,6 +68,12 @@ ROWS = {
     ),
     "pgd-eot-surrogate-linf": Row(attack("pgd-eot-surrogate-linf", **LINF, **SHORT), **SURROGATE),
     "pgd-eot-surrogate-l2": Row(attack("pgd-eot-surrogate-l2", **L2, **SHORT), **SURROGATE),
+    "pgd-eot-smoothed-linf": Row(
+        attack("pgd-eot-smoothed-linf", **LINF, **SHORT), modes={gradients.Smoothed}
+    ),
+    "pgd-eot-smoothed-l2": Row(
+        attack("pgd-eot-smoothed-l2", **L2, **SHORT), modes={gradients.Smoothed}
+    ),
     "spsa": Row(attack("spsa", steps=4, samples=20, chunk=8, **LINF), **BLACK_BOX),
     "stadv": Row(attack("stadv", eps=0.2, steps=8, eot=2)),
     "autoattack-rand-linf": Row(attack("autoattack-rand-linf", **LINF, **SHORT)),
@@ -71,6 +87,9 @@ ROWS = {
     "foolbox-linf": Row(FoolboxPGD(**LINF, **SHORT)),
     "foolbox-l2": Row(FoolboxPGD(norm="l2", random_start=True, **L2, **SHORT)),
     "foolbox-margin": Row(FoolboxPGD(loss="margin", **LINF, **SHORT)),
+    "boundary": Row(Boundary(steps=4, bisections=3, **LINF), **TRANSFER),
+    "boundary-l2": Row(Boundary(norm="l2", steps=4, bisections=3, **L2), **TRANSFER),
+    "pgd-autocast": Row(PGD(autocast="bfloat16", **LINF, **SHORT)),
     "foolbox-dlr": Row(FoolboxPGD(loss="dlr", restarts=2, random_start=True, **LINF, **SHORT)),
 }
 
@@ -459,6 +478,8 @@ PAPER = {  # norm, eps, steps, eot, queries: appendix C.3, sections 4.1 to 4.3
     "pgd-eot-l2": ("l2", 0.5, 20, 20, 400),
     "pgd-eot-surrogate-linf": ("linf", 8 / 255, 20, 20, 400),
     "pgd-eot-surrogate-l2": ("l2", 0.5, 20, 20, 400),
+    "pgd-eot-smoothed-linf": ("linf", 8 / 255, 20, 20, 400),
+    "pgd-eot-smoothed-l2": ("l2", 0.5, 20, 20, 400),
     "spsa": ("linf", 8 / 255, 5, 1, 1280),
     "stadv": ("flow", 0.05, 100, 20, 2000),
     "autoattack-rand-linf": ("linf", 8 / 255, 100, 20, 4120),
