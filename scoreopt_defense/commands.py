@@ -76,6 +76,7 @@ def evaluate(
     from scoreopt_defense.evaluation.evaluate import evaluate_plan
     from scoreopt_defense.evaluation.progress import progress
     from scoreopt_defense.evaluation.runner import Stopped
+    from scoreopt_defense.evaluation.summary import summaries
 
     read = configuration.load(config)
     materials = read.materials()
@@ -99,6 +100,8 @@ def evaluate(
     with result.store:
         print(f"{result}\n\nRobust accuracy in per cent with its 95 % interval, of {plan.count} "
               f"images. The record is {folder / 'run.sqlite'}.")  # fmt: skip
+        for summary in summaries(result).values():
+            print(f"\n{summary}")
         for failure in result.failures:
             print(f"Failed: {failure['attack']} on {failure['defence']}, images "
                   f"{failure['first']} and on: {failure['error']}")  # fmt: skip
@@ -132,7 +135,11 @@ def _foretell(plan: Any, materials: Any, workers: int) -> None:
     _print_table(lines)
     total = sum(cell.seconds for cell in cells)
     print(f"\n{plan.count} images, {plan.trials} trials, batches of {plan.batch}, seed "
-          f"{plan.seed}. About {duration(total / workers)} with {workers} worker(s).")  # fmt: skip
+          f"{plan.seed}. {'At most' if plan.suites else 'About'} {duration(total / workers)} "
+          f"with {workers} worker(s).")  # fmt: skip
+    if plan.suites:
+        print(f"Stages of {', '.join(plan.suites)} are counted as if no image left the queue: an "
+              "upper bound.")  # fmt: skip
 
 
 @app.command()

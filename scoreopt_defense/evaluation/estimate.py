@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
@@ -32,25 +33,31 @@ class Estimate:
 def estimate(plan: Plan, materials: Materials) -> list[Estimate]:
     """Each cell on its first image, scaled up; and one whole unit, for what a batch saves.
 
-    Calls are exact for attacks that spend the same on every image. Times are those of this machine,
-    now.
+    Calls are exact for attacks that spend the same on every image. Those of a suite's stages are an
+    upper bound: as if each met every image, where an image that is taken leaves the queue. Times
+    are those of this machine, now.
     """
     materials = replace(materials, defences=copy.deepcopy(dict(materials.defences)))
     firsts = [unit for unit in plan.units() if unit.trial == 0 and unit.images[0] == 0]
     execute(_of_one(firsts[0]), plan, materials)  # the first call of a network sets it up
     single = [execute(_of_one(unit), plan, materials) for unit in firsts]
     saving = _saving(plan, materials, single)
-    images = plan.count * plan.trials
-    batches = sum(1 for _ in plan.units()) // len(firsts)
+    units: Counter[tuple[str, str]] = Counter()
+    images: Counter[tuple[str, str]] = Counter()  # a suite's probes meet the first ones alone
+    for unit in plan.units():
+        first, end = unit.images
+        units[unit.defence, unit.attack] += 1
+        images[unit.defence, unit.attack] += end - first
     return [
         Estimate(
-            outcome.unit.defence, outcome.unit.attack, batches,
-            images * outcome.calls.get("denoiser", 0),
-            images * outcome.calls.get("classifier", 0),
-            images * outcome.seconds * saving,
+            *cell, units[cell],
+            images[cell] * outcome.calls.get("denoiser", 0),
+            images[cell] * outcome.calls.get("classifier", 0),
+            images[cell] * outcome.seconds * saving,
             outcome.error,
         )
         for outcome in single
+        for cell in [(outcome.unit.defence, outcome.unit.attack)]
     ]  # fmt: skip
 
 

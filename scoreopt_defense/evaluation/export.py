@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from scoreopt_defense.evaluation.report.budgets import budgets
 from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.statistics import Proportion
 from scoreopt_defense.evaluation.store import Store
+from scoreopt_defense.evaluation.summary import summaries
 
 __all__ = ["to_csv", "to_json", "to_parquet"]
 
@@ -23,7 +25,7 @@ def to_csv(store: Store, path: str | Path) -> int:
     """Write a line an image, trial and attack; returns how many.
 
     ``predicted_0``, ``margin_0`` and so on are the judged purifications; a cell is empty where the
-    unit failed.
+    unit failed. A suite's stage has rows of the images alone that it met.
     """
     names, temporary = None, Path(f"{path}.part")
     count = 0
@@ -39,7 +41,10 @@ def to_csv(store: Store, path: str | Path) -> int:
 
 
 def to_json(result: Result, path: str | Path) -> int:
-    """Write a run's figures, its plan and the machine; returns how many cells there are."""
+    """Write a run's figures, its plan and the machine; returns how many cells there are.
+
+    A suite's stages and checklist are under ``"suites"``; among the cells is its sum alone.
+    """
 
     def figure(share: Proportion | None) -> dict[str, float] | None:
         return None if share is None else share.as_dict()
@@ -51,12 +56,31 @@ def to_json(result: Result, path: str | Path) -> int:
          "seconds": round(c.seconds, 1)}
         for c in result.cells
     ]  # fmt: skip
+    suites: dict[str, dict[str, Any]] = {name: {} for name in result.plan.suites}
+    for (defence, suite), found in summaries(result).items():
+        cell = found.worst.cell
+        suites[suite][defence] = {
+            "accuracy": figure(cell.robust if cell else None),
+            "majority": figure(cell.majority if cell else None),
+            "survival": [asdict(survival) for survival in cell.survival] if cell else [],
+            "checks": found.verdict,
+            "checklist": [{"name": c.name, "status": c.status, "figure": c.figure}
+                          for c in found.checks],
+            "stages": [asdict(s) | {"left": None if math.isnan(s.left) else round(s.left, 4)}
+                       for s in found.worst.stages],
+            "raised": found.raised, "failed": found.failed, "untried": found.worst.untried,
+            "denoiser_calls": found.denoiser_calls, "classifier_calls": found.classifier_calls,
+            "seconds": round(found.seconds, 1),
+        }  # fmt: skip
+    # of the attacks that stand by themselves, a weaker statement than a suite's
+    weakest = {} if suites else {n: figure(result.weakest(n)) for n in result.plan.defences}
     about = {
         "machine": result.store.about()["machine"],
         "plan": asdict(result.plan),
         "budgets": [asdict(budget) for budget in budgets(result.plan)],  # the paper's beside them
-        "weakest": {name: figure(result.weakest(name)) for name in result.plan.defences},
+        "weakest": weakest,
         "cells": cells,
+        "suites": suites,
     }
     temporary = Path(f"{path}.part")
     temporary.write_text(json.dumps(about, indent=2, allow_nan=False) + "\n", encoding="utf-8")

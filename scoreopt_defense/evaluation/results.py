@@ -296,9 +296,7 @@ def _right(row: dict[str, Any]) -> np.ndarray:
 
 
 def _percent(share: Proportion | None) -> str:
-    if share is None:
-        return "-"
-    return f"{100 * share.value:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+    return "-" if share is None else str(share)
 
 
 def _over_images(rows: list[dict[str, Any]], shares: list[float]) -> Proportion | None:

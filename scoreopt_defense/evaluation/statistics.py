@@ -40,6 +40,10 @@ class Proportion:
         """As JSON has it, to 4 digits."""
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
+    def __str__(self) -> str:
+        """In per cent, with its interval."""
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
 
 def proportion(right: float, total: int, *, confidence: float = 0.95) -> Proportion:
     r"""A share with its Clopper-Pearson interval.

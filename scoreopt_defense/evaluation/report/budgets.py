@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from scoreopt_defense.evaluation import probes
 from scoreopt_defense.evaluation.plan import CLEAN, Plan
 
 __all__ = ["Budget", "budgets", "not_run"]
@@ -18,6 +19,7 @@ _SHOWN = {
     "none": "the defence's answers, no gradients",
     "as-it-is": "the defence, in the gradient mode that it has",
 }
+_MEASURED = "no attack: the defence itself is measured"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Budget:
         queries, paper_queries: evaluations of the model an image; None where none are stated.
         changed: settings that are not the paper's, each ``(name, used, the paper's)``; None where
             there is no configuration of the paper's to compare with.
+        suite: that it is a stage or a probe of, if any. The paper's queries beside a stage's are
+            those of the paper's attack of its kind.
+        is_probe: of the suite's checklist alone.
     """
 
     attack: str
@@ -40,16 +45,42 @@ class Budget:
     queries: int | None = None
     paper_queries: int | None = None
     changed: tuple[tuple[str, str, str], ...] | None = None
+    suite: str | None = None
+    is_probe: bool = False
 
     @property
     def is_cut(self) -> bool:
         """Whether it has fewer queries than in the paper."""
         return (self.queries or 0) < (self.paper_queries or 0)
 
+    @property
+    def further(self) -> dict[str, str]:
+        """The settings that neither ``shown`` nor ``threat`` say, but for those that are unset."""
+        said = ("norm", "eps", "gradient")
+        return {k: v for k, v in self.settings.items() if k not in said and v != "null"}
+
 
 def budgets(plan: Plan) -> list[Budget]:
-    """A row an attack, in the plan's order."""
-    return [_budget(name, values) for name, values in plan.attacks.items() if name != CLEAN]
+    """A row an attack, in the plan's order; a suite's sum is none."""
+    stages = {
+        name: suite
+        for suite, chain in plan.chains.items()
+        for names in chain.stages.values()
+        for name in names
+    }
+    parts = {name: suite for suite, chain in plan.chains.items() for name in chain.parts}
+    rows = []
+    for name, values in plan.attacks.items():
+        if name == CLEAN or name in plan.suites:
+            continue
+        row = replace(
+            _budget(name, values, plan if name in stages else None),
+            suite=parts.get(name),
+            is_probe=name in parts and name not in stages,
+        )
+        measures = row.is_probe and row.kind in probes.__all__
+        rows.append(replace(row, shown=_MEASURED) if measures else row)
+    return rows
 
 
 def not_run(plan: Plan) -> list[str]:
@@ -58,14 +89,24 @@ def not_run(plan: Plan) -> list[str]:
     if library is None:
         return []
     run = {values.get("preset") for values in plan.attacks.values()} | {*plan.attacks}
+    stages = (n for chain in plan.chains.values() for names in chain.stages.values() for n in names)
+    run |= {_kin(plan.attacks[name], exactly=True) for name in stages}
     return [name for name in library.ATTACKS if name not in run]
 
 
-def _budget(name: str, values: Mapping[str, Any]) -> Budget:
+def _budget(name: str, values: Mapping[str, Any], plan: Plan | None = None) -> Budget:
+    """One row.
+
+    Args:
+        plan: of a suite's stage.
+    """
     values = dict(values)
     kind = str(values.get("kind"))
     sides = _sides(values)
     used, paper = sides or ({}, None)
+    queries = paper["queries"] if paper else None
+    if plan is not None and paper is None:
+        queries = _queries_of_kin(values, is_random=_meets_random(plan, name))
     changed = None
     if paper is not None:
         changed = tuple(
@@ -79,10 +120,10 @@ def _budget(name: str, values: Mapping[str, Any]) -> Budget:
         name,
         kind,
         {key: _text(value) for key, value in values.items() if key != "kind"},
-        shown=_shown(values.get("gradient")),
+        shown=_shown(values.get("gradient"), used),
         threat=str(used.get("threat") or _threat(values)),
         queries=used.get("queries"),
-        paper_queries=paper.get("queries") if paper else None,
+        paper_queries=queries,
         changed=changed,
     )
 
@@ -102,6 +143,47 @@ def _sides(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | Non
     return both["used"], both["paper"]
 
 
+def _kin(values: Mapping[str, Any], *, exactly: bool = False) -> str | None:
+    """The paper's configuration of the same method and norm, and of the same gradient if it can be.
+
+    Args:
+        exactly: of the same gradient alone.
+    """
+    library = _library()
+    kind = library and library.KINDS.get(values.get("kind"))
+    if not kind or kind is library.Boundary:
+        return None
+    ascent = library.ProjectedGradientAttack
+    family = ascent if issubclass(kind, ascent) else kind
+    kin = {
+        name: attack.as_dict()["gradient"]
+        for name, attack in library.ATTACKS.items()
+        if isinstance(attack, family) and attack.norm == values.get("norm")
+    }
+    same = [name for name, gradient in kin.items() if gradient == values.get("gradient")]
+    usual = [name for name, gradient in kin.items() if gradient == {"name": "one-shot"}]
+    return next(iter(same or ([] if exactly else usual)), None)
+
+
+def _queries_of_kin(values: Mapping[str, Any], *, is_random: bool) -> int | None:
+    """What the paper allows an attack of this kind; one sample of EOT where more are the same."""
+    if (kin := _kin(values)) is None:
+        return None
+    budget = _library().paper_budget(kin)
+    alone = values.get("eot") == 1 and not is_random
+    return int(budget["queries"]) // (budget["eot"] if alone else 1)
+
+
+def _meets_random(plan: Plan, stage: str) -> bool:
+    """Whether a stage meets a purifier that draws noise."""
+    return any(
+        not plan.defences[defence].get("purifier", {"deterministic": True}).get("deterministic")
+        for chain in plan.chains.values()
+        for defence, names in chain.stages.items()
+        if stage in names
+    )
+
+
 def _library() -> Any:
     try:
         return importlib.import_module("scoreopt_defense.attacks")
@@ -109,7 +191,9 @@ def _library() -> Any:
         return None
 
 
-def _shown(gradient: Any) -> str:
+def _shown(gradient: Any, used: Mapping[str, Any]) -> str:
+    if used.get("queries") == 0:
+        return "nothing"
     name = gradient.get("name") if isinstance(gradient, Mapping) else gradient
     if name is None:
         return "not stated"

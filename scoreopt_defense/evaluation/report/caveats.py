@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
 from scoreopt_defense.evaluation.report.budgets import Budget
 from scoreopt_defense.evaluation.report.reload import Reloaded
 from scoreopt_defense.evaluation.results import Result
+from scoreopt_defense.evaluation.summary import Summary, part_of
 
 __all__ = ["caveats"]
 
 
-def caveats(result: Result, budgets: Iterable[Budget], loaded: Reloaded) -> list[str]:
+def caveats(
+    result: Result,
+    budgets: Iterable[Budget],
+    loaded: Reloaded,
+    suites: Mapping[tuple[str, str], Summary],
+) -> list[str]:
     """Sentences, those that hold of every run first."""
     plan = result.plan
     said = [
@@ -22,15 +28,25 @@ def caveats(result: Result, budgets: Iterable[Budget], loaded: Reloaded) -> list
         f"{plan.count} images were judged. {_widest(result)} The intervals are over images: they "
         "leave out other data, other seeds of training and attacks that were not run.",
     ]
-    cut = [f"{b.attack} ({b.queries:,} of {b.paper_queries:,})" for b in budgets if b.is_cut]
-    if cut:
+    said += [sentence for found in suites.values() for sentence in _of_suite(found)]
+    budgets = list(budgets)
+    alone = [budget for budget in budgets if budget.suite is None]
+    if cut := _cut(alone):
         said.append(
             "These attacks had fewer queries an image than the paper gives them, which makes a "
-            f"defence look stronger than it is: {', '.join(cut)}."
+            f"defence look stronger than it is: {cut}."
         )
-    if any(budget.changed is None for budget in budgets):
-        own = ", ".join(budget.attack for budget in budgets if budget.changed is None)
+    if own := ", ".join(budget.attack for budget in alone if budget.changed is None):
         said.append(f"No budget of the paper's is known for: {own}.")
+    for suite in plan.suites:
+        stages = [b for b in budgets if b.suite == suite and not b.is_probe]
+        if cut := _cut(stages, most=3):
+            said.append(
+                f"The suite {suite} ran below the paper's budget, which makes a defence look "
+                f"stronger than it is: {sum(b.is_cut for b in stages)} of its {len(stages)} "
+                "attacks had fewer queries an image than the paper gives one of their kind. The "
+                f"shortest: {cut}."
+            )
     said.append(_sizes(loaded.models.values()))
     for cell in result.cells:
         clean = next((c for c in result.cells if c.defence == cell.defence), cell)
@@ -46,6 +62,46 @@ def caveats(result: Result, budgets: Iterable[Budget], loaded: Reloaded) -> list
             "rest, which need not be like them."
         )
     return said
+
+
+def _cut(budgets: Iterable[Budget], *, most: int | None = None) -> str:
+    """The attacks with fewer queries than in the paper; of ``most``, those with the least share."""
+    cut = [b for b in budgets if b.is_cut]
+    if most is not None:
+        cut = sorted(cut, key=lambda b: (b.queries or 0) / (b.paper_queries or 1))[:most]
+    return ", ".join(
+        f"{b.attack if b.suite is None else part_of(b.attack, b.suite)} "
+        f"({b.queries:,} of {b.paper_queries:,})"
+        for b in cut
+    )
+
+
+def _of_suite(found: Summary) -> Iterator[str]:
+    """What takes from a suite's figure, if anything does."""
+    suite, defence = found.worst.suite, found.worst.defence
+    if found.failing:
+        names = "; ".join(check.name for check in found.failing)
+        yield (
+            f"{defence} fails {len(found.failing)} of the checks of {suite}: {names}. Its "
+            "gradients may be masked or its attacks too short, so its robust accuracy cannot be "
+            "believed as it stands."
+        )
+    if found.not_run:
+        names = "; ".join(check.name for check in found.not_run)
+        yield f"Checks of {suite} that were not run on {defence}: {names}."
+    if found.raised:
+        names = "; ".join(part_of(name, suite) for name in found.raised)
+        yield (
+            f"Stages of {suite} that left more right of {defence} than no attack at all, of the "
+            f"images that they met: {names}. Those are attacks that failed, or chance; it is no "
+            "sign of robustness."
+        )
+    if found.worst.untried:
+        names = "; ".join(f"{what} ({why})" for what, why in found.worst.untried.items())
+        yield f"What {suite} could not try on {defence}: {names}."
+    if found.failed:
+        names = "; ".join(f"{part_of(name, suite)}: {n}" for name, n in found.failed.items())
+        yield f"Images of {defence} that stages of {suite} failed on, with an error: {names}."
 
 
 def _widest(result: Result) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scoreopt_defense.evaluation.plan import CLEAN
@@ -58,7 +59,8 @@ def sweeps(result: Result) -> list[Curves]:
 
 def _lines(result: Result, setting: str) -> tuple[Line, ...]:
     families: dict[str, dict[float, str]] = defaultdict(dict)
-    for name, values in result.plan.attacks.items():
+    for name in result.plan.columns:  # a suite's stage meets but the images that are left to it
+        values = result.plan.attacks[name]
         value = values.get(setting)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             rest = {key: other for key, other in values.items() if key not in (setting, "preset")}
@@ -80,11 +82,15 @@ def _lines(result: Result, setting: str) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def resubmissions(result: Result) -> Curves:
+def resubmissions(result: Result, verdicts: Mapping[tuple[str, str], str] | None = None) -> Curves:
     """The share of images that survive being sent again and again; bounds are left out.
 
     Of each defence, no attack and the one that leaves least are drawn; the others stand aside.
+
+    Args:
+        verdicts: of suites' checks, by ``(defence, suite)``, to stand beside their lines' names.
     """
+    verdicts = verdicts or {}
     lowest: dict[str, tuple[float, str]] = {}
     for cell in result.cells:
         if cell.robust:
@@ -96,6 +102,8 @@ def resubmissions(result: Result) -> Curves:
         points = tuple(Point(s.resubmissions, s.value) for s in cell.survival if not s.bound)
         if cell.robust and len(points) > 1:
             name = "no attack" if cell.attack == CLEAN else cell.attack
+            if verdict := verdicts.get((cell.defence, cell.attack)):
+                name += f" ({verdict})"
             drawn = cell.attack == CLEAN or cell.attack == lowest[cell.defence][1]
             lines.append(Line(f"{cell.defence}: {name}", points, aside=not drawn))
     return Curves("resubmissions", title, "times that an image is sent", tuple(lines))

@@ -27,6 +27,7 @@ from scoreopt_defense.evaluation.report.tables import (
 from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.statistics import Proportion
 from scoreopt_defense.evaluation.store import Store
+from scoreopt_defense.evaluation.summary import part_of, summaries
 
 __all__ = ["comparison_page", "run_page", "write"]
 
@@ -49,7 +50,9 @@ def run_page(store: Store, *, config: Config | None = None, images: int = 8, see
     result = Result(store, resubmissions=times_sent(store.plan))
     loaded = reload(store.plan, config)
     shown = gallery(result, loaded, count=images, seed=seed)
-    curves = [*sweeps(result), resubmissions(result)]
+    suites = summaries(result)
+    verdicts = {key: found.verdict for key, found in suites.items()}
+    curves = [*sweeps(result), resubmissions(result, verdicts)]
     spent = budgets(store.plan)
     return _render(
         "run.html.jinja",
@@ -58,7 +61,8 @@ def run_page(store: Store, *, config: Config | None = None, images: int = 8, see
         units=(len(store.done()), sum(1 for _ in store.plan.units())),
         standings=standings(result), compared=within_run(result), budgets=spent, gallery=shown,
         plan_text=json.dumps(asdict(store.plan), indent=2, ensure_ascii=False), loaded=loaded,
-        caveats=caveats(result, spent, loaded), not_run=not_run(store.plan),
+        caveats=caveats(result, spent, loaded, suites), not_run=not_run(store.plan),
+        suites=suites,
     )  # fmt: skip
 
 
@@ -76,7 +80,8 @@ def comparison_page(a: Store, b: Store) -> str:
     )
     return _render(
         "comparison.html.jinja",
-        compared=across_runs(*results), differ=differences(was, is_now), plots=[],
+        compared=across_runs(*results), suites=summaries(results[0]),
+        suites_b=summaries(results[1]), differ=differences(was, is_now), plots=[],
         runs=[(_name(s), s.plan, about, _started(s)) for s, about in zip((a, b), abouts)],
     )  # fmt: skip
 
@@ -97,7 +102,12 @@ def _render(template: str, **values: Any) -> str:
         loader=jinja.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja.StrictUndefined,
     )  # fmt: skip
-    environment.filters |= {"percent": _percent, "interval": _interval, "signed": _signed}
+    environment.filters |= {
+        "percent": _percent,
+        "interval": _interval,
+        "signed": _signed,
+        "part_of": part_of,
+    }
     plotly = optional("plotly.offline", extra="evaluate").get_plotlyjs() if values["plots"] else ""
     own = {name: (_TEMPLATES / name).read_text("utf-8") for name in ("page.css", "page.js")}
     return environment.get_template(template).render(

@@ -38,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Standing:
-    """A defence's row: a figure an attack, and the weakest over all of them."""
+    """A defence's row: a figure an attack, and the weakest over all of them without a suite."""
 
     defence: str
     entries: tuple[Entry, ...]
@@ -61,9 +61,10 @@ def _standing(result: Result, defence: str) -> Standing:
             lowest=attack in figures and figures[attack] == lowest,
             above_clean=clean is not None and figures.get(attack, 0) > clean,
         )
-        for attack in result.plan.attacks
+        for attack in result.plan.columns
     )
     enough = result.plan.judging["purifications"] > 1 or any(c.unbroken for c in cells.values())
+    enough = enough and not result.plan.suites  # which make the stronger statement
     return Standing(defence, entries, result.weakest(defence) if enough else None)
 
 
@@ -85,7 +86,7 @@ def within_run(result: Result) -> list[Compared]:
     return [
         compared
         for other in others
-        for attack in result.plan.attacks
+        for attack in result.plan.columns
         if (compared := _compared(result, first, result, other, attack))
     ]
 
@@ -107,13 +108,13 @@ def across_runs(a: Result, b: Result) -> list[Compared]:
     found = [
         compared
         for mine, theirs in pairs
-        for attack in a.plan.attacks
+        for attack in a.plan.columns
         if (compared := _compared(a, mine, b, theirs, attack))
     ]
     if not found:
         raise ValueError(
             f"the runs have no figures of a defence and attack in common: {list(a.plan.defences)} "
-            f"and {list(b.plan.defences)}, {list(a.plan.attacks)} and {list(b.plan.attacks)}"
+            f"and {list(b.plan.defences)}, {a.plan.columns} and {b.plan.columns}"
         )
     return found
 
