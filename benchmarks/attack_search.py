@@ -1,13 +1,16 @@
-"""The strongest white-box attack on ScoreOpt: attacks that differ in one thing, at equal gradients.
+r"""The strongest white-box attack on ScoreOpt: attacks that differ in one thing.
 
     python benchmarks/attack_search.py path/to/cifar10/training/images
 
-Every row but the first few differs from ``REFERENCE``, PGD by the smoothed gradient, in one thing,
-and differentiates each image as often. Both defences are judged by fresh purifications, on training
+Every row differs from ``REFERENCE``, PGD by the smoothed gradient, in one thing, and differentiates
+each image as often. Both defences are judged by fresh purifications, on training
 images kept out of training: to choose an attack on test images would fit it to them.
 
-Goes on where it was if it is stopped and run again; what is there by then is written. ``--long``
-takes the rows of ``LONG`` alone, at 8 times the gradients.
+Goes on where it was if it is stopped and run again; what is there by then is written. The best rows
+again, on fewer images at 8 times the gradients:
+
+    python benchmarks/attack_search.py DATA --images 24 --steps 40 --eot 4 \
+        --rows "smoothed, c = 1" "mean with one-shot" --result attack_search_long
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -177,10 +182,6 @@ def grid(eps: float, steps: int, eot: int) -> dict[str, Attack]:
     }
 
 
-#: What is looked at again at 8 times the gradients: the best of the grid, and what it is held to.
-LONG = (REFERENCE, "one-shot")
-
-
 def search(
     name: str,
     images: data.Images,
@@ -241,20 +242,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--eot", type=int, default=2)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--long", action="store_true", help="only LONG: 4 times the steps, twice eot"
-    )
-    parser.add_argument("--out", type=Path, help="of the record; runs/attack_search by default")
+    parser.add_argument("--rows", nargs="+", help="some of the grid's; all by default")
+    parser.add_argument("--result", default="attack_search", help="what figures and record go by")
+    arguments = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(arguments)
-    title = "attack_search_long" if args.long else "attack_search"
-    out = args.out or Path("runs") / title
 
     _, held_out = data.hold_out(data.load(args.source, split="train"), args.holdout)
     images = data.Images(held_out.x[: args.images], held_out.y[: args.images], held_out.classes)
     attacks = grid(args.eps, args.steps, args.eot)
-    if args.long:
-        more = grid(args.eps, 4 * args.steps, 2 * args.eot)
-        attacks = {attack: more[attack] for attack in LONG}
+    attacks = {row: attacks[row] for row in args.rows or attacks}
+    out = Path("runs") / args.result
     result = search(
         args.name, images, attacks, out=out, batch=args.batch, seed=args.seed, watch=progress()
     )
@@ -262,11 +259,10 @@ def main(arguments: list[str] | None = None) -> None:
     with result.store:
         to_json(result, out / "figures.json")
         found = json.loads((out / "figures.json").read_text())
-        found.pop("machine")  # that wrote the file, in write()
         write(
-            title,
-            command=f"python benchmarks/attack_search.py DATA --images {args.images}"
-            + " --long" * args.long,
+            args.result,
+            command=shlex.join(["python", "benchmarks/attack_search.py", "DATA"]
+                               + [word for word in arguments if word != args.source]),
             data=args.describe, weights=weights(args.name), seed=args.seed,
             less_reference=differences(result), **found,
         )  # fmt: skip

@@ -20,8 +20,7 @@ import attack_search
 import results_file
 from attack_search import REFERENCE, Averaged, ByStep, Truncated
 
-GRID_OF = attack_search.grid
-GRID = GRID_OF(8 / 255, 10, 2)
+GRID = attack_search.grid(8 / 255, 10, 2)
 STEPS = 4
 
 
@@ -75,23 +74,18 @@ def test_the_mean_has_the_direction_between_both(purifier):
     assert_same_gradient(mean, want)
 
 
-def one_of_each_kind(*budget):
-    """A row a class of attack and gradient, and the reference."""
-    rows = {(type(how), type(how.gradient)): name for name, how in GRID.items()}
-    kept = {*rows.values(), REFERENCE}
-    return {name: how for name, how in GRID_OF(*budget).items() if name in kept}
-
-
 def test_it_runs_and_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(attack_search, "grid", one_of_each_kind)
+    monkeypatch.chdir(tmp_path)  # of the record
     monkeypatch.setattr(results_file, "RESULTS", tmp_path / "results")
+    one_of_each_kind = {(type(how), type(how.gradient)): name for name, how in GRID.items()}
+    rows = {*one_of_each_kind.values(), REFERENCE}
     command = ["mnist", "--name", "mnist-tiny", "--images", "2", "--steps", "2", "--eot", "2",
-               "--eps", "0.3", "--out", str(tmp_path / "run")]  # fmt: skip
+               "--eps", "0.3", "--rows", *rows]  # fmt: skip
     attack_search.main(command)
     written = (tmp_path / "results" / "attack_search.json").read_text()
     figures = json.loads(written)
     cells = {(cell["defence"], cell["attack"]): cell for cell in figures["cells"]}
-    assert len(cells) == 2 * (1 + len(one_of_each_kind(0.3, 2, 2)))
+    assert len(cells) == 2 * (1 + len(rows))
     assert all(cell["accuracy"]["n"] == 2 for cell in cells.values())
     for row in figures["less_reference"]:
         names = [(row["defence"], attack) for attack in (row["attack"], REFERENCE)]
