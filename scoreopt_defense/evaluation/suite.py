@@ -129,7 +129,7 @@ class Adaptive(Settings):
             stages["PGD+EOT at the surrogate"] = library.PGD(gradient="surrogate", **budget)
         stages |= {f"PGD{averaged}, {best}, restarts": last, "": WorstCase(**threat)}
 
-        half = {"steps": self.steps // 2, "eot": max(1, eot // 2)}
+        half = {"steps": self.steps // 2, "eot": max(min(2, eot), eot // 2)}
 
         def pgd(**settings: Any) -> Any:
             return library.PGD(**(shared | half | {"gradient": best} | settings))
@@ -143,8 +143,8 @@ class Adaptive(Settings):
             "half steps": pgd(steps=self.steps // 4),
             "restarts": pgd(**restarts),
         }
-        if eot > 3:
-            white_box["half EOT"] = pgd(eot=eot // 4)
+        if half["eot"] > 1:
+            white_box["half EOT"] = pgd(eot=half["eot"] // 2)
         probes = {role: (f"{role}, {best}{alone}", attack) for role, attack in white_box.items()}
         others = {"noise": library.Noise(**threat), "gradients": Gradients()}
         if ours:
