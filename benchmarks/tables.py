@@ -126,6 +126,85 @@ def costs() -> str:
     )
 
 
+NORMS = {"linf": "l-infinity 8/255", "l2": "l2 0.5"}
+#: The rows of the adaptive benchmark, as the documents call them.
+ROWS = {
+    "undefended": "undefended",
+    "adversarial-training": "adversarial training",
+    "one-shot": "one-shot",
+    "scoreopt-o": "ScoreOpt-O",
+    "scoreopt-n": "ScoreOpt-N",
+    "scoreopt-n-before-at": "ScoreOpt-N before adversarial training",
+    "diffpure": "DiffPure",
+    "gdmp": "GDMP",
+    "adp": "ADP",
+}
+
+
+def _adaptive(norm: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """What was measured in a norm: the row's name, its export, and its suite's part of that."""
+    found = []
+    for row, name in ROWS.items():
+        if (RESULTS / f"adaptive_{row}_{norm}.json").exists():
+            export = _results(f"adaptive_{row}_{norm}")
+            found.append((name, export, export["suites"]["adaptive"][row]))
+    return found
+
+
+def _worst_cases(norm: str) -> str:
+    rows = []
+    for name, export, suite in _adaptive(norm):
+        (clean,) = (cell["accuracy"] for cell in export["cells"] if cell["attack"] == "clean")
+        again = next(s for s in suite["survival"] if s["resubmissions"] == 8)
+        attacks = export["plan"]["attacks"]
+        budget = next(attacks[a] for a in attacks if a.startswith("adaptive/APGD"))
+        rows.append(
+            [name, _percent(clean), f"**{_percent(suite['accuracy'])}**",
+             _percent(suite["majority"]), f"{100 * again['value']:.1f}", suite["checks"],
+             f"{budget['steps']} x {budget['eot']}"]
+        )  # fmt: skip
+    head = ["defence", "clean, %", "robust, %", "majority, %", "right 8 times, %", "checks",
+            "steps x samples"]  # fmt: skip
+    return _markdown(head, rows)
+
+
+def adaptive_linf() -> str:
+    """Worst cases over the adaptive suite, l-infinity."""
+    return _worst_cases("linf")
+
+
+def adaptive_l2() -> str:
+    """Worst cases over the adaptive suite, l2."""
+    return _worst_cases("l2")
+
+
+def adaptive_found_by() -> str:
+    """Which attacks took the images that the suite took."""
+    rows = []
+    for norm, said in NORMS.items():
+        for name, _, suite in _adaptive(norm):
+            taking = sorted(suite["stages"], key=lambda stage: -stage["taken"])
+            by = [
+                f"{stage['attack'].removeprefix('adaptive/')} {stage['taken']} ({stage['alone']})"
+                for stage in taking
+                if stage["taken"] and stage["attack"] != "clean"
+            ]
+            rows.append([name, said, "; ".join(by)])
+    return _markdown(["defence", "norm", "images taken (by it alone), most first"], rows)
+
+
+def adaptive_failed() -> str:
+    """The checks that failed, with their figures."""
+    rows = [
+        [name, said, check["name"], check["figure"]]
+        for norm, said in NORMS.items()
+        for name, _, suite in _adaptive(norm)
+        for check in suite["checklist"]
+        if check["status"] == "FAIL"
+    ]
+    return _markdown(["defence", "norm", "failed check", "found"], rows)
+
+
 OUTCOMES = {
     "runs": "runs",
     "fails also without a defence": "fails also without a defence",
@@ -200,6 +279,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "tuning": tuning,
     "cosines": cosines,
     "costs": costs,
+    "adaptive_linf": adaptive_linf,
+    "adaptive_l2": adaptive_l2,
+    "adaptive_found_by": adaptive_found_by,
+    "adaptive_failed": adaptive_failed,
     "every_attack": every_attack,
     "every_class": every_class,
     "left_out": left_out,
