@@ -26,6 +26,7 @@ from scoreopt_defense import BitDepth, DefendedModel, OneShot, ScoreOpt, cli, pr
 from scoreopt_defense.evaluation import AnyStep, Judging, Result, Store, evaluate
 from scoreopt_defense.evaluation.chain import WorstCase
 from scoreopt_defense.evaluation.checklist import checklist
+from scoreopt_defense.evaluation.estimate import estimate
 from scoreopt_defense.evaluation.evaluate import evaluate_plan, materials_of
 from scoreopt_defense.evaluation.export import to_csv, to_json
 from scoreopt_defense.evaluation.plan import CLEAN, Chain, Plan
@@ -504,19 +505,22 @@ class Masked(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def suite_folder(tmp_path_factory):
+def suite_materials():
     for library in ("foolbox", "torchattacks"):
         pytest.importorskip(library)
-    folder = tmp_path_factory.mktemp("suites") / "run"
     x, _ = images(6)
     y = smooth_classifier(torch.float32)(x).argmax(1)
     models = {"masked": Masked().eval(), "scoreopt": defences()["scoreopt"]}
     suite = Adaptive(eps=0.06, steps=2, eot=2, restarts=1, queries=20, probed=4)
-    result = evaluate(
-        models, (x, y), {"weak": Ascent(steps=1)}, out=folder, batch=6,
-        judging=Judging(purifications=4), suites={"adaptive": suite},
-    )  # fmt: skip
-    result.store.close()
+    attacks = {"weak": Ascent(steps=1)}
+    return materials_of(models, (x, y), attacks, Judging(purifications=4), {"adaptive": suite})
+
+
+@pytest.fixture(scope="module")
+def suite_folder(suite_materials, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("suites") / "run"
+    plan = Plan.of(suite_materials, batch=6)
+    evaluate_plan(plan, suite_materials, out=folder).store.close()
     return folder
 
 
@@ -626,6 +630,18 @@ class TestSuite:
                   for a in suite_run.plan.attacks)  # fmt: skip
         assert to_csv(suite_run.store, tmp_path / "run.csv") == met
         assert len((tmp_path / "run.csv").read_text().splitlines()) == met + 1
+
+    def test_a_dry_run_foretells_what_each_image_takes_of_pgd(self, suite_run, suite_materials):
+        plan, exact = suite_run.plan, 0
+        for cell in estimate(plan, suite_materials):
+            rows = suite_run.rows(cell.defence, cell.attack)
+            took = suite_run.cell(cell.defence, cell.attack) if rows else None
+            if took and plan.attacks[cell.attack]["kind"] in ("PGD", "FoolboxPGD"):
+                assert cell.denoiser_calls * len(rows) == took.denoiser_calls * (
+                    4 if "/check/" in cell.attack else 6
+                )
+                exact += 1
+        assert exact > 8
 
     def test_the_command_says_it_and_a_dry_run_that_stages_are_a_bound(self, tmp_path, capsys):
         pytest.importorskip("mlxtend")

@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
+from scoreopt_defense.evaluation.plan import CLEAN, Materials, Plan, Unit
 from scoreopt_defense.evaluation.units import Outcome, execute
 
 __all__ = ["Estimate", "estimate"]
@@ -34,10 +34,18 @@ def estimate(plan: Plan, materials: Materials) -> list[Estimate]:
     """Each cell on its first image, scaled up; and one whole unit, for what a batch saves.
 
     Calls are exact for attacks that spend the same on every image. Those of a suite's stages are an
-    upper bound: as if each met every image, where an image that is taken leaves the queue. Times
-    are those of this machine, now.
+    upper bound: as if each met every image, where an image that is taken leaves the queue. A
+    suite's many attacks are run with one sample of EOT, in whose number they are linear. Times are
+    those of this machine, now.
     """
-    materials = replace(materials, defences=copy.deepcopy(dict(materials.defences)))
+    parts = {part for chain in plan.chains.values() for part in chain.parts}
+    samples = {name: getattr(materials.attacks[name], "eot", 1) for name in parts}
+    attacks = {name: materials.attacks[name].replace(eot=1) for name in parts if samples[name] > 1}
+    materials = replace(
+        materials,
+        defences=copy.deepcopy(dict(materials.defences)),
+        attacks={**materials.attacks, **attacks},
+    )
     firsts = [unit for unit in plan.units() if unit.trial == 0 and unit.images[0] == 0]
     execute(_of_one(firsts[0]), plan, materials)  # the first call of a network sets it up
     single = [execute(_of_one(unit), plan, materials) for unit in firsts]
@@ -48,17 +56,23 @@ def estimate(plan: Plan, materials: Materials) -> list[Estimate]:
         first, end = unit.images
         units[unit.defence, unit.attack] += 1
         images[unit.defence, unit.attack] += end - first
-    return [
-        Estimate(
-            *cell, units[cell],
-            images[cell] * outcome.calls.get("denoiser", 0),
-            images[cell] * outcome.calls.get("classifier", 0),
-            images[cell] * outcome.seconds * saving,
-            outcome.error,
+    judging = {o.unit.defence: o for o in single if o.unit.attack == CLEAN}
+
+    def foretold(outcome: Outcome) -> Estimate:
+        cell = defence, attack = outcome.unit.defence, outcome.unit.attack
+        times, judged = samples.get(attack, 1), judging[defence]
+
+        def whole(one: float, of_judging: float) -> float:
+            return images[cell] * (times * one - (times - 1) * of_judging)
+
+        denoiser, classifier = (
+            int(whole(outcome.calls.get(name, 0), judged.calls.get(name, 0)))
+            for name in ("denoiser", "classifier")
         )
-        for outcome in single
-        for cell in [(outcome.unit.defence, outcome.unit.attack)]
-    ]  # fmt: skip
+        seconds = saving * max(0.0, whole(outcome.seconds, judged.seconds))
+        return Estimate(defence, attack, units[cell], denoiser, classifier, seconds, outcome.error)
+
+    return [foretold(outcome) for outcome in single]
 
 
 def _of_one(unit: Unit) -> Unit:
