@@ -729,7 +729,7 @@ def test_the_documentation_names_what_there_is():
     page = (Path(__file__).parents[1] / "docs" / "score-models.md").read_text()
     named = set(re.findall(r"\bD\.(\w+)", page))
     assert named <= set(denoisers.__all__)
-    bases = {"Denoiser", "GaussianDenoiser"}
+    bases = {"Denoiser", "GaussianDenoiser", "NoDenoiser"}
     chosen = {"DeepinvDenoiser", "DeepinvUNetDenoiser", "DiffUNetDenoiser", "DiffusersDDPMDenoiser",
               "DiffusersEDMDenoiser", "ScoreSDEVEDenoiser", "ScoreSDEVPDenoiser",
               "match_edm_groups"}  # fmt: skip

@@ -235,7 +235,7 @@ class TestAdaptive:
         [
             ({"norm": "l1"}, r"norm must be one of \['linf', 'l2'\], got 'l1'"),
             ({"eps": 0}, "eps must be a finite number above 0, got 0"),
-            ({"steps": 3}, "steps must be a whole number of at least 4, got 3"),
+            ({"steps": 1}, "steps must be a whole number of at least 2, got 1"),
             ({"queries": 5}, "queries must be a whole number of at least 20, got 5"),
             ({"autocast": "half"}, "autocast must be one of"),
         ],

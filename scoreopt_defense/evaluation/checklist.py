@@ -96,7 +96,7 @@ class _Checks:
 
     def name(self, part: str) -> str:
         """Of a probe by its role; an attack of the run goes by its own."""
-        return self.result.plan.chains[self.suite].probes[self.defence].get(part, part)
+        return self.result.plan.chains[self.suite].probes.get(self.defence, {}).get(part, part)
 
     def shares(self, part: str) -> dict[int, float]:
         """Each image's share of right purifications; of none if it was not run."""

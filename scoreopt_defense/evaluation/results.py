@@ -213,7 +213,7 @@ class Result:
         )
         last = chain.stages[defence][-1]
         cell = self._cell(defence, last) if self.rows(defence, last) else None
-        return WorstCase(defence, suite, cell, tuple(stages), dict(chain.untried[defence]))
+        return WorstCase(defence, suite, cell, tuple(stages), dict(chain.untried.get(defence, {})))
 
     def measured(self, defence: str, probe: str) -> dict[str, np.ndarray]:
         """What a probe measured: by name, a value an image and trial."""

@@ -88,7 +88,7 @@ class Adaptive(Settings):
         super().__post_init__()
         check_choice("norm", self.norm, _EPS)
         self._set("eps", check_positive("eps", _EPS[self.norm] if self.eps is None else self.eps))
-        for name, least in {"steps": 4, "eot": 1, "restarts": 1, "queries": 20}.items():
+        for name, least in {"steps": 2, "eot": 1, "restarts": 1, "queries": 20}.items():
             self._set(name, check_count(name, getattr(self, name), least=least))
         self._set("probed", check_count("probed", self.probed, least=0))
 
@@ -129,7 +129,7 @@ class Adaptive(Settings):
             stages["PGD+EOT at the surrogate"] = library.PGD(gradient="surrogate", **budget)
         stages |= {f"PGD{averaged}, {best}, restarts": last, "": WorstCase(**threat)}
 
-        half = {"steps": self.steps // 2, "eot": max(min(2, eot), eot // 2)}
+        half = {"steps": max(2, self.steps // 2), "eot": max(min(2, eot), eot // 2)}
 
         def pgd(**settings: Any) -> Any:
             return library.PGD(**(shared | half | {"gradient": best} | settings))
@@ -140,7 +140,7 @@ class Adaptive(Settings):
             "half eps": pgd(eps=self.eps / 2),
             "double eps": pgd(eps=min(2 * self.eps, farthest)),
             "unbounded": pgd(norm="linf", eps=1.0),
-            "half steps": pgd(steps=self.steps // 4),
+            "half steps": pgd(steps=half["steps"] // 2),
             "restarts": pgd(**restarts),
         }
         if half["eot"] > 1:
