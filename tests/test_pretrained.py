@@ -74,13 +74,16 @@ def test_gradients_are_contiguous_as_attack_libraries_flatten_them(mode):
 
 @pytest.mark.parametrize("load", [pretrained.denoiser, pretrained.classifier, pretrained.card])
 def test_an_unknown_name_lists_the_known_ones(load):
-    with pytest.raises(ValueError, match=r"must be one of .*'mnist-tiny'.*, got 'imagenet'"):
+    with pytest.raises(
+        ValueError, match=r"must be one of .*'mnist-tiny'.*, got 'imagenet'"
+    ) as refused:
         load("imagenet")
+    assert ("'cifar10-tiny-at'" in str(refused.value)) == (load is not pretrained.denoiser)
 
 
 def test_the_kinds_are_named():
     assert pretrained.names("denoiser") == ["cifar10-tiny", "mnist-tiny"]
-    assert pretrained.names("classifier") == ["cifar10-tiny", "mnist-tiny"]
+    assert pretrained.names("classifier") == ["cifar10-tiny", "cifar10-tiny-at", "mnist-tiny"]
     with pytest.raises(ValueError, match=r"kind must be one of \['classifier', 'denoiser'\]"):
         pretrained.names("weights")
 
@@ -179,9 +182,24 @@ def test_scoreopt_recovers_most_of_what_a_transferred_attack_took(
     assert accuracy(model, adversarial, images.y) > 0.75
 
 
-def test_each_network_has_a_card():
-    card = pretrained.card("mnist-tiny")
-    assert "MNIST" in card
+@pytest.mark.parametrize("name", pretrained.names("classifier"))
+def test_each_network_has_a_card(name):
+    card = pretrained.card(name)
+    assert card.startswith(f"# {name}\n")
+    assert ("**Denoiser:**" in card) == (name in pretrained.names("denoiser"))
+
+
+def test_a_classifier_without_a_denoiser_is_no_denoiser():
+    with pytest.raises(ValueError, match=r"denoiser must be one of .*, got 'cifar10-tiny-at'"):
+        pretrained.denoiser("cifar10-tiny-at")
+
+
+def test_the_adversarially_trained_classifier_is_one_of_ten_classes_and_another_network():
+    plain, at = (pretrained.classifier(name) for name in ("cifar10-tiny", "cifar10-tiny-at"))
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert at(x).shape == (2, 10)
+    assert repr(plain) == repr(at)
+    assert not torch.equal(plain.head.weight, at.head.weight)
 
 
 def test_the_presets_fit_the_denoiser(denoiser):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import runpy
@@ -28,6 +29,7 @@ SCRIPTS = {
     "train_classifier": ["--widths", "6", "8", "--stem", "4", "--blocks", "2", "--cutout", "3"],
 }
 every_script = pytest.mark.parametrize("script", SCRIPTS)
+ADVERSARIAL = ["--adversarial", "8/255"]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,8 @@ def run(monkeypatch, script, source, out, *options):
         str(source), "--out", str(out), "--images", "56", "--batch", "8", "--holdout", "6",
         "--shift", "1", "--device", "cpu", *SCRIPTS[script], *options,
     ]  # fmt: skip
+    if "--adversarial" in options:
+        pytest.importorskip("torchattacks")
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
 
@@ -60,17 +64,19 @@ def weights(out):
         return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
 
 
-@every_script
+@pytest.mark.parametrize(
+    ("script", "options"), [*((name, []) for name in SCRIPTS), ("train_classifier", ADVERSARIAL)]
+)
 @pytest.mark.parametrize("stops", [(3,), (1, 2, 6)], ids=str)
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
-    script, stops, archive, tmp_path, monkeypatch
+    script, options, stops, archive, tmp_path, monkeypatch
 ):
-    run(monkeypatch, script, archive, tmp_path / "whole")
+    run(monkeypatch, script, archive, tmp_path / "whole", *options)
     for stop in stops:
         torch.manual_seed(stop)  # a new process has another state
-        run(monkeypatch, script, archive, tmp_path / "parts", "--stop-after", str(stop))
+        run(monkeypatch, script, archive, tmp_path / "parts", "--stop-after", str(stop), *options)
         assert not list((tmp_path / "parts").glob("*.safetensors"))
-    run(monkeypatch, script, archive, tmp_path / "parts")
+    run(monkeypatch, script, archive, tmp_path / "parts", *options)
 
     whole, parts = (
         torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
@@ -113,6 +119,7 @@ OTHER_SETTINGS = [
     ("train_denoiser", ["--widths", "4", "8"]),
     ("train_classifier", ["--weight-decay", "0.5"]),
     ("train_classifier", ["--label-smoothing", "0.3"]),
+    ("train_classifier", ADVERSARIAL),
 ]
 
 
@@ -209,6 +216,91 @@ def test_somebody_elses_classifier_is_defended_by_ones_own_denoiser(archive, tmp
     assert called["ScoreOpt-O"](x).shape == called["undefended"](x).shape == (2, 10)
     attacked = called["attacks"]["PGD+EOT"].replace(steps=1).run(called["ScoreOpt-N"], x, y)
     assert (attacked - x).abs().max() > 0
+
+
+def test_adversarial_training_says_what_pgd_leaves_and_another_radius_ends_elsewhere(
+    archive, tmp_path, monkeypatch
+):
+    runs = {"plain": [], "at": ADVERSARIAL, "wider": ["--adversarial", "0.1"]}
+    for name, options in runs.items():
+        run(monkeypatch, "train_classifier", archive, tmp_path / name, *options)
+    plain, at, wider = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in runs
+    )
+    assert plain["log"][-1].keys() == {"step", "accuracy"}
+    assert at["log"][-1].keys() == {"step", "accuracy", "PGD accuracy"}
+    heads = [state["model"]["head.weight"] for state in (plain, at, wider)]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(heads, 2))
+    cards = [json.loads(weights(tmp_path / name)[1]["card"]) for name in runs]
+    assert [card.get("adversarial") for card in cards] == [None, 8 / 255, 0.1]
+
+
+def test_only_adversarial_training_needs_torchattacks(archive, tmp_path, monkeypatch):
+    pytest.importorskip("torchattacks")
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    run(monkeypatch, "train_classifier", archive, tmp_path / "plain", "--stop-after", "1")
+    monkeypatch.setattr(pytest, "importorskip", lambda name: None)
+    with pytest.raises(ImportError, match=r"needs torchattacks.*'scoreopt-defense\[attacks\]'"):
+        run(monkeypatch, "train_classifier", archive, tmp_path / "at", *ADVERSARIAL)
+
+
+@pytest.mark.parametrize("radius", ["8", "0", "-1/255", "1/0", "nan", "inf", "small"])
+def test_a_radius_that_is_none_is_refused(radius, archive, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "train_classifier", archive, tmp_path, f"--adversarial={radius}")
+    said = capsys.readouterr().err
+    assert "argument --adversarial: must be above 0 and at most 1, such as 8/255" in said
+    assert f"got {radius!r}" in said
+
+
+def test_images_to_train_on_are_attacked_inside_the_ball_and_change_nothing_else():
+    pytest.importorskip("torchattacks")
+    from train_classifier import attacked
+
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.rand(6, 3, 8, 8, generator=rng), torch.arange(6)
+    torch.manual_seed(0)
+    model = TinyResNet(stem=4, widths=(6, 8)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+
+    first, again, other = (
+        attacked(model, x, y, eps=0.1, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    )
+    assert (first - x).abs().max() <= 0.1 + rounding(torch.float32, 2)
+    assert first.min() >= 0
+    assert first.max() <= 1
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name  # batch statistics too
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_the_attack_inside_is_that_of_fast_adversarial_training():
+    """Of a linear model the sign s of the gradient is known: the change is eps s, or less.
+
+    From a start d, uniform in [-eps, eps], a step of 1.25 eps along s leads past the ball unless
+    d s < -eps / 4, which 3/8 of the starts are; these end between eps / 4 and eps.
+    """
+    pytest.importorskip("torchattacks")
+    from train_classifier import attacked
+
+    eps = 0.1
+    sign = torch.where(torch.arange(192) % 2 == 0, 1.0, -1.0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2, bias=False))
+    model[1].weight.data = torch.stack([-sign, sign])
+    x, y = torch.full((50, 3, 8, 8), 0.5), torch.zeros(50, dtype=torch.long)
+    moved = attacked(model, x, y, eps=eps, generator=torch.Generator().manual_seed(0)) - x
+    along = moved.flatten(1) * sign / eps
+    tolerance = rounding(torch.float32, 3) / eps
+    assert along.min() >= 0.25 - tolerance
+    assert along.max() <= 1 + tolerance
+    spread = 4 * (3 / 8 * 5 / 8 / along.numel()) ** 0.5
+    assert (along < 1 - tolerance).float().mean() == pytest.approx(3 / 8, abs=spread)
 
 
 def test_noise_levels_of_training_reach_from_low_to_high():

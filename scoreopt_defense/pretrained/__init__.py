@@ -23,6 +23,7 @@ __all__ = ["CHECKSUMS", "card", "classifier", "denoiser", "names"]
 CHECKSUMS = {
     "classifier": {
         "cifar10-tiny": "2df05a449519eed5951f3b9def0ae2ccc2a53cd72f004a99300d209a57df1a23",
+        "cifar10-tiny-at": "867ba733c6da3851c050313298ca2c2caa81aff23c9ee8021fa0d9205a3f249a",
         "mnist-tiny": "a634cfe3e61b22aa0b0a2f5b250109793d63f53047de9817ef2002d3a3ef2601",
     },
     "denoiser": {
@@ -80,9 +81,12 @@ def classifier(name: str) -> nn.Module:
     """A classifier of images in [0, 1], on the CPU, in float32 and eval mode, its weights frozen.
 
     Args:
-        name: one of ``names("classifier")``, which ship with the package, or ``"file:<file>"`` for
-            the ``classifier.safetensors`` of ``examples/train_classifier.py``; an unknown name
-            lists all.
+        name: what to load; an unknown name lists all.
+
+            - One of ``names("classifier")`` ships with the package; ``"cifar10-tiny-at"`` was
+              trained on attacked images.
+            - ``"file:<file>"`` is the ``classifier.safetensors`` of
+              ``examples/train_classifier.py``.
 
     Raises:
         ValueError: if the name is unknown or a weight file is damaged or not what it should be.
@@ -98,8 +102,12 @@ def classifier(name: str) -> nn.Module:
 
 
 def card(name: str) -> str:
-    """The model card of that name's denoiser and classifier, as Markdown."""
-    check_choice("name", name, names("denoiser"))
+    """The model card of the networks that ship under that name, as Markdown.
+
+    Raises:
+        ValueError: if nothing ships under it; the error lists all names.
+    """
+    check_choice("name", name, sorted({name for kind in CHECKSUMS for name in names(kind)}))
     return resources.files(__name__).joinpath(f"cards/{name}.md").read_text()
 
 
