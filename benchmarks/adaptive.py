@@ -35,8 +35,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "scoreopt-o": purified("ScoreOpt", preset=f"{NAME}/O"),
     "scoreopt-n": purified("ScoreOpt", preset=f"{NAME}/N"),
     "scoreopt-n-before-at": purified("ScoreOpt", f"{NAME}-at", preset=f"{NAME}/N"),
-    "diffpure": purified("DiffPure", overrides={"sigma": 0.25, "steps": 5}),
-    "gdmp": purified("GDMP", overrides={"sigma": 0.129, "steps": 9, "rounds": 4}),
+    "diffpure": purified("DiffPure", overrides={"sigma": 0.25, "steps": 10}),
+    "gdmp": purified("GDMP", overrides={"sigma": 0.25, "steps": 9, "rounds": 1}),
     "adp": purified("ADP", overrides={"sigma": 0.25, "level": 0.25, "steps": 5, "share": 0.3}),
 }
 THREATS: dict[str, dict[str, Any]] = {
