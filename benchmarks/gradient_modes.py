@@ -40,6 +40,7 @@ from scoreopt_defense.optimizers import Adam
 from scoreopt_defense.purifiers.scoreopt import Update
 
 NAME = "cifar10-tiny"
+COSINES = 16, (1, 5), 8  # images, optimisation steps, purifications of a gradient
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class SecondMomentHeld:
 
 MODES: dict[str, Any] = {
     "BPDA": BPDA(),
-    "identity through the steps": Truncated(0),
     "surrogate": Surrogate(),
     "one-shot": OneShotGradient(),
-    "exact": Exact(),
-    "exact, second moment held": SecondMomentHeld(),
     "smoothed": Smoothed(),
+    "exact": Exact(),
+    "identity through the steps": Truncated(0),
+    "exact, second moment held": SecondMomentHeld(),
 }
 
 
@@ -98,11 +99,12 @@ def attacks(args: argparse.Namespace) -> None:
 
 def cosines(args: argparse.Namespace) -> None:
     """Agreement with the smoothed gradient of 8 purifications, and how many settle the signs."""
-    x, y, _ = data.load(args.source, n=16, seed=args.seed)
-    about = {"images": len(y), "weights": weights(NAME), "seed": args.seed, "samples": 8}
+    images, steps_of, samples = COSINES
+    x, y, _ = data.load(args.source, n=images, seed=args.seed)
+    about = {"images": len(y), "weights": weights(NAME), "seed": args.seed, "samples": samples}
     modes = {mode: g for mode, g in MODES.items() if hasattr(g, "differentiate")}
     with resumed("gradient_modes_cosines", **about) as rows:
-        for steps in (1, 5):
+        for steps in steps_of:
             for defence, model in defences(steps).items():
                 for mode, gradient in modes.items():
                     key = {"defence": defence, "steps": steps, "mode": mode}
@@ -110,11 +112,11 @@ def cosines(args: argparse.Namespace) -> None:
                         continue
                     found = gradient_agreement(
                         model.replace(max_batch=32), x, y, modes=[gradient],
-                        reference="smoothed", samples=8, seed=args.seed,
+                        reference="smoothed", samples=samples, seed=args.seed,
                     )  # fmt: skip
                     noise = gradient_noise(
                         model.replace(max_batch=32, gradient=gradient), x, y,
-                        samples=(1, 2, 4, 8), seed=args.seed,
+                        samples=[2**k for k in range(samples.bit_length())], seed=args.seed,
                     )  # fmt: skip
                     (cosine,), (sign,) = found.cosine.values(), found.sign.values()
                     rows.add(key | {
@@ -139,8 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("source", help="CIFAR-10 test images")
     parser.add_argument("--steps", type=int, default=5, help="of the purifiers")
     parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--pgd-steps", type=int, default=10)
-    parser.add_argument("--eot", type=int, default=4)
+    parser.add_argument("--pgd-steps", type=int, default=20)
+    parser.add_argument("--eot", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
