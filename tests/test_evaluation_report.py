@@ -511,7 +511,7 @@ def suite_materials():
     x, _ = images(6)
     y = smooth_classifier(torch.float32)(x).argmax(1)
     models = {"masked": Masked().eval(), "scoreopt": defences()["scoreopt"]}
-    suite = Adaptive(eps=0.06, steps=2, eot=2, restarts=1, queries=20, probed=4)
+    suite = Adaptive(eps=0.06, steps=4, eot=2, restarts=1, queries=20, probed=4)
     attacks = {"weak": Ascent(steps=1)}
     return materials_of(models, (x, y), attacks, Judging(purifications=4), {"adaptive": suite})
 
@@ -596,11 +596,11 @@ class TestSuite:
         rows = [row for row in budgets(suite_run.plan) if row.suite and not row.is_probe]
         found = {(r.kind, r.settings["gradient"], r.settings["eot"]): r for r in rows}
         bpda = found["FoolboxPGD", "bpda", "2"]
-        assert (bpda.queries, bpda.paper_queries) == (4, 750)
+        assert (bpda.queries, bpda.paper_queries) == (8, 750)
         exact = found["FoolboxPGD", "exact", "2"]  # which the paper has not: as its PGD+EOT
-        assert (exact.queries, exact.paper_queries) == (4, 400)
+        assert (exact.queries, exact.paper_queries) == (8, 400)
         fixed = [r for r in rows if r.kind == "FoolboxPGD" and r.settings["eot"] == "1"]
-        assert [(r.queries, r.paper_queries) for r in fixed] == [(2, 20)]  # EOT would add nothing
+        assert [(r.queries, r.paper_queries) for r in fixed] == [(4, 20)]  # EOT would add nothing
         transfer = found["PGD", "classifier", "1"]
         assert not transfer.is_cut
         text = " ".join(Page(suite_html).text.split())
@@ -650,7 +650,7 @@ class TestSuite:
         config.write_text(
             'batch = 2\nimages = {source = "mnist", n = 2}\njudging = {purifications = 2}\n'
             'defences.bare.classifier = "mnist-tiny"\n'
-            "[suites.adaptive]\neps = 0.3\nsteps = 2\nqueries = 20\nrestarts = 1\nprobed = 1\n"
+            "[suites.adaptive]\neps = 0.3\nsteps = 4\nqueries = 20\nrestarts = 1\nprobed = 1\n"
         )
         out = str(tmp_path / "run")
         assert cli.main(["evaluate", str(config), "--dry-run"]) == 0
@@ -684,7 +684,8 @@ def run_chain(stages, suite, defence, y, *, untried=None):
     parts[suite] = WorstCase(norm="linf", eps=1.0)
     x, model = images(len(y))[0], Unsteady().eval()
     materials = materials_of({defence: model}, (x, y), parts, Judging(purifications=4))
-    chain = Chain(stages={defence: list(parts)}, untried={defence: untried or {}})
+    untried = {defence: untried or {}}
+    chain = Chain(stages={defence: list(parts)}, probes={defence: {}}, untried=untried)
     materials = dataclasses.replace(materials, suites={suite: chain})
     return evaluate_plan(Plan.of(materials), materials)
 
