@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from toys import smooth_classifier
 
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, cli, pretrained
 from scoreopt_defense.evaluation import Result, Stopped, Store
-from scoreopt_defense.evaluation.config import ConfigError, load
+from scoreopt_defense.evaluation.config import ConfigError, _attack, _suite, load, purifier_of
 from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.report.reload import reload
 from scoreopt_defense.evaluation.sources import classifier
 
+ROOT = Path(__file__).parent.parent
 IMAGES = '[images]\nsource = "mnist"\nn = 4\n'
 BARE = '[defences.bare]\nclassifier = "mnist-tiny"\n'
 WHOLE = """
@@ -320,3 +322,20 @@ def test_without_the_extra_it_is_named_and_convert_edm_still_runs(tmp_path):
     converting = call("convert-edm", "no.pkl", "out.safetensors")
     assert converting.returncode == 1
     assert "no.pkl" in converting.stderr
+
+
+SHIPPED = [*ROOT.glob("examples/*.toml"), *ROOT.glob("benchmarks/**/*.toml")]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_configuration_that_ships_names_what_there_is(path):
+    """Their data and networks may not be here; their attacks, suites and settings are."""
+    config = load(path)
+    attacks = {name: _attack(name, section, 3072) for name, section in config.attacks.items()}
+    assert all(callable(attack.run) for attack in attacks.values())
+    for name, section in config.suites.items():
+        assert _suite(name, section).norm in ("linf", "l2")
+    for section in config.defences.values():
+        if section.denoiser in (None, *pretrained.names("denoiser")):
+            arguments = section.purifier, section.denoiser, section.preset, section.overrides
+            assert (purifier_of(*arguments) is None) == (section.purifier == "none")
