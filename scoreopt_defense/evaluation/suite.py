@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,66 +94,19 @@ class Adaptive(Settings):
 
     def member(self, model: nn.Module, x: Tensor) -> Member:
         """The suite for one defence; ``x`` are images that it may be asked about."""
-        library = importlib.import_module("scoreopt_defense.attacks")
-        ours = isinstance(model, DefendedModel)
-        if not ours and any(isinstance(part, Purifier) for part in model.modules()):
+        if not isinstance(model, DefendedModel) and any(
+            isinstance(part, Purifier) for part in model.modules()
+        ):
             raise ValueError(
                 f"the suite cannot set the gradient modes of a purifier inside a "
                 f"{type(model).__name__}: pass the DefendedModel itself"
             )
-        modes = gradient_modes(model)
-        best = next(mode for mode in _STRONGEST if mode in modes)
-        threat: dict[str, Any] = {"norm": self.norm, "eps": self.eps}
-        shared = threat | {"autocast": self.autocast}
-        eot = self.eot if _is_random(model, x) else 1
-        budget = shared | {"steps": self.steps, "eot": eot}
-        restarts = {"random_start": True, "restarts": self.restarts}
-        answers = shared | {"eot": min(8, eot)}
-        # What differs between defences is in the name, so that a name means one attack in any run.
-        averaged, alone = ("+EOT", "") if eot > 1 else ("", ", no EOT")
-
-        square = library.Square(**answers, steps=max(1, self.queries // answers["eot"] - 1))
-        transfer = library.attack(f"transfer-pgd-{self.norm}", eps=self.eps)
-        boundary = library.Boundary(**threat)
-        last = library.PGD(gradient=best, **budget, **restarts)
-        stages = {}
-        for mode in modes:
-            stages[f"PGD{averaged}, {mode}"] = library.FoolboxPGD(gradient=mode, **budget)
-            stages[f"APGD{averaged}, {mode}"] = library.AutoAttack(gradient=mode, **budget)
-        stages[f"Square{alone}"] = square
-        if self.norm == "linf":
-            stages["SPSA"] = library.SPSA(**shared, samples=self.queries // 10)
-        if ours:
-            stages |= {"transfer PGD": transfer, "boundary": boundary}
-        if "one-shot" in modes:
-            stages["PGD+EOT at the surrogate"] = library.PGD(gradient="surrogate", **budget)
-        stages |= {f"PGD{averaged}, {best}, restarts": last, "": WorstCase(**threat)}
-
-        half = {"steps": max(2, self.steps // 2), "eot": max(min(2, eot), eot // 2)}
-
-        def pgd(**settings: Any) -> Any:
-            return library.PGD(**(shared | half | {"gradient": best} | settings))
-
-        farthest = {"linf": 1.0, "l2": 10.0}[self.norm]  # that an attack of this library may go
-        white_box = {
-            "white-box": pgd(),
-            "half eps": pgd(eps=self.eps / 2),
-            "double eps": pgd(eps=min(2 * self.eps, farthest)),
-            "unbounded": pgd(norm="linf", eps=1.0),
-            "half steps": pgd(steps=half["steps"] // 2),
-            "restarts": pgd(**restarts),
-        }
-        if half["eot"] > 1:
-            white_box["half EOT"] = pgd(eot=half["eot"] // 2)
-        probes = {role: (f"{role}, {best}{alone}", attack) for role, attack in white_box.items()}
-        others = {"noise": library.Noise(**threat), "gradients": Gradients()}
-        if ours:
-            others |= {"transfer": transfer, "boundary": boundary, "bare": Bare()}
-            if Descent.fits(model):
-                others["descent"] = Descent()
-        probes |= {role: (role, attack) for role, attack in others.items()}
-        probes["black box"] = f"black box{alone}", square
-        return Member(stages, probes if self.probed else {}, _untried(model, modes))
+        ours, modes = isinstance(model, DefendedModel), gradient_modes(model)
+        budget = _Budget(self, modes, self.eot if _is_random(model, x) else 1)
+        probes = budget.probes(ours) if self.probed else {}
+        if probes and Descent.fits(model):
+            probes["descent"] = "descent", Descent()
+        return Member(budget.stages(ours), probes, _untried(model, modes))
 
     def chain(
         self, name: str, defences: Mapping[str, nn.Module], x: Tensor
@@ -178,6 +131,80 @@ class Adaptive(Settings):
         probes = dict(pair for member in members.values() for pair in member.probes.values())
         attacks = {_named(name, part): stages[part] for part in order}
         return chain, attacks | {_named(name, "check", part): a for part, a in probes.items()}
+
+
+class _Budget:
+    """A suite's attacks on a defence of these modes, each answer of ``eot`` samples.
+
+    What differs between defences is in a name, so that it means one attack in any run.
+    """
+
+    def __init__(self, suite: Adaptive, modes: Sequence[str], eot: int) -> None:
+        self.suite, self.modes, self.eot = suite, modes, eot
+        self.library = importlib.import_module("scoreopt_defense.attacks")
+        self.best = next(mode for mode in _STRONGEST if mode in modes)
+        self.threat: dict[str, Any] = {"norm": suite.norm, "eps": suite.eps}
+        self.shared = self.threat | {"autocast": suite.autocast}
+        self.restarts = {"random_start": True, "restarts": suite.restarts}
+        self.averaged, self.alone = ("+EOT", "") if eot > 1 else ("", ", no EOT")
+
+    def transfers(self) -> dict[str, Any]:
+        """Attacks on the classifier alone."""
+        name = f"transfer-pgd-{self.suite.norm}"
+        return {
+            "transfer PGD": self.library.attack(name, eps=self.suite.eps),
+            "boundary": self.library.Boundary(**self.threat),
+        }
+
+    def square(self) -> Any:
+        samples = min(8, self.eot)
+        steps = max(1, self.suite.queries // samples - 1)
+        return self.library.Square(**self.shared, eot=samples, steps=steps)
+
+    def stages(self, ours: bool) -> dict[str, Any]:
+        budget = self.shared | {"steps": self.suite.steps, "eot": self.eot}
+        stages = {f"Square{self.alone}": self.square()} | (self.transfers() if ours else {})
+        for mode in self.modes:
+            pgd = self.library.FoolboxPGD(gradient=mode, **budget)
+            stages[f"PGD{self.averaged}, {mode}"] = pgd
+            apgd = self.library.AutoAttack(gradient=mode, **budget)
+            stages[f"APGD{self.averaged}, {mode}"] = apgd
+        if self.suite.norm == "linf":
+            samples = self.suite.queries // 10
+            stages["SPSA"] = self.library.SPSA(**self.shared, samples=samples)
+        if "one-shot" in self.modes:
+            surrogate = self.library.PGD(gradient="surrogate", **budget)
+            stages[f"PGD{self.averaged} at the surrogate"] = surrogate
+        last = self.library.PGD(gradient=self.best, **budget, **self.restarts)
+        return stages | {
+            f"PGD{self.averaged}, {self.best}, restarts": last,
+            "": WorstCase(**self.threat),
+        }
+
+    def probes(self, ours: bool) -> dict[str, tuple[str, Any]]:
+        steps = max(2, self.suite.steps // 2)
+        eot = max(min(2, self.eot), self.eot // 2)
+
+        def pgd(**settings: Any) -> Any:
+            given = self.shared | {"steps": steps, "eot": eot, "gradient": self.best} | settings
+            return self.library.PGD(**given)
+
+        farthest = {"linf": 1.0, "l2": 10.0}[self.suite.norm]  # that attacks here may go
+        white_box = {
+            "white-box": pgd(),
+            "half eps": pgd(eps=self.suite.eps / 2),
+            "double eps": pgd(eps=min(2 * self.suite.eps, farthest)),
+            "unbounded": pgd(norm="linf", eps=1.0),
+            "half steps": pgd(steps=steps // 2),
+            "restarts": pgd(**self.restarts),
+        } | ({"half EOT": pgd(eot=eot // 2)} if eot > 1 else {})
+        others = {"noise": self.library.Noise(**self.threat), "gradients": Gradients()}
+        if ours:
+            transfer, boundary = self.transfers().values()
+            others |= {"transfer": transfer, "boundary": boundary, "bare": Bare()}
+        named = {r: (f"{r}, {self.best}{self.alone}", attack) for r, attack in white_box.items()}
+        named |= {role: (role, attack) for role, attack in others.items()}
+        return named | {"black box": (f"black box{self.alone}", self.square())}
 
 
 #: What ``suite =`` may be by name.
