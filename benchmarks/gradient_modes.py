@@ -142,7 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=5, help="of the purifiers")
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--pgd-steps", type=int, default=20)
-    parser.add_argument("--eot", type=int, default=2)
+    parser.add_argument("--eot", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs"))

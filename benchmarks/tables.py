@@ -205,6 +205,41 @@ def adaptive_failed() -> str:
     return _markdown(["defence", "norm", "failed check", "found"], rows)
 
 
+def gradient_modes() -> str:
+    """Robust accuracy by gradient mode and number of optimisation steps."""
+    cells = {
+        (steps, cell["defence"], cell["attack"]): cell["accuracy"]
+        for steps in (1, 5, 20)
+        if (RESULTS / f"gradient_modes_{steps}_steps.json").exists()
+        for cell in _results(f"gradient_modes_{steps}_steps")["cells"]
+    }
+    columns = sorted({key[:2] for key in cells}, key=lambda column: (column[1], column[0]))
+    return _markdown(
+        ["backward pass", *(f"{defence}, {steps} steps" for steps, defence in columns)],
+        [
+            [mode, *(_percent(cells.get((*column, mode))) for column in columns)]
+            for mode in dict.fromkeys(key[-1] for key in cells)
+        ],
+    )
+
+
+def mode_cosines() -> str:
+    """How far each mode points from the smoothed one, and how many samples settle its signs."""
+    rows = _results("gradient_modes_cosines")["rows"]
+    samples = list(rows[0]["settled signs by samples"])
+    return _markdown(
+        ["defence", "steps", "mode", "cosine", "equal signs",
+         *(f"signs settled by {k}" for k in samples)],
+        [
+            [row["defence"], str(row["steps"]), row["mode"],
+             f"{row['cosine']['value']:.2f} ({row['cosine']['high'] - row['cosine']['value']:.2f})",
+             f"{row['sign']['value']:.2f}",
+             *(f"{row['settled signs by samples'][k]:.2f}" for k in samples)]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
 OUTCOMES = {
     "runs": "runs",
     "fails also without a defence": "fails also without a defence",
@@ -283,6 +318,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "adaptive_l2": adaptive_l2,
     "adaptive_found_by": adaptive_found_by,
     "adaptive_failed": adaptive_failed,
+    "gradient_modes": gradient_modes,
+    "mode_cosines": mode_cosines,
     "every_attack": every_attack,
     "every_class": every_class,
     "left_out": left_out,

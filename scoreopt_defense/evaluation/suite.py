@@ -64,7 +64,7 @@ class Adaptive(Settings):
         restarts: random starts of the strongest PGD, at the end.
         queries: of Square and SPSA each, an image.
         probed: images that the checklist's probes run on, the first ones of the run. Their white
-            box has half the steps, of half the samples: it is run eight times over.
+            box has half the steps, of half the samples: it is run seven times over.
         autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: cheaper
             gradients; the judging is in full precision.
 
