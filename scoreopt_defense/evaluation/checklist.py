@@ -9,7 +9,7 @@ import numpy as np
 
 from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.results import Result, difference
-from scoreopt_defense.evaluation.statistics import Difference, paired
+from scoreopt_defense.evaluation.statistics import Difference
 
 __all__ = ["Check", "checklist"]
 
@@ -117,7 +117,7 @@ class _Checks:
         gaps = {(weak, strong): gap for weak, strong in pairs if (gap := self.gap(weak, strong))}
         if not gaps:
             parts = dict.fromkeys(part for pair in pairs for part in pair if not self.shares(part))
-            return Check(name, None, f"not run: {', '.join(parts)}")
+            return Check(name, None, f"there is no figure of {' or '.join(parts)}")
         (weak, strong), worst = max(gaps.items(), key=lambda item: item[1].low)
         return Check(
             name,
@@ -134,18 +134,18 @@ class _Checks:
         left = float(np.mean(shares))
         return Check(name, left <= _UNBOUNDED, f"{100 * left:.1f} % of {len(shares)} images left")
 
-    def measured(self, probe: str) -> dict[str, np.ndarray]:
+    def measured(self, probe: str) -> dict[str, dict[int, float]]:
         return self.result.measured(self.defence, self.name(probe))
 
     def gradients(self) -> Check:
         name = "gradients are neither zero nor NaN"
-        found = self.measured("gradients")
+        found = {key: np.array([*of.values()]) for key, of in self.measured("gradients").items()}
         if not found:
             return Check(name, None, "no gradient was measured")
         modes = list(dict.fromkeys(key.partition(":")[0] for key in found))
         zero = {mode: float(found[f"{mode}: zero"].mean()) for mode in modes}
         dead = {mode: float((found[f"{mode}: zero"] == 1).mean()) for mode in modes}
-        finite = all(found[f"{mode}: finite"].all() for mode in modes)
+        finite = all((found[f"{mode}: finite"] == 1).all() for mode in modes)
         passed = (
             finite and max(zero.values()) <= _ZERO_PIXELS and max(dead.values()) <= _DEAD_IMAGES
         )
@@ -158,22 +158,21 @@ class _Checks:
         found = self.measured("descent")
         if not found:
             return Check(name, None, "the purifier has no descent that could be followed")
-        gap = paired(found["loss after"], found["loss before"], confidence=_CONFIDENCE)
-        before, after = (found[f"loss {when}"].mean() for when in ("before", "after"))
-        return Check(
-            name, gap.high < 0, f"from {before:.4g} to {after:.4g}, mean of {gap.n} images"
-        )
+        before, after = found["loss before"], found["loss after"]
+        gap = difference(after, before, confidence=_CONFIDENCE)
+        mean = {when: np.mean([*of.values()]) for when, of in (("from", before), ("to", after))}
+        said = " ".join(f"{word} {value:.4g}" for word, value in mean.items())
+        return Check(name, gap.high < 0, f"{said}, mean of {gap.n} images")
 
     def bare(self) -> Check:
         name = "clean accuracy is near the bare classifier's"
-        found, shares = self.measured("bare"), self.shares(CLEAN)
-        if not found:
+        right, shares = self.measured("bare").get("right"), self.shares(CLEAN)
+        if not right:
             return Check(name, None, "no classifier is known apart from the defence")
-        right = found["right"]
-        ours = [shares[image] for image in sorted(shares)][: len(right)]
-        bare, defended = float(right.mean()), float(np.mean(ours))
+        images = sorted(right.keys() & shares.keys())
+        bare, defended = (float(np.mean([of[i] for i in images])) for of in (right, shares))
         return Check(
             name,
             defended >= bare - _CLEAN_COST,
-            f"{100 * defended:.1f} % defended, {100 * bare:.1f} % bare, {len(right)} images",
+            f"{100 * defended:.1f} % defended, {100 * bare:.1f} % bare, {len(images)} images",
         )

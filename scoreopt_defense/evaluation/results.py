@@ -215,14 +215,18 @@ class Result:
         cell = self._cell(defence, last) if self.rows(defence, last) else None
         return WorstCase(defence, suite, cell, tuple(stages), dict(chain.untried.get(defence, {})))
 
-    def measured(self, defence: str, probe: str) -> dict[str, np.ndarray]:
-        """What a probe measured: by name, a value an image and trial."""
-        found: dict[str, list[float]] = defaultdict(list)
+    def measured(self, defence: str, probe: str) -> dict[str, dict[int, float]]:
+        """What a probe measured: by name, each image's value, a mean over trials."""
+        found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         for unit in self.store.units():
             if (unit["defence"], unit["attack"]) == (defence, probe) and unit["measured"]:
                 for name, values in json.loads(unit["measured"]).items():
-                    found[name] += values
-        return {name: np.array(values) for name, values in found.items()}
+                    for image, value in enumerate(values, start=unit["first"]):
+                        found[name][image].append(value)
+        return {
+            name: {image: float(np.mean(values)) for image, values in of_image.items()}
+            for name, of_image in found.items()
+        }
 
     def compare(self, a: str, b: str, attack: str = CLEAN) -> Difference:
         """Defence ``a`` less defence ``b`` under one attack, over the images that both have."""

@@ -187,7 +187,8 @@ class _Budget:
 
         def pgd(**settings: Any) -> Any:
             given = self.shared | {"steps": steps, "eot": eot, "gradient": self.best} | settings
-            return self.library.PGD(**given)
+            # few steps must reach the ball's border too, as Madry et al. choose them
+            return self.library.PGD(step_size=max(0.25, 2.5 / given["steps"]), **given)
 
         farthest = {"linf": 1.0, "l2": 10.0}[self.suite.norm]  # that attacks here may go
         white_box = {
