@@ -20,6 +20,7 @@ DOCUMENTS = {
     "attacks": "docs/gradients.md",
     "cosines": "docs/gradients.md",
     "costs": "docs/gradients.md",
+    "attack_search": "docs/gradients.md",
     "every_attack": "docs/attacks.md",
     "every_class": "docs/attacks.md",
     "left_out": "docs/attacks.md",
