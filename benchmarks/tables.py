@@ -126,6 +126,38 @@ def costs() -> str:
     )
 
 
+def attack_search() -> str:
+    """What each attack leaves of both defences, and that less what the reference leaves."""
+    found = _results("attack_search")
+    defences, images = list(found["plan"]["defences"]), found["plan"]["images"]["shape"][0]
+    cells = {(cell["attack"], cell["defence"]): cell for cell in found["cells"]}
+    less = {(row["attack"], row["defence"]): row for row in found["less_reference"]}
+
+    def columns(attack: str, defence: str) -> list[str]:
+        cell = cells.get((attack, defence))
+        if cell is None or cell["accuracy"]["n"] < images:
+            return [""] * 3
+        row = less.get((attack, defence))
+        return [_percent(cell["accuracy"]), _percent(cell["majority"]),
+                "" if row is None else _points(row)]  # fmt: skip
+
+    rows = [
+        [attack, *(part for defence in defences for part in columns(attack, defence))]
+        for attack in found["plan"]["attacks"]
+    ]
+    return _markdown(
+        ["attack", *(f"{defence}{what}" for defence in defences
+                     for what in (", %", ", by majority", ", less the reference"))],
+        [row for row in rows if any(row[1:])],
+    )  # fmt: skip
+
+
+def _points(row: dict[str, float]) -> str:
+    """A difference with its interval, in points of per cent."""
+    low, high = round(100 * row["low"]), round(100 * row["high"])
+    return f"{100 * row['value']:+.1f} ({low:+d} to {high:+d})"
+
+
 NORMS = {"linf": "l-infinity 8/255", "l2": "l2 0.5"}
 #: The rows of the adaptive benchmark, as the documents call them.
 ROWS = {
@@ -314,6 +346,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tuning": tuning,
     "cosines": cosines,
     "costs": costs,
+    "attack_search": attack_search,
     "adaptive_linf": adaptive_linf,
     "adaptive_l2": adaptive_l2,
     "adaptive_found_by": adaptive_found_by,

@@ -21,6 +21,7 @@ DOCUMENTS = {
     "tuning": "docs/cifar10-tiny.md",
     "cosines": "docs/gradients.md",
     "costs": "docs/gradients.md",
+    "attack_search": "docs/gradients.md",
     "adaptive_linf": "docs/robustness.md",
     "adaptive_l2": "docs/robustness.md",
     "adaptive_found_by": "docs/robustness.md",
