@@ -40,7 +40,7 @@ from scoreopt_defense.optimizers import Adam
 from scoreopt_defense.purifiers.scoreopt import Update
 
 NAME = "cifar10-tiny"
-COSINES = 16, (1, 5), 8  # images, optimisation steps, purifications of a gradient
+COSINES = 8, (5,), 8  # images, optimisation steps, purifications of a gradient
 
 
 @dataclass(frozen=True)
