@@ -82,11 +82,16 @@ class _Checks:
         )
         yield self.no_weaker(
             "no attack raises the accuracy",
-            [(CLEAN, attack) for attack in (*attacks, "boundary", *self.alone)],
+            [(CLEAN, attack) for attack in (*attacks, "boundary", *self.stages, *self.alone)],
         )
         yield self.gradients()
         yield self.descent()
         yield self.bare()
+
+    @property
+    def stages(self) -> list[str]:
+        """The suite's attacks; each is compared on the images that it met."""
+        return list(self.result.plan.chains[self.suite].stages[self.defence][:-1])
 
     @property
     def alone(self) -> list[str]:
