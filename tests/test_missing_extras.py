@@ -77,7 +77,7 @@ def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():
         *[("art", "art"), ("azula", "azula"), ("azula", "azula"), ("art", "art"), ("art", "art")],
         *[("mlxtend", "data"), ("torchvision", "data"), ("PIL", "data")],
         *[("torchattacks", "attacks"), ("recoloradv", "attacks"), ("art", "art")],
-        *[("foolbox", "foolbox"), ("imagecorruptions", "corruptions")],
+        *[("foolbox", "attacks"), ("imagecorruptions", "corruptions")],
     ]
     for line, (package, extra) in zip(out[1:], wanted, strict=True):
         assert line.startswith(f"this needs {package}, which could not be imported")

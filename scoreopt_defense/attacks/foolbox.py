@@ -42,7 +42,7 @@ class FoolboxPGD(ProjectedGradientAttack):
     def attack(
         self, model: nn.Module, x: Tensor, y: Tensor, *, start: Tensor | None = None
     ) -> Tensor:
-        foolbox = optional("foolbox", extra="foolbox")
+        foolbox = optional("foolbox", extra="attacks")
         kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[self.norm]
         attack = _hooked(kind, self.loss, start)(
             rel_stepsize=self.step_size,
@@ -55,7 +55,7 @@ class FoolboxPGD(ProjectedGradientAttack):
 
 def _hooked(kind: Any, loss: str, start: Tensor | None) -> Any:
     """The library's class, by the two methods that it has for others to override."""
-    astensor = optional("eagerpy", extra="foolbox").astensor
+    astensor = optional("eagerpy", extra="attacks").astensor
 
     class Hooked(kind):
         def get_loss_fn(self, model: Any, labels: Any) -> Any:
