@@ -37,7 +37,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "scoreopt-n-before-at": purified("ScoreOpt", f"{NAME}-at", preset=f"{NAME}/N"),
     "diffpure": purified("DiffPure", overrides={"sigma": 0.25, "steps": 10}),
     "gdmp": purified("GDMP", overrides={"sigma": 0.25, "steps": 9, "rounds": 1}),
-    "adp": purified("ADP", overrides={"sigma": 0.25, "level": 0.25, "steps": 5, "share": 0.3}),
+    "adp": purified("ADP", overrides={"sigma": 0.15, "level": 0.15, "steps": 5, "share": 0.3}),
 }
 THREATS: dict[str, dict[str, Any]] = {
     "linf": {"norm": "linf", "eps": "8/255"},

@@ -205,11 +205,6 @@ def adaptive_linf() -> str:
     return _worst_cases("linf")
 
 
-def adaptive_l2() -> str:
-    """Worst cases over the adaptive suite, l2."""
-    return _worst_cases("l2")
-
-
 def adaptive_found_by() -> str:
     """Which attacks took the images that the suite took."""
     rows = []
@@ -348,7 +343,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "costs": costs,
     "attack_search": attack_search,
     "adaptive_linf": adaptive_linf,
-    "adaptive_l2": adaptive_l2,
     "adaptive_found_by": adaptive_found_by,
     "adaptive_failed": adaptive_failed,
     "gradient_modes": gradient_modes,
