@@ -15,6 +15,7 @@ from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.chain import WorstCase
 from scoreopt_defense.evaluation.plan import Chain
 from scoreopt_defense.evaluation.probes import Bare, Descent, Gradients, gradient_modes
+from scoreopt_defense.evaluation.seeding import seeded
 from scoreopt_defense.purifiers import Purifier
 from scoreopt_defense.settings import Settings
 
@@ -231,7 +232,7 @@ def _is_random(model: nn.Module, x: Tensor) -> bool:
     """Whether a model answers twice in two ways."""
     if isinstance(model, DefendedModel):
         return not model.purifier.deterministic
-    with torch.random.fork_rng():
+    with seeded(0):  # the global generators stay as they were
         weight = next(model.parameters(), x)
         few = x[:2].to(weight.device)
         return not torch.equal(model(few), model(few))
