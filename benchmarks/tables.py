@@ -234,11 +234,16 @@ def adaptive_failed() -> str:
 
 def gradient_modes() -> str:
     """Robust accuracy by gradient mode and number of optimisation steps."""
-    cells = {
-        (steps, cell["defence"], cell["attack"]): cell["accuracy"]
+    found = {
+        steps: _results(f"gradient_modes_{steps}_steps")
         for steps in (1, 5, 20)
         if (RESULTS / f"gradient_modes_{steps}_steps.json").exists()
-        for cell in _results(f"gradient_modes_{steps}_steps")["cells"]
+    }
+    cells = {
+        (steps, cell["defence"], cell["attack"]): cell["accuracy"]
+        for steps, run in found.items()
+        for cell in run["cells"]
+        if cell["accuracy"]["n"] == run["plan"]["images"]["shape"][0]  # of a run that was stopped
     }
     columns = sorted({key[:2] for key in cells}, key=lambda column: (column[1], column[0]))
     return _markdown(
