@@ -229,6 +229,8 @@ def adaptive_failed() -> str:
         for check in suite["checklist"]
         if check["status"] == "FAIL"
     ]
+    if not rows:
+        return "No check failed."
     return _markdown(["defence", "norm", "failed check", "found"], rows)
 
 
