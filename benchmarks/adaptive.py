@@ -14,12 +14,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from results_file import RESULTS
+
 from scoreopt_defense.evaluation.config import Config
 from scoreopt_defense.evaluation.evaluate import evaluate_plan
 from scoreopt_defense.evaluation.export import to_json
 from scoreopt_defense.evaluation.progress import progress
 
-RESULTS = Path(__file__).parent / "results"
 NAME = "cifar10-tiny"
 
 

@@ -182,6 +182,17 @@ def grid(eps: float, steps: int, eot: int) -> dict[str, Attack]:
     }
 
 
+def defences(name: str, **overrides: Any) -> dict[str, DefendedModel]:
+    """Both variants at the presets of those networks, but for these settings."""
+    classifier, denoiser = pretrained.classifier(name), pretrained.denoiser(name)
+    return {
+        f"ScoreOpt-{variant}": DefendedModel(
+            classifier, ScoreOpt.from_preset(f"{name}/{variant}", denoiser, **overrides)
+        )
+        for variant in ("N", "O")
+    }
+
+
 def search(
     name: str,
     images: data.Images,
@@ -193,18 +204,12 @@ def search(
     watch: Any = None,
 ) -> Result:
     """Both defences under each attack: complete, or as far as Ctrl-C let it go."""
-    classifier, denoiser = pretrained.classifier(name), pretrained.denoiser(name)
-    defences = {
-        f"ScoreOpt-{variant}": DefendedModel(
-            classifier, ScoreOpt.from_preset(f"{name}/{variant}", denoiser)
-        )
-        for variant in ("N", "O")
-    }
+    models = defences(name)
     try:
-        return evaluate(defences, images, attacks, out=out, batch=batch, seed=seed, progress=watch)
+        return evaluate(models, images, attacks, out=out, batch=batch, seed=seed, progress=watch)
     except Stopped as stop:
         print(stop)
-        materials = materials_of(defences, images, attacks, Judging())
+        materials = materials_of(models, images, attacks, Judging())
         return Result(Store(out, Plan.of(materials, batch=batch, seed=seed)))
 
 

@@ -17,8 +17,7 @@ import time
 from typing import Any
 
 import torch
-from results_file import resumed, weights
-from torch import Tensor
+from results_file import mean, resumed, weights
 from tqdm import tqdm
 
 from scoreopt_defense import DefendedModel, ScoreOpt, data, pretrained
@@ -53,8 +52,8 @@ def cosines(args: argparse.Namespace) -> None:
                 DefendedModel(classifier, purifier), x, y, modes=SURROGATES, seed=args.seed
             )
             for mode in SURROGATES:
-                key[f"{mode} cosine"] = _mean(found.cosine[mode])
-                key[f"{mode} sign"] = _mean(found.sign[mode])
+                key[f"{mode} cosine"] = mean(found.cosine[mode])
+                key[f"{mode} sign"] = mean(found.sign[mode])
             rows.add(key)
 
 
@@ -103,13 +102,6 @@ def one_cost(variant: str, steps: int, how: str) -> None:
 def _inputs(args: argparse.Namespace) -> dict[str, Any]:
     """What gradients depend on, and costs do not."""
     return {"data": args.describe, "weights": weights(NAME), "seed": args.seed}
-
-
-def _mean(values: Tensor) -> dict[str, float]:
-    """Mean with the normal limit's 95 % interval."""
-    half = 1.96 * values.std().item() / len(values) ** 0.5
-    mean = values.mean().item()
-    return {"value": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
 
 
 def main() -> None:

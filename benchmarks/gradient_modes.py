@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attack_search import Truncated
-from results_file import RESULTS, resumed, weights
+from attack_search import Truncated, defences
+from results_file import RESULTS, mean, resumed, weights
 from torch import Tensor
 
-from scoreopt_defense import DefendedModel, ScoreOpt, data, pretrained
+from scoreopt_defense import data
 from scoreopt_defense.attacks import PGD, Surrogate
 from scoreopt_defense.diagnostics import gradient_agreement, gradient_noise
 from scoreopt_defense.evaluation import evaluate
@@ -72,23 +72,12 @@ MODES: dict[str, Any] = {
 }
 
 
-def defences(steps: int) -> dict[str, DefendedModel]:
-    """Both variants at their presets, but for the number of steps."""
-    classifier, denoiser = pretrained.classifier(NAME), pretrained.denoiser(NAME)
-    return {
-        f"ScoreOpt-{variant}": DefendedModel(
-            classifier, ScoreOpt.from_preset(f"{NAME}/{variant}", denoiser, steps=steps)
-        )
-        for variant in ("N", "O")
-    }
-
-
 def attacks(args: argparse.Namespace) -> None:
     """Robust accuracy by mode, at so many optimisation steps."""
     budget = {"steps": args.pgd_steps, "eot": args.eot, "autocast": "bfloat16"}
     name = f"gradient_modes_{args.steps}_steps"
     result = evaluate(
-        defences(args.steps), data.load(args.source, n=args.images, seed=args.seed),
+        defences(NAME, steps=args.steps), data.load(args.source, n=args.images, seed=args.seed),
         {mode: PGD(gradient=gradient, **budget) for mode, gradient in MODES.items()},
         out=args.runs / name, seed=args.seed, workers=args.workers, progress=progress(),
     )  # fmt: skip
@@ -105,7 +94,7 @@ def cosines(args: argparse.Namespace) -> None:
     modes = {mode: g for mode, g in MODES.items() if hasattr(g, "differentiate")}
     with resumed("gradient_modes_cosines", **about) as rows:
         for steps in steps_of:
-            for defence, model in defences(steps).items():
+            for defence, model in defences(NAME, steps=steps).items():
                 for mode, gradient in modes.items():
                     key = {"defence": defence, "steps": steps, "mode": mode}
                     if rows.has(key):
@@ -120,19 +109,12 @@ def cosines(args: argparse.Namespace) -> None:
                     )  # fmt: skip
                     (cosine,), (sign,) = found.cosine.values(), found.sign.values()
                     rows.add(key | {
-                        "cosine": _mean(cosine), "sign": _mean(sign),
+                        "cosine": mean(cosine), "sign": mean(sign),
                         "settled signs by samples": {
                             str(k): round(share.item(), 4)
                             for k, share in zip(noise.samples, noise.sign.mean(1))
                         },
                     })  # fmt: skip
-
-
-def _mean(values: Tensor) -> dict[str, float]:
-    """Mean with the normal limit's 95 % interval."""
-    half = 1.96 * values.std().item() / len(values) ** 0.5
-    mean = values.mean().item()
-    return {"value": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from scoreopt_defense import pretrained
 from scoreopt_defense.evaluation.about import machine
 
@@ -21,6 +23,13 @@ def weights(name: str) -> dict[str, str]:
     return {
         kind: digests[name] for kind, digests in pretrained.CHECKSUMS.items() if name in digests
     }
+
+
+def mean(values: Tensor) -> dict[str, float]:
+    """Mean with the normal limit's 95 % interval."""
+    half = 1.96 * values.std().item() / len(values) ** 0.5
+    value = values.mean().item()
+    return {"value": round(value, 4), "low": round(value - half, 4), "high": round(value + half, 4)}
 
 
 def write(name: str, **contents: Any) -> None:

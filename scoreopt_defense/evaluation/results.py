@@ -125,11 +125,14 @@ class Result:
 
     def cell(self, defence: str, attack: str = CLEAN) -> Cell:
         """The figures of one attack on one defence."""
+        self._check_run(defence, attack)
+        return self._cell(defence, attack)
+
+    def _check_run(self, defence: str, attack: str) -> None:
         check_choice("defence", defence, self.plan.defences)
         check_choice("attack", attack, self.plan.attacks)
         if (defence, attack) not in self._rows:
             raise ValueError(f"{attack} on {defence} has not been run yet")
-        return self._cell(defence, attack)
 
     def _cell(self, defence: str, attack: str) -> Cell:
         rows = self._rows[defence, attack]
@@ -238,7 +241,7 @@ class Result:
 
     def shares(self, defence: str, attack: str = CLEAN) -> dict[int, float]:
         """How far each image is right, by its index: what its cell's ``robust`` is the mean of."""
-        self.cell(defence, attack)
+        self._check_run(defence, attack)
         of_image: dict[int, list[float]] = defaultdict(list)
         for row in self._rows[defence, attack]:
             if row["predicted"] is not None:
