@@ -15,17 +15,23 @@ A surrogate of your own is such a class, and ``gradient=`` takes an object of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoreopt_defense._checks import check_positive
+from scoreopt_defense.recomputation import (
+    Kept,
+    Runner,
+    Step,
+    as_it_is,
+    autocast_state,
+    recompute,
+)
 
 __all__ = [
     "BPDA",
@@ -44,11 +50,6 @@ __all__ = [
     "through_every_step",
 ]
 
-#: A pure function of tensors: one step of an algorithm. It may have a method ``smoothed(c)``: the
-#: step that :class:`Smoothed` differentiates in its place.
-Step = Callable[..., Any]
-#: How an algorithm has its steps carried out: the step, or another function of the same value.
-Runner = Callable[[Step], Step]
 #: From the gradient of a purifier's output to that of its input.
 Backward = Callable[[Tensor], Tensor]
 
@@ -136,12 +137,23 @@ class Exact:
     """The true Jacobian through every step, final clamp included, at the memory of one step.
 
     Needs a denoiser that is differentiable, and for ScoreOpt twice.
+
+    Args:
+        keep_mb: megabytes of what autograd records of the steps that may be kept for the backward
+            pass, which then carries fewer of them out again: time bought with memory, for each
+            chunk of ``max_batch`` images. The first step whose record does not fit is the last to
+            be kept. The value of a network with attention may then differ by rounding.
     """
 
     needs: ClassVar[str | None] = "differentiable"
 
+    keep_mb: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive("keep_mb", self.keep_mb, zero=True)
+
     def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
-        return through_every_step(purification, x_a, recompute)
+        return through_every_step(purification, x_a, Kept(self.keep_mb, purification.purifier))
 
 
 @dataclass(frozen=True)
@@ -160,6 +172,7 @@ class Smoothed:
 
     Args:
         c: the floor under the divisor, in units of its root mean square over an image's pixels.
+        keep_mb: as of :class:`Exact`.
 
     Reference:
         This library; docs/gradients.md.
@@ -168,13 +181,19 @@ class Smoothed:
     needs: ClassVar[str | None] = "differentiable"
 
     c: float = 1.0
+    keep_mb: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive("c", self.c, zero=True)
+        check_positive("keep_mb", self.keep_mb, zero=True)
 
     def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        kept = Kept(self.keep_mb, purification.purifier)
+
         def run(step: Step) -> Step:
-            return recompute(step, step.smoothed(self.c) if hasattr(step, "smoothed") else step)
+            if hasattr(step, "smoothed"):
+                return recompute(step, step.smoothed(self.c))
+            return kept(step)
 
         return through_every_step(purification, x_a, run)
 
@@ -235,7 +254,7 @@ def differentiate(gradient: Gradient, purification: Purification, x_a: Tensor) -
 class _Differentiated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_a: Tensor, gradient: Gradient, purification: Purification) -> Tensor:
-        ctx.autocast = _autocast_state(x_a.device.type)
+        ctx.autocast = autocast_state(x_a.device.type)
         ctx.networks = purification.purifier
         purified, ctx.go_back = gradient.differentiate(purification, x_a.detach())
         ctx.versions = _versions(ctx.networks)
@@ -257,102 +276,3 @@ def _versions(networks: nn.Module) -> list[tuple[int, int]]:
     """What changes when weights do: each tensor's place, and torch's count of its changes."""
     tensors = [*networks.parameters(), *networks.buffers()]
     return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-
-
-def as_it_is(step: Step) -> Step:
-    """Carry a step out, and record nothing that it does not record itself."""
-    return step
-
-
-def recompute(step: Step, differentiated: Step | None = None) -> Step:
-    r"""Carry a step out; in the backward pass, carry it out again and differentiate it.
-
-    .. math:: (\bar s, \bar x_a) = J_{step}(s, x_a)^\top \bar s'
-
-    Only the step's inputs are kept, so the memory of many steps is that of one step and their
-    states. The step must give the same result again: it may draw no noise of its own. The second
-    pass takes attention kernels that have a second derivative.
-
-    Args:
-        step: gives the value.
-        differentiated: carried out and differentiated in its place, at the same inputs.
-
-    Raises:
-        RuntimeError: from the backward pass, if something in the step has no second derivative.
-    """
-    return lambda *inputs: _Recompute.apply(step, differentiated or step, *inputs)
-
-
-class _Recompute(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, step: Step, differentiated: Step, *inputs: Any) -> Any:
-        tensors = [value for value in inputs if isinstance(value, Tensor)]
-        ctx.save_for_backward(*tensors)
-        ctx.inputs = [None if isinstance(value, Tensor) else value for value in inputs]
-        ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
-        ctx.step = differentiated
-        ctx.autocast = _autocast_state(tensors[0].device.type)
-        ctx.set_materialize_grads(False)  # an output that nobody used costs nothing
-        return step(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        inputs = [
-            next(saved).detach().requires_grad_(need) if is_tensor else value
-            for value, is_tensor, need in zip(
-                ctx.inputs, ctx.is_tensor, ctx.needs_input_grad[2:], strict=True
-            )
-        ]
-        with _second_derivative(), torch.enable_grad(), torch.autocast(**ctx.autocast):
-            outputs = ctx.step(*inputs)
-            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-            used = [(value, grad) for value, grad in zip(outputs, grads) if grad is not None]
-            values, grads = zip(*used, strict=True)
-            _refuse_once_differentiable(values)
-            wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-            found = iter(torch.autograd.grad(values, wanted, grads, allow_unused=True))
-        return None, None, *(next(found) if need else None for need in ctx.needs_input_grad[2:])
-
-
-@contextmanager
-def _second_derivative() -> Iterator[None]:
-    """Attention kernels that have one, and an error that says what has none."""
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    except RuntimeError as error:
-        if not any(word in str(error) for word in ("not implemented", "differentiate")):
-            raise
-        raise RuntimeError(
-            "the gradient through every step ('exact', 'smoothed') needs the denoiser's second "
-            "derivative, and something in it has "
-            f"none ({error}); the modes 'one-shot' and 'bpda' do without"
-        ) from error
-
-
-def _refuse_once_differentiable(outputs: Sequence[Tensor]) -> None:
-    """Raise where a function of the graph was differentiated that can be so only once.
-
-    Autograd marks it by a node that raises, on a branch that leads to no input: a gradient with
-    respect to the inputs alone never visits it, and would lack terms without a word.
-    """
-    waiting = [output.grad_fn for output in outputs]
-    seen = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "torch::autograd::Error":
-            raise RuntimeError("a function that can be differentiated once only")
-        seen.add(node)
-        waiting += [parent for parent, _ in node.next_functions]
-
-
-def _autocast_state(device_type: str) -> dict[str, Any]:
-    return {
-        "device_type": device_type,
-        "enabled": torch.is_autocast_enabled(device_type),
-        "dtype": torch.get_autocast_dtype(device_type),
-    }

@@ -1,0 +1,169 @@
+"""Steps that are carried out again in the backward pass, or recorded in the forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from scoreopt_defense._convolutions import FixedWeights
+
+__all__ = ["Kept", "Runner", "Step", "as_it_is", "autocast_state", "recompute"]
+
+#: A pure function of tensors: one step of an algorithm. It may have a method ``smoothed(c)``: the
+#: step that ``gradient="smoothed"`` differentiates in its place.
+Step = Callable[..., Any]
+#: How an algorithm has its steps carried out: the step, or another function of the same value.
+Runner = Callable[[Step], Step]
+
+
+def as_it_is(step: Step) -> Step:
+    """Carry a step out, and record nothing that it does not record itself."""
+    return step
+
+
+def recompute(step: Step, differentiated: Step | None = None) -> Step:
+    r"""Carry a step out; in the backward pass, carry it out again and differentiate it.
+
+    .. math:: (\bar s, \bar x_a) = J_{step}(s, x_a)^\top \bar s'
+
+    Only the step's inputs are kept, so the memory of many steps is that of one step and their
+    states. The step must give the same result again: it may draw no noise of its own. The second
+    pass takes attention kernels that have a second derivative.
+
+    Args:
+        step: gives the value.
+        differentiated: carried out and differentiated in its place, at the same inputs.
+
+    Raises:
+        RuntimeError: from the backward pass, if something in the step has no second derivative.
+    """
+    return lambda *inputs: _Recompute.apply(step, differentiated or step, *inputs)
+
+
+class _Recompute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, step: Step, differentiated: Step, *inputs: Any) -> Any:
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.inputs = [None if isinstance(value, Tensor) else value for value in inputs]
+        ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
+        ctx.step = differentiated
+        ctx.autocast = autocast_state(tensors[0].device.type)
+        ctx.set_materialize_grads(False)  # an output that nobody used costs nothing
+        return step(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        inputs = [
+            next(saved).detach().requires_grad_(need) if is_tensor else value
+            for value, is_tensor, need in zip(
+                ctx.inputs, ctx.is_tensor, ctx.needs_input_grad[2:], strict=True
+            )
+        ]
+        with _second_derivative(), torch.enable_grad(), torch.autocast(**ctx.autocast):
+            outputs = ctx.step(*inputs)
+            outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+            used = [(value, grad) for value, grad in zip(outputs, grads) if grad is not None]
+            values, grads = zip(*used, strict=True)
+            _refuse_once_differentiable(values)
+            wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+            found = iter(torch.autograd.grad(values, wanted, grads, allow_unused=True))
+        return None, None, *(next(found) if need else None for need in ctx.needs_input_grad[2:])
+
+
+class Kept:
+    """A :data:`Runner` that records steps as long as there is memory, and recomputes the others.
+
+    Args:
+        megabytes: of tensors that autograd may keep.
+        networks: whose weights are there anyway.
+    """
+
+    def __init__(self, megabytes: float, networks: nn.Module) -> None:
+        self._left = megabytes * 2**20
+        self._most = 0.0  # bytes of a step, so far
+        self._seen = {t.untyped_storage().data_ptr() for t in networks.parameters()}
+
+    def __call__(self, step: Step) -> Step:
+        def carried_out(*inputs: Any) -> Any:
+            if self._left <= 0 or self._left < self._most:
+                return recompute(step)(*inputs)
+            before = self._left
+            with saved_tensors_hooks(self._count, lambda kept: kept), _second_derivative():
+                outputs = step(*inputs)
+                _refuse_once_differentiable(_tensors(outputs), before=_tensors(inputs))
+            self._most = max(self._most, before - self._left)
+            return outputs
+
+        return carried_out
+
+    def _count(self, kept: Tensor) -> Tensor:
+        storage = kept.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self._left -= storage.nbytes()
+        return kept
+
+
+@contextmanager
+def _second_derivative() -> Iterator[None]:
+    """Attention kernels that have one, convolutions that compute no more than it, and an error.
+
+    The error says what has none.
+    """
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FixedWeights():
+            yield
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("not implemented", "differentiate")):
+            raise
+        raise RuntimeError(
+            "the gradient through every step ('exact', 'smoothed') needs the denoiser's second "
+            "derivative, and something in it has "
+            f"none ({error}); the modes 'one-shot' and 'bpda' do without"
+        ) from error
+
+
+def _refuse_once_differentiable(
+    outputs: Sequence[Tensor], before: Sequence[Tensor] = ()
+) -> None:
+    """Raise where a function of the graph was differentiated that can be so only once.
+
+    The graph is that between ``before`` and ``outputs``.
+
+    Autograd marks it by a node that raises, on a branch that leads to no input: a gradient with
+    respect to the inputs alone never visits it, and would lack terms without a word.
+    """
+    waiting = [output.grad_fn for output in outputs]
+    seen = {tensor.grad_fn for tensor in before}
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("a function that can be differentiated once only")
+        seen.add(node)
+        waiting += [parent for parent, _ in node.next_functions]
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    values = (values,) if isinstance(values, Tensor) else values
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def autocast_state(device_type: str) -> dict[str, Any]:
+    """What ``torch.autocast`` takes to be as it is now."""
+    return {
+        "device_type": device_type,
+        "enabled": torch.is_autocast_enabled(device_type),
+        "dtype": torch.get_autocast_dtype(device_type),
+    }
