@@ -37,7 +37,7 @@ from scoreopt_defense.gradients import (
     through_every_step,
 )
 from scoreopt_defense.optimizers import Adam
-from scoreopt_defense.purifiers.scoreopt import Update
+from scoreopt_defense.purifiers.descent import Update
 
 NAME = "cifar10-tiny"
 COSINES = 8, (5,), 8  # images, optimisation steps, purifications of a gradient

@@ -81,8 +81,8 @@ class DefendedModel(Frozen):
         return logits.unflatten(0, (samples, len(x))).mean(0) if samples > 1 else logits
 
     def _classify(self, x: Tensor) -> Tensor:
-        size = self.purifier.max_batch
-        if size is None or len(x) <= size:
+        size = self.purifier.chunk(x)
+        if len(x) <= size:
             return self._logits(x)
         if any(module.training for module in self.classifier.modules()):
             # a second pass would update running statistics again, and draw other dropout

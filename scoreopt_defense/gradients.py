@@ -30,6 +30,7 @@ from scoreopt_defense.recomputation import (
     Step,
     as_it_is,
     autocast_state,
+    eager,
     recompute,
 )
 
@@ -191,8 +192,8 @@ class Smoothed:
         kept = Kept(self.keep_mb, purification.purifier)
 
         def run(step: Step) -> Step:
-            if hasattr(step, "smoothed"):
-                return recompute(step, step.smoothed(self.c))
+            if hasattr(eager(step), "smoothed"):
+                return recompute(step, eager(step).smoothed(self.c))
             return kept(step)
 
         return through_every_step(purification, x_a, run)

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoreopt_defense._convolutions import FixedWeights
 
-__all__ = ["Kept", "Runner", "Step", "as_it_is", "autocast_state", "recompute"]
+__all__ = ["Kept", "Runner", "Step", "as_it_is", "autocast_state", "eager", "recompute"]
 
 #: A pure function of tensors: one step of an algorithm. It may have a method ``smoothed(c)``: the
 #: step that ``gradient="smoothed"`` differentiates in its place.
@@ -44,7 +44,12 @@ def recompute(step: Step, differentiated: Step | None = None) -> Step:
     Raises:
         RuntimeError: from the backward pass, if something in the step has no second derivative.
     """
-    return lambda *inputs: _Recompute.apply(step, differentiated or step, *inputs)
+    return lambda *inputs: _Recompute.apply(step, differentiated or eager(step), *inputs)
+
+
+def eager(step: Any) -> Any:
+    """A step as autograd can record it: of one whose value is compiled, the one that was."""
+    return getattr(step, "eager", step)
 
 
 class _Recompute(torch.autograd.Function):
@@ -99,7 +104,7 @@ class Kept:
                 return recompute(step)(*inputs)
             before = self._left
             with saved_tensors_hooks(self._count, lambda kept: kept), _second_derivative():
-                outputs = step(*inputs)
+                outputs = eager(step)(*inputs)
                 _refuse_once_differentiable(_tensors(outputs), before=_tensors(inputs))
             self._most = max(self._most, before - self._left)
             return outputs
@@ -133,9 +138,7 @@ def _second_derivative() -> Iterator[None]:
         ) from error
 
 
-def _refuse_once_differentiable(
-    outputs: Sequence[Tensor], before: Sequence[Tensor] = ()
-) -> None:
+def _refuse_once_differentiable(outputs: Sequence[Tensor], before: Sequence[Tensor] = ()) -> None:
     """Raise where a function of the graph was differentiated that can be so only once.
 
     The graph is that between ``before`` and ``outputs``.

@@ -18,7 +18,7 @@ from scoreopt_defense.objectives import (
     score_regularization,
 )
 from scoreopt_defense.optimizers import SGD
-from scoreopt_defense.purifiers.scoreopt import Descent
+from scoreopt_defense.purifiers.descent import Descent
 
 SEED, SIGMA, WEIGHT, LR = 7, 0.3, 0.7, 0.01
 

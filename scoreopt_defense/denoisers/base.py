@@ -67,7 +67,7 @@ class Denoiser(nn.Module, ABC):
         levels = torch.as_tensor(sigma, dtype=exact).flatten()
         if len(levels) not in (1, len(x_t)):
             raise ValueError(f"sigma must be one value or {len(x_t)}, got {len(levels)}")
-        if levels.device.type == "cpu":
+        if levels.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check(levels)
         levels = levels.to(x_t.device).expand(len(x_t)).reshape(-1, 1, 1, 1)
         return self.denoise(x_t, levels).to(x_t.dtype)

@@ -75,7 +75,7 @@ class PurifierPreprocessor(PreprocessorPyTorch):
             x: images, shape ``(B, C, H, W)``, in [0, 1].
             y: labels.
         """
-        return self.purifier(x, max_batch=self.purifier.max_batch or self.max_batch), y
+        return self.purifier(x, max_batch=None if self.purifier.max_batch else self.max_batch), y
 
     def _check_params(self) -> None:
         check_count("max_batch", self.max_batch)

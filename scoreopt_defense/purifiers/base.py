@@ -7,6 +7,7 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 
 from scoreopt_defense._checks import (
+    check_choice,
     check_count,
     check_flag,
     check_images,
     check_sigma,
     looks_rescaled,
 )
+from scoreopt_defense._memory import free_bytes, recorded_bytes
 from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.gradients import (
     GRADIENTS,
@@ -37,6 +40,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Purification", "Purifier", "PurifierSettings"]
+
+# What a step keeps beside what autograd records of one denoising, itself included: the second
+# derivative's graph is some three times the first's (benchmarks/memory.py).
+_RECORDS = 4
 
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
@@ -56,7 +63,12 @@ class PurifierSettings(Settings):
             asked for.
         deterministic: give every image the same fixed noise, so that the purifier is a function;
             that of seed 0 unless another is given.
-        max_batch: purify at most so many images at a time; the result is the same.
+        max_batch: purify at most so many images at a time; the result is the same. ``"auto"``: as
+            many as half of the free memory holds, by what autograd records of one denoising.
+        autocast: ``"bfloat16"`` or ``"float16"``: purify, and differentiate, under
+            ``torch.autocast``. Images keep their type.
+        channels_last: hand the denoiser images in that memory format, which suits the convolutions
+            of GPUs with tensor cores.
         seed: where the stream of noise starts. Each call goes on in the stream, so that repeated
             calls stay independent; without a seed it starts at the operating system's entropy.
             Torch's global generator is neither used nor advanced.
@@ -67,13 +79,18 @@ class PurifierSettings(Settings):
 
     gradient: Gradient = OneShotGradient()
     deterministic: bool = False
-    max_batch: int | None = None
+    max_batch: int | str | None = None
+    autocast: str | None = None
+    channels_last: bool = False
     seed: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_flag("deterministic", self.deterministic)
-        if self.max_batch is not None:
+        check_flag("channels_last", self.channels_last)
+        if self.autocast is not None:
+            check_choice("autocast", self.autocast, ("bfloat16", "float16"))
+        if self.max_batch not in (None, "auto"):
             self._set("max_batch", check_count("max_batch", self.max_batch))
         if self.deterministic and self.seed is None:
             self._set("seed", 0)
@@ -133,6 +150,7 @@ class Purifier(Frozen, ABC):
         self.settings = settings
         self._stream = Stream(settings.seed)
         self._has_warned = False
+        self._bytes: dict[Any, int] = {}
         self.training = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -227,17 +245,44 @@ class Purifier(Frozen, ABC):
         x_a = 2 * x.repeat(samples, 1, 1, 1) - 1
         if not len(x_a):
             return x_a
-        size = max_batch or self.settings.max_batch or len(x_a)
-        recording = torch.is_grad_enabled() and x_a.requires_grad
-        purified = []
-        for rows in (slice(start, start + size) for start in range(0, len(x_a), size)):
-            if recording:
-                purification = Purification(self, noise[rows], options)
-                purified.append(differentiate(self.settings.gradient, purification, x_a[rows]))
-            else:
-                with torch.no_grad():
-                    purified.append(self.purify(x_a[rows], noise[rows], **options).clamp(-1, 1))
+        if self.settings.channels_last:
+            x_a = x_a.contiguous(memory_format=torch.channels_last)
+        size = max_batch or self.chunk(x_a)
+        chunks = [slice(start, start + size) for start in range(0, len(x_a), size)]
+        with self._precision(x_a):
+            purified = [self._purify(x_a[rows], noise[rows], options) for rows in chunks]
         return (torch.cat(purified) + 1) / 2
+
+    def _purify(self, x_a: Tensor, noise: Noise, options: Mapping[str, Any]) -> Tensor:
+        """One chunk, differentiably where gradients are being recorded."""
+        if torch.is_grad_enabled() and x_a.requires_grad:
+            purification = Purification(self, noise, options)
+            return differentiate(self.settings.gradient, purification, x_a)
+        with torch.no_grad():
+            return self.purify(x_a, noise, **options).clamp(-1, 1)
+
+    def chunk(self, x: Tensor) -> int:
+        """Images that are purified at a time, of a batch of shape ``(B, C, H, W)``."""
+        size = self.settings.max_batch
+        if not isinstance(size, str):
+            return size or len(x)
+        return max(1, int(free_bytes(x.device) / (2 * _RECORDS * self._recorded(x[:1].detach()))))
+
+    def _recorded(self, x: Tensor) -> int:
+        """Bytes that autograd keeps of the denoising of one image."""
+        key = x.shape, x.dtype, x.device
+        if key not in self._bytes:
+            sigma = max(self.denoiser.sigma_range[0], min(1.0, self.denoiser.sigma_range[1]))
+            with torch.enable_grad(), self._precision(x):
+                image = x.clone().requires_grad_()
+                self._bytes[key] = recorded_bytes(
+                    lambda: self.denoiser(image, sigma), self.denoiser
+                )
+        return max(1, self._bytes[key])
+
+    def _precision(self, x: Tensor) -> AbstractContextManager[Any]:
+        name = self.settings.autocast
+        return torch.autocast(x.device.type, getattr(torch, name)) if name else nullcontext()
 
     @abstractmethod
     def purify(self, x_a: Tensor, noise: Noise, run: Runner = as_it_is) -> Tensor:

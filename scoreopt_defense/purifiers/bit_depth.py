@@ -40,7 +40,7 @@ class BitDepth(WithoutNetwork):
 
     Args:
         bits: b, 1 to 16.
-        gradient, deterministic, max_batch, seed: as in
+        gradient, deterministic, max_batch, autocast, channels_last, seed: as in
             :class:`~scoreopt_defense.purifiers.base.PurifierSettings`; the gradient is ``"bpda"``.
 
     Raises:

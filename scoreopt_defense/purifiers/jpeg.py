@@ -39,7 +39,7 @@ class JPEG(WithoutNetwork):
 
     Args:
         quality: 1 to 100, of PIL's encoder.
-        gradient, deterministic, max_batch, seed: as in
+        gradient, deterministic, max_batch, autocast, channels_last, seed: as in
             :class:`~scoreopt_defense.purifiers.base.PurifierSettings`; the gradient is ``"bpda"``.
 
     Raises:

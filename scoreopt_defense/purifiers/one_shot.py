@@ -35,7 +35,7 @@ class OneShot(Purifier):
         denoiser: the prior.
         sigma: noise level, or (low, high) to draw it from uniformly, on the [-1, 1] scale; one draw
             for the whole batch.
-        gradient, deterministic, max_batch, seed: as in
+        gradient, deterministic, max_batch, autocast, channels_last, seed: as in
             :class:`~scoreopt_defense.purifiers.base.PurifierSettings`.
 
     Example:
@@ -64,6 +64,8 @@ class OneShot(Purifier):
             sigma=own.sigma,
             deterministic=own.deterministic,
             max_batch=own.max_batch,
+            autocast=own.autocast,
+            channels_last=own.channels_last,
             seed=own.seed,
         )
 

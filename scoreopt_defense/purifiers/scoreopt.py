@@ -6,10 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from scoreopt_defense._checks import check_choice, check_count, check_positive, check_sigma
+from scoreopt_defense._checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_positive,
+    check_sigma,
+)
+from scoreopt_defense.compilation import MODES, compiled
 from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
@@ -17,12 +23,13 @@ from scoreopt_defense.objectives import LOSSES, Diff, Loss, NoisePrediction
 from scoreopt_defense.optimizers import OPTIMIZERS, Adam, Optimizer
 from scoreopt_defense.presets import preset
 from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
+from scoreopt_defense.purifiers.descent import Descent
 from scoreopt_defense.settings import Options
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Descent", "ScoreOpt", "ScoreOptSettings", "scoreopt_n", "scoreopt_o"]
+__all__ = ["ScoreOpt", "ScoreOptSettings", "scoreopt_n", "scoreopt_o"]
 
 Levels = tuple[float, float]
 #: Told of each step before it is taken; see :meth:`ScoreOpt.purify`.
@@ -62,86 +69,6 @@ def scoreopt_n(
     return x_i
 
 
-class Descent:
-    """What the two algorithms share: the gradient of the loss, and the step along it.
-
-    Args:
-        denoiser: D.
-        loss: whose gradient is taken.
-        optimizer: the update rule, at the learning rate ``lr``.
-        moving: whether the image in the loss moves along with ``x_t``, as in both algorithms of the
-            authors' code; or is the outer step's, as Algorithm 2 is printed.
-        run: how ``gradient``, ``update`` and ``denoise`` are carried out, each a pure function of
-            tensors.
-    """
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        loss: Loss,
-        optimizer: Optimizer,
-        lr: float,
-        *,
-        moving: bool = True,
-        run: Runner = as_it_is,
-    ) -> None:
-        self.denoiser, self.loss, self.optimizer = denoiser, loss, optimizer
-        self.moving = moving
-        self.gradient, self.update = run(self._gradient), run(Update(optimizer, lr))
-        self.denoise = run(denoiser)
-
-    def start(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The optimiser's state before the first step."""
-        return self.optimizer.init(x)
-
-    def anchor(self, x_i: Tensor, x: Tensor) -> Tensor:
-        """The image that the loss compares with: the one that moves, or the outer step's."""
-        return x if self.moving else x_i
-
-    def noised_attack(
-        self, x_a: Tensor, sigma: Tensor, noise: Noise, i: int, j: int = 0
-    ) -> Tensor | None:
-        r""":math:`x_{a,t} = x_a + \sigma \epsilon_2`, for a loss that compares with it."""
-        if not getattr(self.loss, "compares", False):
-            return None
-        return x_a + sigma * noise.eps_2(i, j, x_a)
-
-    def _gradient(
-        self, x_t: Tensor, x: Tensor, x_a: Tensor, x_at: Tensor | None, sigma: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Each image's gradient of its loss, that loss, and the denoised image.
-
-        With respect to a shift of ``x_t`` and, if it moves along, of ``x``: "the loss gradients
-        with respect to x and x_t are equivalent". It can be differentiated itself where gradients
-        are being recorded.
-        """
-        denoised_a = None if x_at is None else self.denoiser(x_at, sigma)
-        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x_t, x, x_a))
-        with torch.enable_grad():
-            shift = torch.zeros_like(x_t).requires_grad_()
-            denoised = self.denoiser(x_t + shift, sigma)
-            moved = x + shift if self.moving else x
-            loss = self.loss(denoised, moved, x_a=x_a, denoised_a=denoised_a, sigma=sigma)
-            (grad,) = torch.autograd.grad(loss.sum(), shift, create_graph=recorded)
-        return grad, loss.detach(), denoised.detach()
-
-
-@dataclass(frozen=True)
-class Update:
-    """One step of the optimiser: the new ``x`` and the new state."""
-
-    optimizer: Optimizer
-    lr: float
-
-    def __call__(self, count: int, x: Tensor, grad: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        return self.optimizer.step(count, self.lr, x, grad, *state)
-
-    def smoothed(self, c: float) -> Update:
-        """What :class:`~scoreopt_defense.gradients.Smoothed` differentiates in its place."""
-        smoothed = getattr(self.optimizer, "smoothed", None)
-        return self if smoothed is None else Update(smoothed(c), self.lr)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptSettings(PurifierSettings):
     """Settings of :class:`ScoreOpt`, which says what they are."""
@@ -154,6 +81,9 @@ class ScoreOptSettings(PurifierSettings):
     outer_steps: int = 1
     optimizer: Optimizer = Adam()
     anchor: str = "moving"
+    jacobian: bool = True
+    tol: float | None = None
+    compile: bool | str = False
 
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, ("O", "N"))
@@ -176,6 +106,25 @@ class ScoreOptSettings(PurifierSettings):
                 "anchor='fixed' is Algorithm 2 as printed: variant 'N' with loss 'diff', 'mse' or "
                 f"'sr', got variant {self.variant!r} with loss {self.loss!r}"
             )
+
+        check_flag("jacobian", self.jacobian)
+        if not self.jacobian and (self.anchor == "fixed" or getattr(self.loss, "compares", False)):
+            raise ValueError(
+                "jacobian=False leaves the gradient of the image that the loss compares with, and "
+                f"has none of loss {self.loss!r} with anchor {self.anchor!r}: it is for anchor "
+                "'moving' and losses such as 'diff', 'mse' or 'noise'"
+            )
+        if self.tol is not None:
+            self._set("tol", check_positive("tol", self.tol, zero=True))
+            if self.tol >= 1:
+                raise ValueError(f"tol must be a share below 1, got {self.tol!r}")
+            if self.variant == "O":
+                raise ValueError(
+                    "tol is for variant 'N': in ScoreOpt-O each loss is under another noise, and "
+                    "does not settle"
+                )
+        if not isinstance(self.compile, bool):
+            check_choice("compile", self.compile, MODES)
 
     @classmethod
     def options(cls) -> dict[str, Options]:
@@ -211,7 +160,15 @@ class ScoreOpt(Purifier):
 
             .. warning:: ``"fixed"`` is no defence. Its loss is smallest where the denoised image is
                the attacked one, so it rebuilds the attack. It is here to show that.
-        gradient, deterministic, max_batch, seed: as in
+        jacobian: whether the loss's gradient goes through the denoiser. Without its Jacobian, as in
+            score distillation, a step is one forward pass and records nothing:
+            :math:`\nabla \mathcal L_{Diff} \approx 2 (x - D_\theta(x_t; \sigma))`.
+        tol: in ScoreOpt-N, an image stops where a step lowered its loss by no more than this share
+            of it, and costs nothing from then on. None stops none.
+        compile: carry the steps out through ``torch.compile``; or a mode of its, such as
+            ``"reduce-overhead"``, which replays them as CUDA graphs. The first call takes a minute
+            or more. Values differ by rounding; the backward pass is not compiled.
+        gradient, deterministic, max_batch, autocast, channels_last, seed: as in
             :class:`~scoreopt_defense.purifiers.base.PurifierSettings`.
 
     Raises:
@@ -269,8 +226,10 @@ class ScoreOpt(Purifier):
         """
         s = self.settings
         descent = Descent(
-            self.denoiser, s.loss, s.optimizer, s.lr, moving=s.anchor == "moving", run=run
-        )
+            self.denoiser, s.loss, s.optimizer, s.lr,
+            moving=s.anchor == "moving", jacobian=s.jacobian, tol=s.tol,
+            run=compiled(run, s.compile) if s.compile else run,
+        )  # fmt: skip
         if s.variant == "O":
             return scoreopt_o(x_a, descent, noise, s.sigma, s.steps, callback)
         return scoreopt_n(x_a, descent, noise, s.sigma, s.outer_steps, s.steps, callback)

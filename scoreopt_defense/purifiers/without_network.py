@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from scoreopt_defense.denoisers.nothing import NoDenoiser
 from scoreopt_defense.gradients import BPDA, Gradient
 from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
@@ -31,3 +33,6 @@ class WithoutNetwork(Purifier):
 
     def __init__(self, settings: PurifierSettings | None = None, **values: Any) -> None:
         super().__init__(NoDenoiser(), settings, **values)
+
+    def _recorded(self, x: Tensor) -> int:
+        return x.nbytes

@@ -1,0 +1,170 @@
+"""What ScoreOpt's two algorithms share: the gradient of the loss, and the step along it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreopt_defense.denoisers import Denoiser
+from scoreopt_defense.noise import Noise
+from scoreopt_defense.objectives import Loss
+from scoreopt_defense.optimizers import Optimizer
+from scoreopt_defense.recomputation import Runner, as_it_is
+
+__all__ = ["Descent", "LossGradient", "Update"]
+
+
+class Descent:
+    """One descent on the loss, by steps that are pure functions of tensors.
+
+    Args:
+        denoiser: D.
+        loss: whose gradient is taken.
+        optimizer: the update rule, at the learning rate ``lr``.
+        moving: whether the image in the loss moves along with ``x_t``, as in both algorithms of the
+            authors' code; or is the outer step's, as Algorithm 2 is printed.
+        jacobian: whether the gradient goes through the denoiser.
+        tol: share of its loss by which a step must lower it for an image to go on, or None.
+        run: how ``gradient``, ``update`` and ``denoise`` are carried out.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        loss: Loss,
+        optimizer: Optimizer,
+        lr: float,
+        *,
+        moving: bool = True,
+        jacobian: bool = True,
+        tol: float | None = None,
+        run: Runner = as_it_is,
+    ) -> None:
+        self.optimizer = optimizer
+        self.moving = moving
+        self.compares = getattr(loss, "compares", False)
+        self.gradient = run(LossGradient(denoiser, loss, moving=moving, jacobian=jacobian))
+        self.update = run(Update(optimizer, lr))
+        self.denoise = run(denoiser)
+        self._stopping = None
+        if tol is not None:
+            self._stopping = Stopping(self.gradient, self.update, tol)
+            self.gradient, self.update = self._stopping.gradient, self._stopping.update
+
+    def start(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The optimiser's state before the first step."""
+        if self._stopping is not None:
+            self._stopping.start(x)
+        return self.optimizer.init(x)
+
+    def anchor(self, x_i: Tensor, x: Tensor) -> Tensor:
+        """The image that the loss compares with: the one that moves, or the outer step's."""
+        return x if self.moving else x_i
+
+    def noised_attack(
+        self, x_a: Tensor, sigma: Tensor, noise: Noise, i: int, j: int = 0
+    ) -> Tensor | None:
+        r""":math:`x_{a,t} = x_a + \sigma \epsilon_2`, for a loss that compares with it."""
+        return x_a + sigma * noise.eps_2(i, j, x_a) if self.compares else None
+
+
+@dataclass(frozen=True)
+class LossGradient:
+    """Each image's gradient of its loss, that loss, and the denoised image.
+
+    With respect to a shift of ``x_t`` and, if it moves along, of ``x``: "the loss gradients with
+    respect to x and x_t are equivalent". It can be differentiated itself where gradients are being
+    recorded.
+    """
+
+    denoiser: Denoiser
+    loss: Loss
+    moving: bool = True
+    jacobian: bool = True
+
+    def __call__(
+        self, x_t: Tensor, x: Tensor, x_a: Tensor, x_at: Tensor | None, sigma: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        denoised_a = None if x_at is None else self.denoiser(x_at, sigma)
+        constant = None if self.jacobian else self.denoiser(x_t, sigma)
+
+        def loss(shift: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            denoised = self.denoiser(x_t + shift, sigma) if constant is None else constant
+            moved = x + shift if self.moving else x
+            loss = self.loss(denoised, moved, x_a=x_a, denoised_a=denoised_a, sigma=sigma)
+            return loss.sum(), (loss.detach(), denoised.detach())
+
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x_t, x, x_a))
+        grad, (losses, denoised) = _gradient(loss, torch.zeros_like(x_t), recorded)
+        return grad, losses, denoised
+
+
+def _gradient(f: Callable[[Tensor], Any], at: Tensor, recorded: bool) -> tuple[Tensor, Any]:
+    """Gradient of a function of a value and a rest, and that rest."""
+    if torch.compiler.is_compiling():  # which knows torch.func, and autograd only in part
+        return torch.func.grad(f, has_aux=True)(at)
+    with torch.enable_grad():
+        value, rest = f(at.requires_grad_())
+        (grad,) = torch.autograd.grad(value, at, create_graph=recorded)
+    return grad, rest
+
+
+@dataclass(frozen=True)
+class Update:
+    """One step of the optimiser: the new ``x`` and the new state."""
+
+    optimizer: Optimizer
+    lr: float
+
+    def __call__(self, count: int, x: Tensor, grad: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        return self.optimizer.step(count, self.lr, x, grad, *state)
+
+    def smoothed(self, c: float) -> Update:
+        """What :class:`~scoreopt_defense.gradients.Smoothed` differentiates in its place."""
+        smoothed = getattr(self.optimizer, "smoothed", None)
+        return self if smoothed is None else Update(smoothed(c), self.lr)
+
+
+class Stopping:
+    """Steps of the images whose loss still falls; the others are left out, and stay.
+
+    Args:
+        gradient: as :class:`LossGradient`.
+        update: as :class:`Update`.
+        tol: share of its loss by which a step must have lowered it.
+    """
+
+    def __init__(self, gradient: Any, update: Any, tol: float) -> None:
+        self._gradient, self._update, self.tol = gradient, update, tol
+
+    def start(self, x: Tensor) -> None:
+        """All images go on."""
+        self._rows = torch.arange(len(x), device=x.device)
+        self._loss = x.new_full((len(x),), torch.inf)
+        self._denoised = torch.zeros_like(x).detach()
+
+    def gradient(self, x_t: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """As :class:`LossGradient`; zero, and the last loss and image, of those that stopped."""
+        if not len(self._rows):
+            return torch.zeros_like(x_t), self._loss, self._denoised
+        rows = self._rows
+        grad, loss, denoised = self._gradient(
+            *(t if t is None else t[rows] for t in (x_t, *others))
+        )
+        loss, denoised = loss.detach(), denoised.detach()
+        falls = loss < (1 - self.tol) * self._loss[rows]
+        self._loss = self._loss.index_copy(0, rows, loss)
+        self._denoised = self._denoised.index_copy(0, rows, denoised)
+        self._rows = rows[falls]
+        return torch.zeros_like(x_t).index_copy(0, rows, grad), self._loss, self._denoised
+
+    def update(self, count: int, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """As :class:`Update`; those that stopped stay where they are."""
+        moved, *state = self._update(count, x, *others)
+        goes_on = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        goes_on[self._rows] = True
+        return torch.where(goes_on.reshape(-1, 1, 1, 1), moved, x), *state
