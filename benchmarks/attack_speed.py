@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scoreopt_defense import EOT, DefendedModel, ScoreOpt, pretrained
 from scoreopt_defense.evaluation import Judging, evaluate
 
-__all__ = ["attacks"]
+__all__ = ["attacks", "watched"]
 
 REPLICATES = 20  # of an EOT gradient: the paper's
 
@@ -46,7 +46,7 @@ def attacks(args: argparse.Namespace, rows: resumed) -> None:
 
 
 def images_through(net: nn.Module, run: Callable[[], Any]) -> int:
-    with _watched(net=net) as seen:
+    with watched(net=net) as seen:
         run()
     return sum(count for _, count, _ in seen)
 
@@ -65,7 +65,7 @@ def _throughput(
         evaluate(model, (x, y), {"PGD+EOT": budget}, batch=len(x), judging=judging).store.close()
 
     denoiser = model.purifier.denoiser
-    with _watched(denoiser=denoiser.net, classifier=model.classifier, defence=model) as seen:
+    with watched(denoiser=denoiser.net, classifier=model.classifier, defence=model) as seen:
         run()
     networks = {"denoiser": denoising(denoiser.net), "classifier": model.classifier}
     again = [
@@ -84,7 +84,7 @@ def _of_length(x: Tensor, count: int) -> Tensor:
 
 
 @contextmanager
-def _watched(**modules: nn.Module) -> Iterator[list[tuple[str, int, bool]]]:
+def watched(**modules: nn.Module) -> Iterator[list[tuple[str, int, bool]]]:
     """Each call of these modules or of copies of them: which, of how many images, with a gradient.
 
     Of a defended model the images are its purifications.

@@ -76,7 +76,7 @@ def largest_difference(
 ) -> float:
     """Of our result and theirs under our noise, both in [-1, 1] and not clamped.
 
-    In float32 Adam makes much of rounding: a pixel's first step is the sign of its gradient, however
+    In float32 Adam makes much of rounding: a pixel's first step is the sign of its gradient, be it
     near to zero. In float64 there is little of it, and what is left would be another algorithm's.
     """
     purifier = type(purifier)(copy.deepcopy(purifier.denoiser).to(dtype), purifier.settings)
@@ -92,11 +92,18 @@ def largest_difference(
 @contextmanager
 def _drawn(purifier: ScoreOpt, noise: Noise, x_a: Tensor) -> Iterator[None]:
     """Who asks for random numbers inside is given the purifier's."""
+
+    def randn_like(_: Tensor) -> Tensor:
+        return next(eps)
+
+    def uniform(low: float, high: float) -> float:
+        return next(levels)
+
     steps = range(purifier.steps)
     eps = iter([noise.eps_1(i, x_a) for i in steps])
     levels = iter([noise.level(purifier.sigma, i, x_a)[0].item() for i in steps])
     with (
-        mock.patch.object(torch, "randn_like", lambda _: next(eps)),
-        mock.patch.object(random, "uniform", lambda low, high: next(levels)),
+        mock.patch.object(torch, "randn_like", randn_like),
+        mock.patch.object(random, "uniform", uniform),
     ):
         yield

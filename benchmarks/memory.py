@@ -3,8 +3,9 @@
     python benchmarks/memory.py authors --authors path/to/a/clone/of/zzzhangboya/ScoreOpt
     python benchmarks/memory.py gradients          # against steps; or max_batch, jacobian
 
-Each figure is of a process of its own, and the median of several: the most memory that it held, less
-what it had held before, when its libraries were loaded and its network had run once. One thread.
+Each figure is of a process of its own, and the median of several: the most memory that it held,
+less what it had held before, when its libraries were loaded and its network had run once. One
+thread.
 Each part writes its own result file and goes on where it was if it is stopped and run again.
 """
 
@@ -23,8 +24,8 @@ from typing import Any
 
 import authors
 import torch
+from differentiated import gradient_of, modes, naive_gradient
 from results_file import resumed, weights
-from speed import gradient_of, modes, naive_gradient
 from timing import SETTINGS, denoising, images, passes, switched
 
 from scoreopt_defense import ScoreOpt, pretrained
@@ -35,8 +36,8 @@ Cell = dict[str, Any]
 #: Sizes of each part, as in speed.py.
 SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "authors": {"batches": (64,), "steps": (5,)},
-    "gradients": {"batches": (32,), "steps": (1, 5, 10, 20)},
-    "max_batch": {"batches": (64,), "steps": (5,), "chunks": (4, 8, 16, 32, 64)},
+    "gradients": {"batches": (16,), "steps": (1, 5, 10, 20)},
+    "max_batch": {"batches": (32,), "steps": (2,), "chunks": (4, 8, 16, 32)},
     "jacobian": {"batches": (64,), "steps": (5,)},
 }
 
@@ -50,7 +51,7 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
         hows: Iterable[Cell] = {
             "authors": [{"how": how} for how in ("eager", "compiled", "authors")],
             "jacobian": [{"how": how} for how in ("eager", "without the Jacobian")],
-            "gradients": [{"how": mode} for mode in (*modes(), "naive")],
+            "gradients": [{"how": mode} for mode in (*modes(), "naive") if mode != "one-shot"],
             "max_batch": [
                 {"how": how, "max_batch": chunk}
                 for how, chunk in product(("eager", "exact"), args.chunks or ())

@@ -89,7 +89,9 @@ def _overheads() -> dict[str, float]:
     }
 
 
-def flops(build: Callable[[], Callable[[Tensor], Tensor]], shape: tuple[int, ...]) -> dict[str, int]:
+def flops(
+    build: Callable[[], Callable[[Tensor], Tensor]], shape: tuple[int, ...]
+) -> dict[str, int]:
     """Of one image's forward pass, and of the gradient to its input: two a multiply-add."""
     with torch.device("meta"):
         call = build()

@@ -21,6 +21,7 @@ from typing import Any
 import authors
 import torch
 from attack_speed import attacks
+from differentiated import gradient_of, modes, naive_gradient
 from paper_speed import paper
 from results_file import resumed, weights
 from timing import (
@@ -39,14 +40,13 @@ from timing import (
 from torch import Tensor, nn
 
 from scoreopt_defense import DefendedModel, DiffPure, ScoreOpt, pretrained
-from scoreopt_defense.gradients import GRADIENTS, Exact, Gradient, Smoothed
 from scoreopt_defense.noise import Noise
 
 #: Sizes of each part: images at a time, optimisation steps, and pixels of an image's side.
 SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "overhead": {"batches": (64, 1), "steps": (5,)},
     "authors": {"batches": (64, 1), "steps": (5, 20)},
-    "gradients": {"batches": (16,), "steps": (1, 5, 10, 20)},
+    "gradients": {"batches": (8,), "steps": (1, 5, 10, 20)},
     "sequential": {"batches": (8,), "steps": (1, 5, 10, 20, 50, 100)},
     "attacks": {"batches": (1, 8), "steps": (5,)},
     "scaling": {
@@ -59,11 +59,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def overhead(args: argparse.Namespace, rows: resumed) -> None:
-    """Whole calls over the passes of the bare network that they cannot do without.
-
-    A step is a forward pass and an input gradient, with SR and a forward pass more; ScoreOpt-N ends
-    with a forward pass.
-    """
+    """Whole calls over the passes of the bare network that they cannot do without."""
     denoiser, classifier = pretrained.denoiser(args.name), pretrained.classifier(args.name)
     net = denoising(denoiser.net)
     for batch, steps in product(args.batches, args.steps):
@@ -71,10 +67,9 @@ def overhead(args: argparse.Namespace, rows: resumed) -> None:
         about = {"batch": batch, "steps": steps}
         for variant, loss in (("O", "diff"), ("N", "noise"), ("O", "sr")):
             purifier = ScoreOpt(denoiser, **SETTINGS[variant], loss=loss, steps=steps)
-            bare = passes(net, 2 * x - 1, steps, (variant == "N") + steps * (loss == "sr"))
             ways = switched(purifier, "eager", "compiled", "without the Jacobian", "stopped early")
             key = {**about, "variant": variant, "loss": loss}
-            compare(rows, key, calls(ways, x), ("bare network", bare), rounds)
+            compare(rows, key, calls(ways, x), ("bare network", passes_of(purifier, x)), rounds)
 
         purifier = ScoreOpt(denoiser, **SETTINGS["N"], steps=steps)
         in_order = partial(_in_order, classifier, purifier, x)
@@ -83,6 +78,17 @@ def overhead(args: argparse.Namespace, rows: resumed) -> None:
         step = ScoreOpt(denoiser, **SETTINGS["O"], steps=1)
         key = {"batch": batch, "parts": "O"}
         compare(rows, key, _parts(net, step, x), ("a step", partial(step, x)), rounds)
+
+
+def passes_of(purifier: ScoreOpt, x: Tensor) -> Way:
+    """The bare network's passes in a purification.
+
+    A step is a forward pass and an input gradient, with SR and a forward pass more; ScoreOpt-N ends
+    with a forward pass.
+    """
+    compared = getattr(purifier.loss, "compares", False)
+    plain = purifier.steps * compared + (purifier.variant == "N")
+    return passes(denoising(purifier.denoiser.net), 2 * x - 1, purifier.steps, plain)
 
 
 def _in_order(classifier: nn.Module, purifier: ScoreOpt, x: Tensor) -> Tensor:
@@ -132,8 +138,8 @@ def against_authors(args: argparse.Namespace, rows: resumed) -> None:
                     name: short(authors.largest_difference(module, way, 2 * x - 1))
                     for name, way in ours.items()
                 },
-                "in float64": short(authors.largest_difference(
-                    module, ours["eager"], 2 * x - 1, torch.float64
+                "in float64, of 8 images": short(authors.largest_difference(
+                    module, ours["eager"], 2 * x[:8] - 1, torch.float64
                 )),
             },
         )  # fmt: skip
@@ -155,29 +161,6 @@ def gradients(args: argparse.Namespace, rows: resumed) -> None:
             args.rounds,
             lambda ways=ways, naive=naive: {"difference of exact": _far(ways["exact"](), naive())},
         )  # fmt: skip
-
-
-def modes() -> dict[str, Gradient]:
-    """The gradient modes that are timed, by name."""
-    found: dict[str, Gradient] = {
-        name: GRADIENTS[name]() for name in ("exact", "smoothed", "one-shot")
-    }
-    if "keep" in getattr(Exact, "__dataclass_fields__", {}):
-        found |= {"exact, kept": Exact(keep=True), "smoothed, kept": Smoothed(keep=True)}
-    return found
-
-
-def gradient_of(purifier: ScoreOpt, x: Tensor) -> Tensor:
-    leaf = x.clone().requires_grad_()
-    return torch.autograd.grad(purifier(leaf, seed=0).square().sum(), leaf)[0]
-
-
-def naive_gradient(purifier: ScoreOpt, x: Tensor) -> Tensor:
-    """The same, every step recorded whole by autograd."""
-    leaf = x.clone().requires_grad_()
-    purified = purifier.purify(2 * leaf - 1, Noise.of_batch(0, len(x)))
-    purified = (purified.clamp(-1, 1) + 1) / 2
-    return torch.autograd.grad(purified.square().sum(), leaf)[0]
 
 
 def _far(grad: Tensor, reference: Tensor) -> float:
@@ -223,16 +206,15 @@ def scaling(args: argparse.Namespace, rows: resumed) -> None:
         "pixels": [(side**2, fewer, middle, side) for side in args.pixels],
     }
     for variant, (over, grid) in product(SETTINGS, cells.items()):
-        key: dict[str, Any] = {"variant": variant, "over": over}
         for value, batch, steps, side in grid:
             purifier = ScoreOpt(denoiser, **SETTINGS[variant], steps=steps)
             x = images(batch, side, denoiser.channels)
-            bare = passes(denoising(denoiser.net), 2 * x - 1, steps, variant == "N")
             compare(
                 rows, {"variant": variant, "against": over, "at": value, "batch": batch},
-                calls({"ScoreOpt": purifier}, x), ("bare network", bare), _rounds(args, batch),
+                calls({"ScoreOpt": purifier}, x), ("bare network", passes_of(purifier, x)),
+                _rounds(args, batch),
             )  # fmt: skip
-        key = {"variant": variant, "exponent of": over}
+        key: dict[str, Any] = {"variant": variant, "exponent of": over}
         if not rows.has(key):
             timed = [r for r in rows.rows if r.get("against") == over and r["variant"] == variant]
             for name in timed[0]["seconds"]:

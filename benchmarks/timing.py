@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from results_file import resumed
-from scipy.stats import linregress, t
 from torch import Tensor, nn
 
 from scoreopt_defense import Purifier, ScoreOpt
@@ -134,6 +133,8 @@ def ratio(values: Sequence[float], over: Sequence[float]) -> dict[str, float]:
 
 def slope(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
     """Of the least-squares line through three points or more, with its 95 % interval."""
+    from scipy.stats import linregress, t  # takes a second to load
+
     line = linregress(x, y)
     half = t.ppf(0.975, len(x) - 2) * line.stderr
     ends = {"value": line.slope, "low": line.slope - half, "high": line.slope + half}
