@@ -46,9 +46,9 @@ from scoreopt_defense.noise import Noise
 SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "overhead": {"batches": (64, 1), "steps": (5,)},
     "authors": {"batches": (64, 1), "steps": (5, 20)},
-    "gradients": {"batches": (8,), "steps": (1, 5, 10, 20)},
-    "sequential": {"batches": (8,), "steps": (1, 5, 10, 20, 50, 100)},
-    "attacks": {"batches": (1, 8), "steps": (5,)},
+    "gradients": {"batches": (4,), "steps": (1, 5, 10, 20)},
+    "sequential": {"batches": (4,), "steps": (1, 5, 10, 20, 50, 100)},
+    "attacks": {"batches": (1, 4), "steps": (5,)},
     "scaling": {
         "batches": (1, 2, 4, 8, 16, 32, 64),
         "steps": (1, 2, 5, 10, 20),
