@@ -8,24 +8,16 @@ A test holds the documents to them.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from results_file import RESULTS
+from speed_tables import SPEED_TABLES
+from table_text import markdown, results
 
 SURROGATES = ("one-shot", "bpda")
-
-
-def _results(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _percent(share: dict[str, float] | None, digits: int = 1) -> str:
@@ -38,9 +30,9 @@ def _percent(share: dict[str, float] | None, digits: int = 1) -> str:
 
 def demo() -> str:
     """Accuracy of each defence under each attack, and under whichever harms an image most."""
-    weakest = _results("demo")["weakest"]
+    weakest = results("demo")["weakest"]
     attacks, rows = _accuracies("demo", lambda share: f"{100 * share['value']:.0f}")
-    return _markdown(
+    return markdown(
         ["accuracy, %", *attacks, "weakest"],
         [[defence, *cells, _percent(weakest[defence], 0)] for defence, *cells in rows],
     )
@@ -49,14 +41,14 @@ def demo() -> str:
 def transfer() -> str:
     """The tiny CIFAR-10 networks under transfer PGD, by defence."""
     attacks, rows = _accuracies("cifar10_tiny", _percent)
-    return _markdown(["accuracy, %", *attacks], rows)
+    return markdown(["accuracy, %", *attacks], rows)
 
 
 def _accuracies(
     name: str, said: Callable[[dict[str, float]], str]
 ) -> tuple[list[str], list[list[str]]]:
     """The attacks of an exported run, and a row a defence."""
-    found = {(c["defence"], c["attack"]): c["accuracy"] for c in _results(name)["cells"]}
+    found = {(c["defence"], c["attack"]): c["accuracy"] for c in results(name)["cells"]}
     attacks = list(dict.fromkeys(attack for _, attack in found))
     return attacks, [
         [defence, *(said(found[defence, attack]) for attack in attacks)]
@@ -66,9 +58,9 @@ def _accuracies(
 
 def tuning() -> str:
     """The whole grid that the presets of cifar10-tiny were chosen from."""
-    rows = _results("tune_presets_cifar10-tiny")["rows"]
+    rows = results("tune_presets_cifar10-tiny")["rows"]
     columns = dict.fromkeys(column for row in rows for column in row["accuracy"])
-    return _markdown(
+    return markdown(
         ["kind", "settings", *columns],
         [
             [row["kind"], _settings(row["settings"]),
@@ -90,7 +82,7 @@ def cosines() -> str:
     """Cosine of each surrogate with the exact gradient, by variant, loss and steps."""
     found = {
         (row["variant"], row["loss"], mode, row["steps"]): row[f"{mode} cosine"]
-        for row in _results("exact_gradient_cosines")["rows"]
+        for row in results("exact_gradient_cosines")["rows"]
         for mode in SURROGATES
     }
     steps = sorted({key[-1] for key in found})
@@ -98,7 +90,7 @@ def cosines() -> str:
     def cell(mean: dict[str, float]) -> str:
         return f"{mean['value']:.2f} ({mean['high'] - mean['value']:.2f})"
 
-    return _markdown(
+    return markdown(
         ["variant", "loss", "mode", *map(str, steps)],
         [
             [f"ScoreOpt-{variant}", loss, mode,
@@ -108,27 +100,9 @@ def cosines() -> str:
     )  # fmt: skip
 
 
-def costs() -> str:
-    """Memory of the exact gradient and of naive autograd, and the ratio of their times."""
-    found = {
-        (row["variant"], row["steps"], row["how"]): row
-        for row in _results("exact_gradient_costs")["rows"]
-    }
-    rows = []
-    for variant, steps in dict.fromkeys(key[:2] for key in found):
-        exact, naive = found[variant, steps, "exact"], found[variant, steps, "naive"]
-        rows.append(
-            [f"ScoreOpt-{variant}", str(steps), f"{exact['megabytes']:,}",
-             f"{naive['megabytes']:,}", f"{exact['seconds'] / naive['seconds']:.2f}"]
-        )  # fmt: skip
-    return _markdown(
-        ["variant", "steps", "exact, MB", "naive autograd, MB", "time, exact / naive"], rows
-    )
-
-
 def attack_search() -> str:
     """What each attack leaves of both defences, and that less what the reference leaves."""
-    found = _results("attack_search")
+    found = results("attack_search")
     defences, images = list(found["plan"]["defences"]), found["plan"]["images"]["shape"][0]
     cells = {(cell["attack"], cell["defence"]): cell for cell in found["cells"]}
     less = {(row["attack"], row["defence"]): row for row in found["less_reference"]}
@@ -145,7 +119,7 @@ def attack_search() -> str:
         [attack, *(part for defence in defences for part in columns(attack, defence))]
         for attack in found["plan"]["attacks"]
     ]
-    return _markdown(
+    return markdown(
         ["attack", *(f"{defence}{what}" for defence in defences
                      for what in (", %", ", by majority", ", less the reference"))],
         [row for row in rows if any(row[1:])],
@@ -178,7 +152,7 @@ def _adaptive(norm: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     found = []
     for row, name in ROWS.items():
         if (RESULTS / f"adaptive_{row}_{norm}.json").exists():
-            export = _results(f"adaptive_{row}_{norm}")
+            export = results(f"adaptive_{row}_{norm}")
             found.append((name, export, export["suites"]["adaptive"][row]))
     return found
 
@@ -197,7 +171,7 @@ def _worst_cases(norm: str) -> str:
         )  # fmt: skip
     head = ["defence", "clean, %", "robust, %", "majority, %", "right 8 times, %", "checks",
             "steps x samples"]  # fmt: skip
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def adaptive_linf() -> str:
@@ -217,7 +191,7 @@ def adaptive_found_by() -> str:
                 if stage["taken"] and stage["attack"] != "clean"
             ]
             rows.append([name, said, "; ".join(by)])
-    return _markdown(["defence", "norm", "images taken (by it alone), most first"], rows)
+    return markdown(["defence", "norm", "images taken (by it alone), most first"], rows)
 
 
 def adaptive_failed() -> str:
@@ -231,13 +205,13 @@ def adaptive_failed() -> str:
     ]
     if not rows:
         return "No check failed."
-    return _markdown(["defence", "norm", "failed check", "found"], rows)
+    return markdown(["defence", "norm", "failed check", "found"], rows)
 
 
 def gradient_modes() -> str:
     """Robust accuracy by gradient mode and number of optimisation steps."""
     found = {
-        steps: _results(f"gradient_modes_{steps}_steps")
+        steps: results(f"gradient_modes_{steps}_steps")
         for steps in (1, 5, 20)
         if (RESULTS / f"gradient_modes_{steps}_steps.json").exists()
     }
@@ -248,7 +222,7 @@ def gradient_modes() -> str:
         if cell["accuracy"]["n"] == run["plan"]["images"]["shape"][0]  # of a run that was stopped
     }
     columns = sorted({key[:2] for key in cells}, key=lambda column: (column[1], column[0]))
-    return _markdown(
+    return markdown(
         ["backward pass", *(f"{defence}, {steps} steps" for steps, defence in columns)],
         [
             [mode, *(_percent(cells.get((*column, mode))) for column in columns)]
@@ -259,9 +233,9 @@ def gradient_modes() -> str:
 
 def mode_cosines() -> str:
     """How far each mode points from the smoothed one, and how many samples settle its signs."""
-    rows = _results("gradient_modes_cosines")["rows"]
+    rows = results("gradient_modes_cosines")["rows"]
     samples = list(rows[0]["settled signs by samples"])
-    return _markdown(
+    return markdown(
         ["defence", "steps", "mode", "cosine", "equal signs",
          *(f"signs settled by {k}" for k in samples)],
         [
@@ -284,9 +258,9 @@ OUTCOMES = {
 
 def every_attack() -> str:
     """How many attack classes of each library run."""
-    rows = _results("every_attack")["rows"]
+    rows = results("every_attack")["rows"]
     counts = Counter((row["library"], row["outcome"]) for row in rows)
-    return _markdown(
+    return markdown(
         ["library", "classes", *OUTCOMES.values()],
         [
             [library, str(sum(row["library"] == library for row in rows)),
@@ -298,13 +272,13 @@ def every_attack() -> str:
 
 def every_class() -> str:
     """Each attack class: does it run, what stops it, and what does it ask the model."""
-    return _markdown(
+    return markdown(
         ["library", "attack", "outcome", "gradient", "queried values", "error"],
         [
             [row["library"], row["attack"], OUTCOMES[row["outcome"]],
              "yes" if row["DefendedModel"].get("asks for a gradient") else "no", _range(row),
              _error(row)]
-            for row in sorted(_results("every_attack")["rows"], key=_by_library_and_name)
+            for row in sorted(results("every_attack")["rows"], key=_by_library_and_name)
         ],
     )  # fmt: skip
 
@@ -332,11 +306,11 @@ def _error(row: dict[str, Any]) -> str:
 
 def left_out() -> str:
     """The classes that attack something else than a classifier of images."""
-    return _markdown(
+    return markdown(
         ["library", "class", "attacks"],
         [
             [library, name, what]
-            for library, classes in _results("every_attack")["left_out"].items()
+            for library, classes in results("every_attack")["left_out"].items()
             for name, what in classes.items()
         ],
     )
@@ -347,7 +321,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "transfer": transfer,
     "tuning": tuning,
     "cosines": cosines,
-    "costs": costs,
     "attack_search": attack_search,
     "adaptive_linf": adaptive_linf,
     "adaptive_found_by": adaptive_found_by,
@@ -357,6 +330,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "every_attack": every_attack,
     "every_class": every_class,
     "left_out": left_out,
+    **SPEED_TABLES,
 }
 
 
