@@ -179,6 +179,11 @@ def adaptive_linf() -> str:
     return _worst_cases("linf")
 
 
+def adaptive_l2() -> str:
+    """Worst cases over the adaptive suite, l2."""
+    return _worst_cases("l2")
+
+
 def adaptive_found_by() -> str:
     """Which attacks took the images that the suite took."""
     rows = []
@@ -223,7 +228,7 @@ def gradient_modes() -> str:
     }
     columns = sorted({key[:2] for key in cells}, key=lambda column: (column[1], column[0]))
     return markdown(
-        ["backward pass", *(f"{defence}, {steps} steps" for steps, defence in columns)],
+        ["backward pass", *(f"{defence}, {steps} step{'s' * (steps > 1)}" for steps, defence in columns)],
         [
             [mode, *(_percent(cells.get((*column, mode))) for column in columns)]
             for mode in dict.fromkeys(key[-1] for key in cells)
@@ -323,6 +328,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cosines": cosines,
     "attack_search": attack_search,
     "adaptive_linf": adaptive_linf,
+    "adaptive_l2": adaptive_l2,
     "adaptive_found_by": adaptive_found_by,
     "adaptive_failed": adaptive_failed,
     "gradient_modes": gradient_modes,

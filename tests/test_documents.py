@@ -23,6 +23,7 @@ DOCUMENTS = {
     "costs": "docs/gradients.md",
     "attack_search": "docs/gradients.md",
     "adaptive_linf": "docs/robustness.md",
+    "adaptive_l2": "docs/robustness.md",
     "adaptive_found_by": "docs/robustness.md",
     "adaptive_failed": "docs/robustness.md",
     "gradient_modes": "docs/robustness.md",
