@@ -228,7 +228,10 @@ def gradient_modes() -> str:
     }
     columns = sorted({key[:2] for key in cells}, key=lambda column: (column[1], column[0]))
     return markdown(
-        ["backward pass", *(f"{defence}, {steps} step{'s' * (steps > 1)}" for steps, defence in columns)],
+        [
+            "backward pass",
+            *(f"{defence}, {steps} step{'s' * (steps > 1)}" for steps, defence in columns),
+        ],
         [
             [mode, *(_percent(cells.get((*column, mode))) for column in columns)]
             for mode in dict.fromkeys(key[-1] for key in cells)

@@ -32,9 +32,14 @@ SETTINGS = {
     "outer_steps": 2,
     "optimizer": Adam(beta1=0.5),
     "anchor": "fixed",
+    "jacobian": True,
+    "tol": None,
+    "compile": False,
     "gradient": Exact(),
     "deterministic": True,
     "max_batch": 3,
+    "autocast": None,
+    "channels_last": False,
     "seed": 7,
 }
 
@@ -47,10 +52,19 @@ def other(name):
     """Another value of each setting that is allowed beside the rest."""
     values = {"loss": MSE(weight=2.0), "steps": 3, "lr": 0.06, "sigma": (0.3, 0.3), "seed": 8,
               "outer_steps": 1, "optimizer": SGD(), "anchor": "moving", "gradient": BPDA(),
-              "deterministic": False, "max_batch": 4}  # fmt: skip
-    return {"variant": "O", "anchor": "moving", "outer_steps": 1} if name == "variant" else {
-        name: values[name]
-    }  # fmt: skip
+              "deterministic": False, "max_batch": 4, "jacobian": False, "tol": 0.1,
+              "compile": True, "autocast": "bfloat16", "channels_last": True}  # fmt: skip
+    with_it = {
+        "variant": {"variant": "O", "anchor": "moving", "outer_steps": 1},
+        "jacobian": {"jacobian": False, "anchor": "moving", "loss": MSE(weight=2.0)},
+    }
+    return with_it.get(name) or {name: values[name]}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled(monkeypatch):
+    """It takes long, and test_speed_switches.py does it."""
+    monkeypatch.setattr(torch, "compile", lambda step, **how: step)
 
 
 every_setting = pytest.mark.parametrize("name", SETTINGS)

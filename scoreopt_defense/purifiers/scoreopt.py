@@ -191,6 +191,11 @@ class ScoreOpt(Purifier):
 
     settings: ScoreOptSettings
 
+    @property
+    def compile(self) -> bool | str:  # type: ignore[override]
+        """The setting. It hides torch's method of the name, which compiles a module in place."""
+        return self.settings.compile
+
     @classmethod
     def from_preset(cls, name: str, denoiser: Denoiser, **overrides: Any) -> Self:
         """A setting of the paper's Table 10, or one tuned for a network that ships here.
