@@ -271,6 +271,8 @@ class _Maker:
         budget = dict(self.scale.budgets.get(base, {}))
         budget |= self.spec.get(f"budget_{self.name}", {}) | values.get("attack", {})
         budget |= values.get(f"attack_{self.name}", {}) | given
+        if "purifier" not in section and "eot" in paper_budget(base):
+            budget["eot"] = 1  # it answers in one way only
         budget = _changed(budget, paper_budget(base))
         asks = not base.startswith("transfer")
         name, sections = _labelled(base, budget), {"attack": base, **budget}
@@ -480,7 +482,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--classifier", help="in place of the scale's own")
     parser.add_argument("--denoiser", help="likewise")
-    parser.add_argument("--images", type=int, help="fewer than the scale's, to try it")
+    parser.add_argument("--images", type=int, help="fewer, to try it; nothing is exported")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, how long")
     parser.add_argument("--draw", action="store_true", help="from the result file alone")
     parser.add_argument("--export", action="store_true", help="what is recorded, and draw it")
@@ -496,9 +498,9 @@ def main(arguments: list[str] | None = None) -> None:
     elif not args.draw:
         if not args.export:
             run(args.table, args)
-        if not args.dry_run:
+        if not (args.dry_run or args.images):
             print(export(args.table, args))
-    if not args.dry_run:
+    if not (args.dry_run or args.images):
         import paper_drawing  # which imports this module
 
         paper_drawing.draw(args.table, args.scale)
