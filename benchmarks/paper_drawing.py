@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from paper_tables import RESULTS, SCALES, Row, Scale, less, rows, specification
+from paper_tables import RESULTS, Cell, Row, rows, specification
 
 from scoreopt_defense._optional import optional
 
@@ -103,7 +103,7 @@ def _beside(
     cell = row.cells.get(column)
     if cell is None or cell.worst is None:
         return ["-", "-"]
-    about = worst.get(f"{cell.worst}|{cell.attack}") or _from_file(cell.worst)
+    about = worst_case(cell, worst)
     if about is None:
         return [NOT_YET, NOT_YET]
     ours = _ours(row, column, found)
@@ -113,6 +113,13 @@ def _beside(
         return [percent(about["accuracy"]), points(about["difference"])]
     gap = 100 * (ours["accuracy"]["value"] - about["accuracy"]["value"])
     return [percent(about["accuracy"]), f"{gap:+.1f}"]
+
+
+def worst_case(cell: Cell, worst: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What was exported beside a cell; else the adaptive benchmark's own file, unpaired."""
+    if cell.worst is None:
+        return None
+    return worst.get(f"{cell.worst}|{cell.attack}") or _from_file(cell.worst)
 
 
 def _from_file(worst: str) -> dict[str, Any] | None:
@@ -140,7 +147,8 @@ def budgets(name: str, scale: str = "cpu") -> str:
 
 
 def _attacks(name: str, scale: str) -> dict[str, Mapping[str, Any]]:
-    cells = [cell for row in rows(name, scale) for cell in row.cells.values()]
+    every = (cell for row in rows(name, scale) for cell in row.cells.values())
+    cells = [c for c in every if "purifier" in c.section]  # a classifier needs one sample
     found = {label: section for cell in cells for label, section in cell.attacks.items()}
     return dict(sorted(found.items()))
 
@@ -237,9 +245,7 @@ def _curve(axis: Any, of: list[Row], found: Mapping[Any, Any], spec: dict[str, A
         axis.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
     axis.set_xscale("log" if vary != "eot" else "linear")
     worst = next((row.cells["robust"].worst for row in of if row.cells["robust"].worst), None)
-    about = _from_file(worst) if worst else None
+    about = _from_file(worst) if worst else None  # of the same defence
     if about and colour:
         axis.axhline(100 * about["accuracy"]["value"], ls=":", color=colour, label=WORST)
 
-
-__all__ = ["Scale", "SCALES", "budgets", "draw", "less", "picture", "slopes", "table"]

@@ -441,9 +441,11 @@ def _worst(cell: Cell, result: Result, args: argparse.Namespace) -> dict[str, An
         with Store(folder) as store:
             found = Result(store)
             shares = _on(found, row, args.source, cell.images)
+            times = found.plan.trials * found.plan.judging["purifications"]
         ours = result.shares(cell.defence, cell.attack)
         if len(shares) == len(ours):
-            about["same images"] = round(sum(shares.values()) / len(shares), 4)
+            about["of"] = times
+            about["right"] = " ".join(str(round(times * shares[i])) for i in sorted(shares))
             about["difference"] = _rounded(difference(ours, shares))
     return about
 
