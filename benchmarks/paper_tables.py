@@ -25,7 +25,7 @@ import paper_timing
 from adaptive import NAME, ROWS, purified
 from results_file import RESULTS
 
-from scoreopt_defense import data
+from scoreopt_defense import data, pretrained
 from scoreopt_defense.attacks import ATTACKS, TABLE_5, paper_budget
 from scoreopt_defense.evaluation.about import machine
 from scoreopt_defense.evaluation.config import Config, tomllib
@@ -376,7 +376,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def export(table: str, args: argparse.Namespace) -> Path:
     """Write what is recorded of a table's cells, and the adaptive benchmark's figures beside."""
-    described: dict[str, Any] = {"defences": {}, "attacks": {}}
+    described: dict[str, Any] = {"defences": {}, "others": {}, "attacks": {}}
     found, worst = [], {}
     for cell in cells(table, args.scale, **_chosen(args)):
         folder = args.runs / args.scale / cell.run
@@ -387,7 +387,7 @@ def export(table: str, args: argparse.Namespace) -> Path:
             if len(result.rows(cell.defence, cell.attack)) < cell.images * cell.trials:
                 continue  # of a run that was stopped
             found.append(_figures(cell, result))
-            described["defences"] |= result.plan.defences
+            described["defences" if _ships(cell) else "others"] |= result.plan.defences
             described["attacks"] |= {cell.attack: result.plan.attacks[cell.attack]}
             if cell.worst:
                 beside = _worst(cell, result, args)
@@ -395,6 +395,12 @@ def export(table: str, args: argparse.Namespace) -> Path:
     about = {"machine": machine(), "table": table, "scale": args.scale, "plan": described,
              "cells": found, "worst": worst}  # fmt: skip
     return write(f"paper_{table}_{args.scale}", about)
+
+
+def _ships(cell: Cell) -> bool:
+    """Whether a defence is of networks that ship with the package alone."""
+    parts = ("classifier", "denoiser") if "purifier" in cell.section else ("classifier",)
+    return all(cell.section.get(part) in pretrained.names(part) for part in parts)
 
 
 def write(name: str, about: dict[str, Any]) -> Path:
