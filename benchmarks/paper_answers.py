@@ -102,9 +102,7 @@ def questions() -> str:
         for question, part in _QUESTIONS.items()
         for said, found in part()
     ]
-    return markdown(
-        ["question", "compared", "difference, points (95 %)", "at this scale"], lines
-    )
+    return markdown(["question", "compared", "difference, points (95 %)", "at this scale"], lines)
 
 
 def _verdict(found: str | None) -> str:

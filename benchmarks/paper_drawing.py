@@ -248,4 +248,3 @@ def _curve(axis: Any, of: list[Row], found: Mapping[Any, Any], spec: dict[str, A
     about = _from_file(worst) if worst else None  # of the same defence
     if about and colour:
         axis.axhline(100 * about["accuracy"]["value"], ls=":", color=colour, label=WORST)
-

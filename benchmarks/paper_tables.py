@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import paper_timing
-from adaptive import NAME, ROWS, purified
+from adaptive import NAME, ROWS, THREATS
 from results_file import RESULTS
 
 from scoreopt_defense import data, pretrained
@@ -278,10 +278,10 @@ class _Maker:
         name, sections = _labelled(base, budget), {"attack": base, **budget}
         if asks and self.scale.autocast:
             sections["autocast"] = self.scale.autocast
-        worst, plain = None, not values.get("settings") and "eps" not in budget
         norm = ATTACKS[base].as_dict().get("norm")
-        if plain and label == defence and defence in ROWS and norm in ("linf", "l2"):
-            worst = f"{defence}_{norm}"
+        is_a_row = self.name == "cpu" and label == defence and defence in ROWS
+        in_its_ball = norm in THREATS and "eps" not in budget
+        worst = f"{defence}_{norm}" if is_a_row and in_its_ball else None
         return self._made(label, section, name, {name: sections}, int(asks), worst)
 
     def _made(
@@ -438,7 +438,7 @@ def _worst(cell: Cell, result: Result, args: argparse.Namespace) -> dict[str, An
     """
     row, _, norm = str(cell.worst).rpartition("_")
     file = RESULTS / f"adaptive_{cell.worst}.json"
-    if args.scale != "cpu" or not file.exists():
+    if not file.exists():
         return None
     suite = json.loads(file.read_text())["suites"]["adaptive"][row]
     about = {"accuracy": suite["accuracy"], "checks": suite["checks"]}

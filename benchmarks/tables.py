@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -347,10 +348,14 @@ def left_out() -> str:
 
 
 def _of_the_paper(name: str) -> str:
-    """A table of the paper beside ours at cpu scale."""
+    """A table of the paper beside ours at cpu scale, its picture, and what differs by design."""
     import paper_drawing  # what it needs is not needed for the others
 
-    return paper_drawing.table(name)
+    parts = [paper_drawing.table(name)]
+    if (RESULTS / f"paper_{name}_cpu.svg").exists():
+        parts.append(f"![{name}](results/paper_{name}_cpu.svg)")
+    parts.append(textwrap.fill(paper_drawing.specification(name)["differs"], 108))
+    return "\n\n".join(parts)
 
 
 def _answers(part: str) -> str:
