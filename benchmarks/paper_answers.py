@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from paper_cells import Row, rows, specification
 from paper_cost import downloads, hours
 from paper_drawing import (
     NOT_RUN,
     NOT_YET,
     budgets,
     cells_of,
+    less,
     markdown,
     measured,
     percent,
@@ -18,8 +20,6 @@ from paper_drawing import (
     slopes,
     worst_case,
 )
-from paper_tables import Row, less, rows, specification
-
 
 #: In the paper's order.
 ORDER = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from paper_tables import Cell, cells, specification
+from paper_cells import Cell, cells, specification
 
 from scoreopt_defense import purifiers
 from scoreopt_defense.attacks import Attack, attack

@@ -6,9 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from paper_tables import RESULTS, Cell, Row, rows, specification
+from paper_cells import Cell, Row, rows, specification
+from results_file import RESULTS
 
 from scoreopt_defense._optional import optional
+from scoreopt_defense.evaluation.results import difference
+from scoreopt_defense.evaluation.statistics import Difference
 
 NOT_YET, NOT_RUN = "not run yet", "not run"
 WORST = "worst case"
@@ -23,6 +26,16 @@ def measured(table: str, scale: str) -> dict[str, Any]:
 def cells_of(table: str, scale: str) -> dict[tuple[str, str], dict[str, Any]]:
     """The exported cells, by the labels of defence and attack."""
     return {(c["defence"], c["attack"]): c for c in measured(table, scale)["cells"]}
+
+
+def shares(cell: Mapping[str, Any]) -> dict[int, float]:
+    """Of an exported cell: how far each image is right, by its place."""
+    return {i: int(count) / cell["of"] for i, count in enumerate(cell["right"].split())}
+
+
+def less(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
+    """One exported cell less another, over the same images."""
+    return difference(shares(a), shares(b))
 
 
 def percent(share: Mapping[str, float] | None, digits: int = 1) -> str:

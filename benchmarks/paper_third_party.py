@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
-from cifar10_third_party import load_resnet  # noqa: E402
+from cifar10_third_party import load_resnet
 
 
 def resnet() -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections import defaultdict
@@ -20,7 +21,7 @@ import paper_drawing
 import paper_tables
 import paper_timing
 import results_file
-from paper_tables import SCALES, TABLES, cells, rows, specification
+from paper_cells import SCALES, TABLES, cells, rows, specification
 
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.evaluation import config as configuration
@@ -135,7 +136,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(configuration, "classifier", classifier)
     scale = SCALES["paper"]
     changed = {"images": (2, 2), "trials": (1, 1), "confirm": 2, "rest": {}, "budgets": SHORT}
-    monkeypatch.setitem(SCALES, "paper", paper_tables.replace(scale, **changed))
+    monkeypatch.setitem(SCALES, "paper", dataclasses.replace(scale, **changed))
     for module in (results_file, paper_tables, paper_drawing):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     return tmp_path
@@ -177,7 +178,7 @@ def test_the_papers_scale_runs_end_to_end_on_two_images(table, small, monkeypatc
     assert {(c["defence"], c["attack"]) for c in found["cells"]} == wanted
     for cell in found["cells"]:
         assert cell["failed"] == 0
-        counts = paper_tables.shares(cell).values()
+        counts = paper_drawing.shares(cell).values()
         assert cell["accuracy"]["value"] == pytest.approx(sum(counts) / 2, abs=1e-4)
     drawn = paper_drawing.table(table, "paper")
     assert paper_drawing.NOT_YET not in drawn
@@ -209,4 +210,4 @@ def test_the_slope_is_that_of_a_line():
 def test_a_difference_is_paired_over_images():
     a = {"right": "8 4 0", "of": 8}
     b = {"right": "4 4 0", "of": 8}
-    assert paper_tables.less(a, b).value == pytest.approx(0.5 / 3)
+    assert paper_drawing.less(a, b).value == pytest.approx(0.5 / 3)

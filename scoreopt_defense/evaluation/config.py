@@ -253,7 +253,7 @@ def purifier_of(
     if issubclass(kinds[kind], purifiers.WithoutNetwork):
         if denoiser is not None:
             raise ValueError(f"{kind} has no network and takes no denoiser, got {denoiser!r}")
-        return kinds[kind](kinds[kind].Settings.from_dict(overrides))
+        return kinds[kind](**overrides)
     if denoiser is None:
         raise ValueError(f"{kind} needs denoiser = one of {pretrained.names('denoiser')}, ...")
     settings = (preset(preset_name) if preset_name else {}) | overrides
