@@ -6,13 +6,23 @@ BIN := $(VENV)/bin
 CIFAR10 ?=
 DEMO := $(if $(CIFAR10),demo-cifar10,demo)
 
-.PHONY: demo test test-avx2 lint clean
+# Of the paper's tables: which (table01 .. figure5), and at which scale (paper or cpu).
+TABLE ?= table07
+SCALE ?= cpu
+WORKERS ?= 1
+NETWORKS := $(if $(CLASSIFIER),--classifier $(CLASSIFIER)) $(if $(DENOISER),--denoiser $(DENOISER))
+
+.PHONY: demo paper-table test test-avx2 lint clean
 
 demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 2 minutes
 	mkdir -p runs
 	sed 's|path/to/cifar10|$(CIFAR10)|' examples/$(DEMO).toml > runs/$(DEMO).toml
 	$(BIN)/scoreopt evaluate runs/$(DEMO).toml --out runs/$(DEMO)
 	$(BIN)/scoreopt report runs/$(DEMO)
+
+paper-table: $(VENV)/dev.stamp  ## TABLE=table01 SCALE=cpu CIFAR10=path: benchmarks/README.md
+	$(BIN)/python benchmarks/paper_tables.py $(TABLE) $(CIFAR10) --scale $(SCALE) \
+		--workers $(WORKERS) $(NETWORKS)
 
 test: $(VENV)/dev.stamp  ## the default tests and the doctests; under 10 minutes
 	$(BIN)/python -m pytest

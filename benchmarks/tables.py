@@ -1,6 +1,7 @@
 """The tables of the README and of docs/, as Markdown, from the result files beside this script.
 
-    python benchmarks/tables.py demo    # or another name of TABLES
+    python benchmarks/tables.py demo                               # or another name of TABLES
+    python benchmarks/tables.py --refresh benchmarks/README.md     # between its marks
 
 A test holds the documents to them.
 """
@@ -9,8 +10,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from results_file import RESULTS
@@ -324,6 +329,24 @@ def left_out() -> str:
     )
 
 
+def _of_the_paper(name: str) -> str:
+    """A table of the paper beside ours at cpu scale, its picture, and what differs by design."""
+    import paper_drawing  # what it needs is not needed for the others
+
+    parts = [paper_drawing.table(name)]
+    if (RESULTS / f"paper_{name}_cpu.svg").exists():
+        parts.append(f"![{name}](results/paper_{name}_cpu.svg)")
+    parts.append(textwrap.fill(paper_drawing.specification(name)["differs"], 108))
+    return "\n\n".join(parts)
+
+
+def _answers(part: str) -> str:
+    import paper_answers
+
+    return getattr(paper_answers, part)()
+
+
+PAPER = sorted(path.stem for path in (RESULTS.parent / "paper").glob("*[0-9].toml"))
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "transfer": transfer,
@@ -340,13 +363,31 @@ TABLES: dict[str, Callable[[], str]] = {
     "every_class": every_class,
     "left_out": left_out,
     **SPEED_TABLES,
-}
+    **{f"paper_{part}": partial(_answers, part)
+       for part in ("summary", "commands", "allowed", "questions")},
+    **{f"paper_{name}": partial(_of_the_paper, name) for name in PAPER},
+}  # fmt: skip
+
+
+def refreshed(text: str) -> str:
+    """A document with each table between its marks made anew."""
+
+    def table(found: re.Match[str]) -> str:
+        name = found["name"]
+        return f"<!-- {name} -->\n\n{TABLES[name]()}\n\n<!-- /{name} -->"
+
+    return re.sub(r"<!-- (?P<name>\w+) -->.*?<!-- /(?P=name) -->", table, text, flags=re.DOTALL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=TABLES)
-    print(TABLES[parser.parse_args().name]())
+    parser.add_argument("name", nargs="?", choices=TABLES)
+    parser.add_argument("--refresh", type=Path, help="document to make the tables of anew")
+    args = parser.parse_args()
+    if args.name:
+        print(TABLES[args.name]())
+    if args.refresh:
+        args.refresh.write_text(refreshed(args.refresh.read_text()))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from results_file import RESULTS, weights
-from tables import TABLES
+from tables import PAPER, TABLES, refreshed
 
 from scoreopt_defense import pretrained
 from scoreopt_defense.evaluation.plan import described
@@ -31,11 +31,18 @@ DOCUMENTS = {
     "every_attack": "docs/attacks.md",
     "every_class": "docs/attacks.md",
     "left_out": "docs/attacks.md",
-}
+    **{f"paper_{name}": "benchmarks/README.md"
+       for name in ("summary", "commands", "allowed", "questions", *PAPER)},
+}  # fmt: skip
 
 
 def test_every_table_has_its_document():
     assert set(DOCUMENTS) == set(TABLES)
+
+
+def test_the_page_of_the_papers_tables_is_made_anew_as_it_is():
+    page = (ROOT / "benchmarks/README.md").read_text()
+    assert refreshed(page) == page
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -257,7 +257,8 @@ def purifier_of(
     if denoiser is None:
         raise ValueError(f"{kind} needs denoiser = one of {pretrained.names('denoiser')}, ...")
     settings = (preset(preset_name) if preset_name else {}) | overrides
-    return kinds[kind](pretrained.denoiser(denoiser), **settings)
+    found = kinds[kind].Settings.from_dict(settings)  # { name = "mse", weight = 0.1 } is a loss
+    return kinds[kind](pretrained.denoiser(denoiser), found)
 
 
 def defence(name: str, section: Defence) -> nn.Module:

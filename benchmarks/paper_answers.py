@@ -1,0 +1,206 @@
+"""The front table of benchmarks/README.md, and the answers to its questions, from result files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from paper_cells import Row, rows, specification
+from paper_cost import downloads, hours
+from paper_drawing import (
+    NOT_RUN,
+    NOT_YET,
+    budgets,
+    cells_of,
+    less,
+    markdown,
+    measured,
+    percent,
+    points,
+    slopes,
+    worst_case,
+)
+
+#: In the paper's order.
+ORDER = (
+    *("table01", "table02", "table03", "section422", "table04", "table05", "section43"),
+    *("section441", "figure2", "figure3", "table06", "table07", "table08", "table09"),
+    *("figure4", "figure5", "table11", "table12", "table13"),
+)
+
+
+def _short(table: str) -> str:
+    return specification(table)["title"].partition(":")[0].partition(" (")[0]
+
+
+def summary() -> str:
+    """Paper, ours at cpu scale, why they differ: a headline a table."""
+    return markdown(
+        ["", "what", "paper", "ours at cpu scale", "its worst case", "why they differ"],
+        [[f"[{_short(table)}](#{_anchor(table)})", *_headline(table), specification(table)["why"]]
+         for table in ORDER],
+    )  # fmt: skip
+
+
+def _anchor(table: str) -> str:
+    kept = (c for c in _short(table).lower() if c.isalnum() or c in " -")
+    return "".join(kept).replace(" ", "-")
+
+
+def _headline(table: str) -> list[str]:
+    spec = specification(table)
+    if spec.get("kind") == "timing":
+        found = slopes()
+        ours = _ratio(found, "Optimization, ScoreOpt-N", "Denoising")
+        return ["time of an optimisation step over a denoising one", spec["claim"], ours, "-"]
+    if "headline" not in spec:
+        row = rows(table, "paper")[0]
+        return [f"{row.group}, {row.name}", f"{row.published['robust']} %", NOT_RUN, "-"]
+    name, column = spec["headline"]
+    row = next(row for row in rows(table, "cpu") if row.name == name)
+    printed = row.published.get(column) or row.published.get("robust")
+    said = printed + ("" if printed and "%" in printed else " %") if printed else spec["claim"]
+    cell = row.cells[column]
+    ours = cells_of(table, "cpu").get((cell.defence, cell.attack))
+    worst = worst_case(cell, measured(table, "cpu")["worst"])
+    return [
+        f"{name}: {column}", said,
+        percent(ours["accuracy"]) + " %" if ours else NOT_YET,
+        "-" if cell.worst is None else percent(worst["accuracy"]) + " %" if worst else NOT_YET,
+    ]  # fmt: skip
+
+
+def _ratio(found: dict[str, float], over: str, under: str) -> str:
+    return f"{found[over] / found[under]:.2f} times" if over in found else NOT_YET
+
+
+def commands() -> str:
+    """Of each table: the command, its downloads, and what it would take."""
+    lines = []
+    for table in ORDER:
+        named = ", ".join(f"`{name}`" for name in downloads(table))
+        cost = hours(table)
+        said = "minutes" if cost < 0.05 else f"{cost:,.0f}" if cost >= 10 else f"{cost:.1f}"
+        lines.append([_short(table), f"`make paper-table TABLE={table} SCALE=paper`", named, said])
+    return markdown(["", "command", "networks that it loads", "GPU hours"], lines)
+
+
+def allowed() -> str:
+    """Queries an image of each attack at cpu scale, where they are not the paper's."""
+    lines = []
+    for table in ORDER:
+        said = [part for part in budgets(table).split("; ") if "paper's" in part]
+        if said:
+            lines.append([_short(table), "; ".join(said)])
+    return markdown(["", "attacks that are cut at cpu scale"], lines)
+
+
+def questions() -> str:
+    """The issue's questions, a comparison a line; differences are paired over images."""
+    lines = [
+        [question, said, NOT_YET if found is None else found, _verdict(found)]
+        for question, part in _QUESTIONS.items()
+        for said, found in part()
+    ]
+    return markdown(["question", "compared", "difference, points (95 %)", "at this scale"], lines)
+
+
+def _verdict(found: str | None) -> str:
+    """What an interval says; of a figure without one, nothing."""
+    if found is None:
+        return "not measured yet"
+    if "(" not in found:
+        return "-"
+    low, high = (float(end) for end in found.partition("(")[2].rstrip(")").split(" to "))
+    return "higher" if low > 0 else "lower" if high < 0 else "no difference seen"
+
+
+def _row(table: str, name: str, group: str = "") -> Row:
+    return next(r for r in rows(table, "cpu") if r.name == name and r.group.startswith(group))
+
+
+def _gap(a: tuple[str, str, str], b: tuple[str, str, str], group: str = "") -> str | None:
+    """One (table, row, column) less another; None until both are measured."""
+    found = []
+    for table, name, column in (a, b):
+        cell = _row(table, name, group).cells[column]
+        found.append(cells_of(table, "cpu").get((cell.defence, cell.attack)))
+    return None if None in found else points(less(*found))
+
+
+def _worst_gap(table: str, a: str, b: str, group: str = "") -> str | None:
+    """The same of worst cases."""
+    worst, found = measured(table, "cpu")["worst"], []
+    for name in (a, b):
+        cell = _row(table, name, group).cells["robust"]
+        found.append(worst.get(f"{cell.worst}|{cell.attack}"))
+    if any(about is None or "right" not in about for about in found):
+        return None
+    return points(less(*found))
+
+
+Lines = Iterator[tuple[str, str | None]]
+N, ONE, DIFFPURE = "Ours (n), ScoreOpt-N", "one-shot denoising", "Nie et al. [40], DiffPure"
+
+
+def _against_denoising() -> Lines:
+    for name, said in {ONE: "one-shot", DIFFPURE: "DiffPure of 10 steps"}.items():
+        yield (f"ScoreOpt-N less {said}, BPDA+EOT",
+               _gap(("table01", N, "robust"), ("table01", name, "robust")))  # fmt: skip
+    yield ("ScoreOpt-N (16 passes) less DiffPure of 20 steps, BPDA+EOT",
+           _gap(("table02", N, "robust"),
+                ("table02", "Diffusion-based purification, steps 20", "robust")))  # fmt: skip
+    ours = "Ours, ScoreOpt-N"
+    yield ("ScoreOpt-N less DiffPure of 10 steps, PGD+EOT",
+           _gap(("table03", ours, "robust"), ("table03", DIFFPURE, "robust"), "l-inf"))  # fmt: skip
+    for name, said in {ONE: "one-shot", DIFFPURE: "DiffPure of 10 steps"}.items():
+        yield f"ScoreOpt-N less {said}, worst case", _worst_gap("table01", N, name)
+
+
+def _losses() -> Lines:
+    for loss in ("Diff", "MSE", "SR"):
+        for column in ("standard", "robust"):
+            last, before = (("figure2", f"{loss}, steps {n}", column) for n in (100, 5))
+            yield f"{loss}: 100 steps less 5, {column}", _gap(last, before)
+    for loss in ("MSE", "SR"):
+        ends = (("figure2", f"{loss} at 20 steps, lambda {n}", "robust") for n in ("10", "0.01"))
+        yield f"{loss}: lambda 10 less 0.01, robust", _gap(*ends)
+
+
+def _speed() -> Lines:
+    found, times = slopes(), {(r["name"], r["steps"]): r["seconds"]
+                              for r in measured("table06", "cpu")["rows"]}  # fmt: skip
+    for curve in ("Optimization, ScoreOpt-N", "Optimization, ScoreOpt-O"):
+        ratio = _ratio(found, curve, "Denoising") if times else None
+        yield f"{curve}: time of a step over a denoising step (the paper: about 2)", ratio
+    five, hundred = times.get(("Optimization, ScoreOpt-N", 5)), times.get(("Denoising", 100))
+    said = f"{hundred / five:.1f} times as fast" if five and hundred else None
+    yield "ScoreOpt-N's 5 steps against 100 denoising steps (the paper: 9.2)", said
+
+
+def _replicates() -> Lines:
+    for table, curves, most in (
+        ("figure4", ("ScoreOpt-N, l-infinity", "ScoreOpt-N, l2"), 20),
+        ("figure5", ("ScoreOpt-N", "ScoreOpt-O"), 15),
+    ):
+        for curve in curves:
+            ends = ((table, f"{curve}, replicates {n}", "robust") for n in (most, 1))
+            yield f"{_short(table)}, {curve}: {most} replicates less 1", _gap(*ends)
+
+
+def _surrogates() -> Lines:
+    for variant in ("ScoreOpt-N", "ScoreOpt-O"):
+        for steps in (1, 5, 20):
+            for against in ("exact", "smoothed"):
+                name = f"{variant}, steps {steps}"
+                both = (("section422", name, column) for column in ("surrogate", against))
+                yield f"{name}: left by the surrogate less left by {against}", _gap(*both, "l-inf")
+
+
+_QUESTIONS: dict[str, Any] = {
+    "1. Does ScoreOpt-N beat denoising?": _against_denoising,
+    "2. Figure 2: does Diff decay, does SR hold, is MSE touchy?": _losses,
+    "3. Table 6: how long is a step?": _speed,
+    "4. Figures 4, 5: do replicates matter?": _replicates,
+    "5. 4.2.2: is the surrogate sound beyond one step?": _surrogates,
+}

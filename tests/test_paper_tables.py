@@ -1,0 +1,213 @@
+"""The paper's tables at both scales: what they would run, that it runs, and that it is drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import defaultdict
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("pydantic")
+pytest.importorskip("torchattacks")
+
+import paper_cost
+import paper_drawing
+import paper_tables
+import paper_timing
+import results_file
+from paper_cells import SCALES, TABLES, cells, rows, specification
+
+from scoreopt_defense.denoisers import EDMDenoiser
+from scoreopt_defense.evaluation import config as configuration
+
+BOTH = pytest.mark.parametrize("scale", SCALES)
+#: Few steps of one sample each, where the paper's are too long for a test.
+SHORT = {
+    **{name: {"steps": 2, "eot": 1} for name in ("bpda-eot-linf", "pgd-eot-linf", "pgd-eot-l2")},
+    **{f"pgd-eot-surrogate-{norm}": {"steps": 2, "eot": 1} for norm in ("linf", "l2")},
+    **{f"transfer-pgd-{norm}": {"steps": 2} for norm in ("linf", "l2")},
+}
+
+
+def test_every_table_and_figure_of_the_issue_is_there():
+    tables = {f"table{n:02}" for n in range(1, 14)} - {"table10"}  # which has the settings
+    figures = {f"figure{n}" for n in range(2, 6)}
+    assert set(TABLES) == tables | figures | {"section422", "section43", "section441"}
+
+
+@BOTH
+@pytest.mark.parametrize("table", TABLES)
+def test_each_configuration_is_valid(table, scale):
+    for cell in cells(table, scale):
+        made = cell.config("images")
+        assert set(made.attacks) == set(cell.attacks)
+        for name, section in made.attacks.items():
+            configuration._attack(name, section, 3 * 32 * 32)
+        assert paper_cost._operations(cell) > 0  # its purifier's settings are valid too
+
+
+@BOTH
+def test_runs_of_one_name_are_one_run(scale):
+    found = defaultdict(set)
+    for table in TABLES:
+        for cell in cells(table, scale):
+            found[cell.run].add(cell.config("images").model_dump_json())
+    assert found
+    assert all(len(configurations) == 1 for configurations in found.values())
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_papers_figures_are_numbers_as_printed(table):
+    spec = specification(table)
+    for row in spec.get("rows", []):
+        for said in _leaves(row.get("published", {})):
+            assert re.fullmatch(r"\d+\.\d+(±\d\.\d\d)?( % succeed)?", said), (row["name"], said)
+    for row in rows(table, "paper"):
+        assert row.published.keys() <= spec["columns"].keys()
+
+
+def _leaves(values):
+    for value in values.values():
+        yield from _leaves(value) if isinstance(value, dict) else [value]
+
+
+def test_a_mean_of_the_papers_is_the_mean_that_it_prints():
+    """But for one, of which table01.toml says so."""
+    other = []
+    for table in ("table01", "table07"):
+        for row in rows(table, "paper"):
+            if average := row.published.get("average"):
+                both = [float(row.published[c].partition("±")[0]) for c in ("standard", "robust")]
+                if abs(sum(both) / 2 - float(average)) > 0.0101:  # they round both ways
+                    other.append(row.name)
+    assert other == ["Gowal et al. [15]"]
+
+
+def test_a_classifier_alone_is_given_one_sample():
+    for cell in cells("table01", "paper"):
+        samples = [attack.get("eot", 15) for attack in cell.attacks.values()]
+        assert samples == [15 if "purifier" in cell.section else 1]
+
+
+def test_operations_follow_the_attack():
+    """Of BPDA: 50 steps of 15 purifications, each 5 steps of three passes and one more for N."""
+    (cell,) = (c for c in cells("table01", "paper") if c.defence.startswith("scoreopt-n")
+               and c.attack != "clean")  # fmt: skip
+    network, classifier = 42.4, 10.5
+    once = 16 * network + classifier
+    expected = 750 * (once + 2 * classifier) + (8 + 8 + 150) * once
+    assert paper_cost._operations(cell) == pytest.approx(1e9 * expected * 512 * 5)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """The paper's architectures, small and of random weights, and two images of 32 pixels."""
+    models = pytest.importorskip("deepinv.models")
+    pillow = pytest.importorskip("PIL.Image")
+
+    def denoiser(name):
+        torch.manual_seed(0)
+        net = models.NCSNpp(
+            model_type="ddpm", img_resolution=32, model_channels=32, channel_mult=(1, 1),
+            num_blocks=1, attn_resolutions=(16,), pretrained=None, pixel_std=0.5,
+            _was_trained_on_minus_one_one=True,
+        ).eval()  # fmt: skip
+        return EDMDenoiser(_Rescaled(net))
+
+    def classifier(name):
+        torch.manual_seed(1)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 10),
+        ).eval()  # fmt: skip
+
+    for place in range(2):
+        folder = tmp_path / "images" / f"class {place}"
+        folder.mkdir(parents=True)
+        pixels = np.random.default_rng(place).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        pillow.fromarray(pixels).save(folder / "0.png")
+    monkeypatch.setattr(configuration.pretrained, "denoiser", denoiser)
+    monkeypatch.setattr(configuration, "classifier", classifier)
+    scale = SCALES["paper"]
+    changed = {"images": (2, 2), "trials": (1, 1), "confirm": 2, "rest": {}, "budgets": SHORT}
+    monkeypatch.setitem(SCALES, "paper", dataclasses.replace(scale, **changed))
+    for module in (results_file, paper_tables, paper_drawing):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return tmp_path
+
+
+class _Rescaled(nn.Module):
+    """deepinv's network as EDM's: images in [-1, 1]."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, sigma):
+        return 2 * self.net((x + 1) / 2, sigma.flatten() / 2) - 1
+
+
+def _shorter(monkeypatch, table):
+    """One judged purification, one step of ScoreOpt, and a curve's first point."""
+    monkeypatch.setitem(specification(table), "judging_paper", {"purifications": 1})
+    for row in specification(table)["rows"]:
+        if "values" in row:
+            monkeypatch.setitem(row, "values", [1])
+        if row.get("defence") in ("scoreopt-o", "scoreopt-n"):
+            monkeypatch.setitem(row, "settings_paper", {"steps": 1})
+
+
+_LONGER = [pytest.param(table, marks=pytest.mark.slow)
+           for table in ("table03", "table04", "table08", "table11", "section422")]  # fmt: skip
+
+
+@pytest.mark.parametrize("table", ["table09", "figure5", *_LONGER])
+def test_the_papers_scale_runs_end_to_end_on_two_images(table, small, monkeypatch, capsys):
+    _shorter(monkeypatch, table)
+    command = [table, str(small / "images"), "--scale", "paper", "--runs", str(small)]
+    paper_tables.main(command)
+    written = small / f"paper_{table}_paper.json"
+    found = json.loads(written.read_text())
+    wanted = {(c.defence, c.attack) for c in cells(table, "paper")}
+    assert {(c["defence"], c["attack"]) for c in found["cells"]} == wanted
+    for cell in found["cells"]:
+        assert cell["failed"] == 0
+        counts = paper_drawing.shares(cell).values()
+        assert cell["accuracy"]["value"] == pytest.approx(sum(counts) / 2, abs=1e-4)
+    drawn = paper_drawing.table(table, "paper")
+    assert paper_drawing.NOT_YET not in drawn
+    before = [cell["seconds"] for cell in found["cells"]]
+    paper_tables.main(command)  # all of it is recorded: nothing is run again
+    assert [cell["seconds"] for cell in json.loads(written.read_text())["cells"]] == before
+    if table.startswith("figure"):
+        svg, png = (small / f"paper_{table}_paper.{kind}" for kind in ("svg", "png"))
+        assert "EOT replicates" not in drawn
+        assert svg.read_text().startswith("<?xml")
+        assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_table_6_is_timed_and_drawn(small, monkeypatch):
+    for row in specification("table06")["timed"]:
+        monkeypatch.setitem(row, "steps", [1, 2])
+    monkeypatch.setattr(paper_timing, "run", partial(paper_timing.run, rounds=1))
+    paper_tables.main(["table06", str(small / "images"), "--scale", "paper"])
+    timed = json.loads((small / "paper_table06_paper.json").read_text())["rows"]
+    assert len(timed) == 3 * 2
+    assert all(row["seconds"] > 0 for row in timed)
+    assert f"{timed[0]['seconds']:.4f}" in paper_drawing.table("table06", "paper")
+
+
+def test_the_slope_is_that_of_a_line():
+    assert paper_drawing._slope([(1, 3.5), (5, 5.5), (100, 53.0)]) == pytest.approx(0.5)
+
+
+def test_a_difference_is_paired_over_images():
+    a = {"right": "8 4 0", "of": 8}
+    b = {"right": "4 4 0", "of": 8}
+    assert paper_drawing.less(a, b).value == pytest.approx(0.5 / 3)
