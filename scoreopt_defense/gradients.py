@@ -142,8 +142,9 @@ class Exact:
     Args:
         keep_mb: megabytes of what autograd records of the steps that may be kept for the backward
             pass, which then carries fewer of them out again: time bought with memory, for each
-            chunk of ``max_batch`` images. The first step whose record does not fit is the last to
-            be kept. The value of a network with attention may then differ by rounding.
+            chunk of ``max_batch`` images. Steps are kept from the first on, while one more of the
+            largest so far fits; unless this is 0, the first is kept in any case. The value of a
+            network with attention may then differ by rounding.
     """
 
     needs: ClassVar[str | None] = "differentiable"
