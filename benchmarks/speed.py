@@ -4,9 +4,10 @@
     python benchmarks/speed.py authors --authors path/to/a/clone/of/zzzhangboya/ScoreOpt
     python benchmarks/speed.py paper                 # on paper, from the result of overhead
 
-One thread. The ways of a row are timed in turn, round by round, in one process; a ratio is that of
-the medians, with the quartiles of the rounds' own ratios. Each part writes its own result file and
-goes on where it was if it is stopped and run again.
+One thread, and its processor's seconds, so that other work on the machine counts little; the wall's
+of an evaluation. The ways of a row are timed in turn, round by round, in one process; a ratio is that
+of the medians, with the quartiles of the rounds' own ratios. Each part writes its own result file
+and goes on where it was if it is stopped and run again.
 """
 
 from __future__ import annotations

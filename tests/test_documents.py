@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from results_file import RESULTS, weights
+from speed_tables import SPEED_TABLES
 from tables import TABLES
 
 from scoreopt_defense import pretrained
@@ -20,7 +21,6 @@ DOCUMENTS = {
     "transfer": "docs/cifar10-tiny.md",
     "tuning": "docs/cifar10-tiny.md",
     "cosines": "docs/gradients.md",
-    "costs": "docs/gradients.md",
     "attack_search": "docs/gradients.md",
     "adaptive_linf": "docs/robustness.md",
     "adaptive_found_by": "docs/robustness.md",
@@ -30,6 +30,8 @@ DOCUMENTS = {
     "every_attack": "docs/attacks.md",
     "every_class": "docs/attacks.md",
     "left_out": "docs/attacks.md",
+    **dict.fromkeys(SPEED_TABLES, "docs/speed.md"),
+    "costs": "docs/gradients.md",
 }
 
 
