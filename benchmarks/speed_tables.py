@@ -59,7 +59,7 @@ def speed_authors() -> str:
     ways = _ways(rows)
     differences = [f"largest difference, {way}" for way in ways]
     return markdown(
-        ["images", "steps", "ScoreOpt", *ways, *differences, "in float64, 8 images"],
+        ["images", "steps", "ScoreOpt", *ways, *differences, "in float64, up to 8 images"],
         [
             [*_texts(row, "batch", "steps", "variant"),
              *(_spread(row["ratios"].get(way)) for way in ways),

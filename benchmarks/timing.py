@@ -34,11 +34,16 @@ SWITCHES: dict[str, dict[str, Any]] = {
 
 
 def switched(purifier: ScoreOpt, *names: str) -> dict[str, ScoreOpt]:
-    """The purifier in each of these ways, of those whose settings there are."""
-    known = set(purifier.Settings.names())
-    return {
-        name: purifier.replace(**SWITCHES[name]) for name in names if SWITCHES[name].keys() <= known
-    }
+    """The purifier in each of these ways, of those that it allows.
+
+    Only ScoreOpt-N stops early, and the SR loss needs the Jacobian.
+    """
+    refused = set()
+    if purifier.variant == "O":
+        refused.add("stopped early")
+    if getattr(purifier.loss, "compares", False):
+        refused.add("without the Jacobian")
+    return {name: purifier.replace(**SWITCHES[name]) for name in names if name not in refused}
 
 
 def calls(purifiers: Mapping[str, Purifier], x: Tensor) -> dict[str, Way]:
@@ -72,20 +77,24 @@ def passes(call: Callable[[Tensor], Tensor], x: Tensor, graded: int, plain: int 
     return run
 
 
-def in_turn(ways: Mapping[str, Way], rounds: int) -> Seconds:
+def in_turn(
+    ways: Mapping[str, Way], rounds: int, clock: Callable[[], float] = time.process_time
+) -> Seconds:
     """Seconds of each call, round by round; a round before them is not counted.
 
-    Each round begins with the next way, so that none always comes after the same other.
+    Each round begins with the next way, so that none always comes after the same other. By default
+    they are the processor's: of one thread, those that a quiet machine's clock would show, and time
+    that other work took is none of them.
     """
     names = list(ways)
     seconds: Seconds = {name: [] for name in names}
     for i in range(rounds + 1):
         first = i % len(names)
         for name in names[first:] + names[:first]:
-            started = time.perf_counter()
+            started = clock()
             ways[name]()
             if i:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 
@@ -96,19 +105,20 @@ def compare(
     over: tuple[str, Way],
     rounds: int,
     about: Callable[[], dict[str, Any]] = dict,
+    clock: Callable[[], float] = time.process_time,
 ) -> None:
     """Add the row of that key, if it is not there yet: seconds of each way, and ratios.
 
     Args:
         ways: what is timed.
         over: what their ratios are over, and its name.
-        rounds: see :func:`in_turn`.
+        rounds, clock: see :func:`in_turn`.
         about: what else the row says.
     """
     if rows.has(key):
         return
     base, reference = over
-    seconds = in_turn({**ways, base: reference}, rounds)
+    seconds = in_turn({**ways, base: reference}, rounds, clock)
     rows.add(
         key | about() | {
             "rounds": rounds,

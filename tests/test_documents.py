@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from results_file import RESULTS, weights
+from speed_tables import SPEED_TABLES
 from tables import PAPER, TABLES, refreshed
 
 from scoreopt_defense import pretrained
@@ -20,7 +21,6 @@ DOCUMENTS = {
     "transfer": "docs/cifar10-tiny.md",
     "tuning": "docs/cifar10-tiny.md",
     "cosines": "docs/gradients.md",
-    "costs": "docs/gradients.md",
     "attack_search": "docs/gradients.md",
     "adaptive_linf": "docs/robustness.md",
     "adaptive_l2": "docs/robustness.md",
@@ -33,6 +33,8 @@ DOCUMENTS = {
     "left_out": "docs/attacks.md",
     **{f"paper_{name}": "benchmarks/README.md"
        for name in ("summary", "commands", "allowed", "questions", *PAPER)},
+    **dict.fromkeys(SPEED_TABLES, "docs/speed.md"),
+    "costs": "docs/gradients.md",
 }  # fmt: skip
 
 
