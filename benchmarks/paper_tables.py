@@ -31,6 +31,7 @@ from scoreopt_defense.evaluation.estimate import estimate
 from scoreopt_defense.evaluation.evaluate import evaluate_plan
 from scoreopt_defense.evaluation.progress import duration, progress
 from scoreopt_defense.evaluation.results import Result, difference
+from scoreopt_defense.evaluation.runner import Stopped
 from scoreopt_defense.evaluation.statistics import Difference
 from scoreopt_defense.evaluation.store import Store
 
@@ -196,7 +197,10 @@ def main(arguments: list[str] | None = None) -> None:
         paper_timing.run(args.table, args.scale, specification(args.table), SCALES[args.scale])
     elif not (args.draw or timed):
         if not args.export:
-            run(args.table, args)
+            try:
+                run(args.table, args)
+            except Stopped as stop:
+                raise SystemExit(f"{stop}") from None
         if not tried:
             print(export(args.table, args))
     if not tried:

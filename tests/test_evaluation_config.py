@@ -334,7 +334,8 @@ def test_without_the_extra_it_is_named_and_convert_edm_still_runs(tmp_path):
     assert "no.pkl" in converting.stderr
 
 
-SHIPPED = [*ROOT.glob("examples/*.toml"), *ROOT.glob("benchmarks/**/*.toml")]
+TOMLS = [*ROOT.glob("examples/*.toml"), *ROOT.glob("benchmarks/**/*.toml")]
+SHIPPED = [path for path in TOMLS if "[images]" in path.read_text()]  # others: the paper's tables
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
