@@ -31,6 +31,7 @@ from scoreopt_defense.evaluation.estimate import estimate
 from scoreopt_defense.evaluation.evaluate import evaluate_plan
 from scoreopt_defense.evaluation.progress import duration, progress
 from scoreopt_defense.evaluation.results import Result, difference
+from scoreopt_defense.evaluation.runner import Stopped
 from scoreopt_defense.evaluation.statistics import Difference
 from scoreopt_defense.evaluation.store import Store
 
@@ -188,17 +189,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/paper"))
     parser.add_argument("--adaptive", type=Path, default=Path("runs/adaptive"))
     args = parser.parse_args(arguments)
-    if not args.draw and args.source is None and not args.export:
+    timed = specification(args.table).get("kind") == "timing"
+    if args.source is None and not (args.draw or args.export or timed):
         parser.error("name the images, or say --draw or --export")
-    if specification(args.table).get("kind") == "timing":
-        if not args.draw:
-            paper_timing.run(args.table, args.scale, specification(args.table), SCALES[args.scale])
-    elif not args.draw:
+    tried = args.dry_run or args.images is not None
+    if timed and not (args.draw or tried):
+        paper_timing.run(args.table, args.scale, specification(args.table), SCALES[args.scale])
+    elif not (args.draw or timed):
         if not args.export:
-            run(args.table, args)
-        if not (args.dry_run or args.images):
+            try:
+                run(args.table, args)
+            except Stopped as stop:
+                raise SystemExit(f"{stop}") from None
+        if not tried:
             print(export(args.table, args))
-    if not (args.dry_run or args.images):
+    if not tried:
         paper_drawing.draw(args.table, args.scale)
 
 

@@ -67,7 +67,7 @@ def test_figures_about_shipped_weights_are_about_those_that_ship_now(path):
     assert found.get("weights") in [None, *shipped]
     if "plan" in found:  # a run that was exported
         measured = set(_digests(found["plan"]["defences"]))
-        assert measured
+        assert measured or found["plan"]["others"]  # networks that do not ship
         assert measured <= {
             described(getattr(pretrained, kind)(name))["weights"]
             for kind in ("classifier", "denoiser")

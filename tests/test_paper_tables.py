@@ -32,6 +32,7 @@ SHORT = {
     **{name: {"steps": 2, "eot": 1} for name in ("bpda-eot-linf", "pgd-eot-linf", "pgd-eot-l2")},
     **{f"pgd-eot-surrogate-{norm}": {"steps": 2, "eot": 1} for norm in ("linf", "l2")},
     **{f"transfer-pgd-{norm}": {"steps": 2} for norm in ("linf", "l2")},
+    "stadv": {"steps": 2, "eot": 1},
 }
 
 
