@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = ["Noise", "Stream", "derive", "threefry"]
 
 _ALL_IMAGES = 2**32 - 1  # stands in for an image's place where one value serves a whole batch
 _LEVEL, _EPS_1, _EPS_2 = 0, 1, 2  # what the numbers of a step are used for
+_AT_ONCE, _MOST_AT_ONCE = 2**14, 8  # numbers, as of five images of 32 x 32; and steps
 _MOST = 2**16  # steps, and uses in a step: together they are one 32-bit counter
 
 
@@ -50,6 +51,7 @@ class Noise:
 
     images: tuple[Tensor, Tensor]
     batches: tuple[Tensor, Tensor]
+    _ahead: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of_batch(
@@ -112,18 +114,34 @@ class Noise:
         return self._normal(i, _EPS_2 + j, like)
 
     def _normal(self, i: int, use: int, like: Tensor) -> Tensor:
+        """A small batch's steps are made several at once, or most of the time were overhead."""
+        self._counter(0, i, use)  # which refuses a count that does not fit
+        at_once = min(_MOST_AT_ONCE, max(1, _AT_ONCE // max(1, like.numel())))
+        if at_once == 1 or torch.compiler.is_compiling():
+            return self._normals(range(i, i + 1), use, like)[0]
+        block = i // at_once
+        key = block, use, like.shape, like.dtype, like.device
+        if key not in self._ahead:
+            self._ahead.clear()  # a step that is past is asked for no more
+            steps = range(block * at_once, min((block + 1) * at_once, _MOST))
+            self._ahead[key] = self._normals(steps, use, like)
+        return self._ahead[key][i - block * at_once].clone()
+
+    def _normals(self, steps: range, use: int, like: Tensor) -> Tensor:
+        """Those of several steps, shape ``(steps, B, C, H, W)``."""
         size = like[0].numel() if len(like) else 0
         pairs = torch.arange((size + 1) // 2, dtype=torch.int32, device=like.device)
         key_0, key_1 = (part[:, None] for part in self.images)
-        bits = threefry(key_0, key_1, *self._counter(pairs, i, use))
-        values = torch.cat(_normal_pair(*bits), dim=1)
-        return values[:, :size].reshape(like.shape).to(like.dtype)
+        counters = torch.cat([self._counter(0, i, use)[1] for i in steps])
+        bits = threefry(key_0, key_1, pairs, counters[:, None, None])
+        values = torch.cat(_normal_pair(*bits), dim=2)
+        return values[..., :size].reshape(len(steps), *like.shape).to(like.dtype)
 
-    def _counter(self, first: int | Tensor, i: int, use: int) -> tuple[Tensor, Tensor]:
+    def _counter(self, first: int, i: int, use: int) -> tuple[Tensor, Tensor]:
         if not (0 <= i < _MOST and 0 <= use < _MOST):
             raise ValueError(f"noise has {_MOST - _EPS_2} steps at most, got step {i}, {use}")
         counter = _constant(i * _MOST + use, self.images[0][:1])
-        return first if isinstance(first, Tensor) else torch.full_like(counter, first), counter
+        return torch.full_like(counter, first), counter
 
 
 class Stream:

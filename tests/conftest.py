@@ -54,3 +54,9 @@ def bent_denoiser():
 @pytest.fixture
 def classifier():
     return smooth_classifier()
+
+
+@pytest.fixture
+def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes long, and test_speed_switches.py does it."""
+    monkeypatch.setattr(torch, "compile", lambda step, **how: step)

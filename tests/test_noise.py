@@ -135,6 +135,18 @@ def test_shared_noise_is_one_images_for_all_of_a_repetition():
     assert not torch.equal(noise[0], noise[3])
 
 
+def test_steps_made_at_once_are_those_made_one_by_one_in_any_order():
+    like = torch.empty(1, 3, 8, 8)
+    noise = Noise.of_batch(7, 1)
+    for i in (0, 9, 3, 8, 3, 2**16 - 1, 0):
+        made = noise.eps_1(i, like)
+        assert torch.equal(made, noise._normals(range(i, i + 1), 1, like)[0])
+        assert torch.equal(made, Noise.of_batch(7, 9).eps_1(i, like.expand(9, -1, -1, -1))[:1])
+        made.zero_()  # is the caller's own
+        assert noise.eps_1(i, like).any()
+    assert not torch.equal(noise.eps_1(3, like), noise.eps_2(3, 0, like))
+
+
 def test_a_count_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="steps at most"):
         Noise.of_batch(0, 1).eps_1(2**16, torch.empty(1, 1, 2, 2))

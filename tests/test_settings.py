@@ -61,11 +61,7 @@ def other(name):
     return with_it.get(name) or {name: values[name]}
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_compiled(monkeypatch):
-    """It takes long, and test_speed_switches.py does it."""
-    monkeypatch.setattr(torch, "compile", lambda step, **how: step)
-
+pytestmark = pytest.mark.usefixtures("nothing_is_compiled")
 
 every_setting = pytest.mark.parametrize("name", SETTINGS)
 

@@ -20,6 +20,8 @@ from timing import SETTINGS, images
 
 from scoreopt_defense import ScoreOpt, pretrained
 
+pytestmark = pytest.mark.usefixtures("nothing_is_compiled")
+
 SMALL = ["--name", "mnist-tiny", "--rounds", "1"]
 
 
