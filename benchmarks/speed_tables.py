@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from frontier import joined
 from table_text import markdown, results
 from timing import slope
 
@@ -247,11 +248,57 @@ def _spread(figure: dict[str, float] | None) -> str:
     return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
 
 
+def memory_jacobian() -> str:
+    """The most that a call holds with the denoiser's Jacobian, and without."""
+    rows = results("memory_jacobian")["rows"]
+    return _megabytes(rows, ["variant", "batch", "steps"], "how", ["eager", "without the Jacobian"])
+
+
+def frontier_points() -> str:
+    """The grid by time: what no other point beats is bold."""
+    rows = sorted(joined(), key=lambda row: row["ms"]["value"])
+    return markdown(
+        ["purifier", "settings", "ms an image", "clean, %", "lowest, %", "transfer", "surrogate",
+         "smoothed"],
+        [
+            [f"**{row['kind']}**" if row["undominated"] else row["kind"],
+             ", ".join(f"{name} {value}" for name, value in row["settings"].items()
+                       if name not in ("variant", "jacobian")),
+             f"{row['ms']['value']:.1f}",
+             *(_percent(row["accuracy"][column])
+               for column in ("clean", "lowest", "transfer PGD", "surrogate", "smoothed"))]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def frontier_stopping() -> str:
+    """Network calls of ScoreOpt-N stopped early, and accuracy less the full one's, in points."""
+
+    def points(found: Row) -> str:
+        less = found["less full"]
+        return f"{100 * less['value']:+.1f} ({100 * less['low']:+.1f} to {100 * less['high']:+.1f})"
+
+    rows = results("frontier_stopping")["rows"]
+    return markdown(
+        ["steps", "tol", "network calls", *(f"{column}, points" for column in rows[0]["accuracy"])],
+        [
+            [*_texts(row, "steps", "tol"), f"{100 * row['calls']:.0f} %",
+             *(points(found) for found in row["accuracy"].values())]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def _percent(share: Row) -> str:
+    return f"{100 * share['value']:.0f} ({100 * share['low']:.0f} to {100 * share['high']:.0f})"
+
+
 SPEED_TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         speed_overhead, speed_doors, speed_parts, speed_authors, costs, speed_sequential,
         speed_many_steps, speed_attacks, speed_evaluate, speed_scaling, paper_networks, paper_hours,
-        memory_authors, memory_max_batch,
+        memory_authors, memory_max_batch, memory_jacobian, frontier_points, frontier_stopping,
     )
 }  # fmt: skip

@@ -51,7 +51,9 @@ class Compiled:
         # Dynamo keeps graphs by function, and has one function for all objects that can be called
         function = self.eager if isinstance(self.eager, nn.Module) else self.eager.__call__
         step = torch.compile(function, fullgraph=True, dynamic=True, mode=self.mode)
-        with torch._dynamo.config.patch(recompile_limit=_GRAPHS):
+        config = torch._dynamo.config
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+        with config.patch({limit: _GRAPHS}):  # the latter up to torch 2.4
             outputs = step(*_as_at_any_step(inputs, tensors[0].device))
         if self.mode not in _GRAPHS_OVERWRITE:
             return outputs
