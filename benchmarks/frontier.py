@@ -36,7 +36,7 @@ from scoreopt_defense.evaluation.progress import progress
 
 NAME = "cifar10-tiny"
 #: Tolerances of ``stop``, by steps of ScoreOpt-N.
-TOLS = {5: (0.0, 0.02, 0.05, 0.1, 0.2, 0.4), 10: (0.05, 0.1, 0.2)}
+TOLS = {5: (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)}
 
 
 def without_jacobian(points: list[Point]) -> list[Point]:
@@ -61,7 +61,8 @@ GRID: dict[str, list[Point]] = {
     "ScoreOpt-O, no Jacobian": without_jacobian(
         scoreopt("O", [(0.15, 0.35)], [0.02, 0.04], [5, 10])
     ),
-    "ScoreOpt-N, stopped early": stopping(scoreopt("N", [0.15], [0.05], [10]), [0.05, 0.1, 0.2]),
+    "ScoreOpt-N, stopped early": stopping(scoreopt("N", [0.15], [0.05], [5]), [0.02, 0.05])
+    + stopping(scoreopt("N", [0.15], [0.05], [10]), [0.05]),
 }
 
 
