@@ -146,6 +146,8 @@ ROWS = {
     "scoreopt-o": "ScoreOpt-O",
     "scoreopt-n": "ScoreOpt-N",
     "scoreopt-n-before-at": "ScoreOpt-N before adversarial training",
+    "scoreopt-n-no-jacobian": "ScoreOpt-N of 2 steps without the Jacobian",
+    "scoreopt-n-stopped": "ScoreOpt-N stopped early",
     "diffpure": "DiffPure",
     "gdmp": "GDMP",
     "adp": "ADP",
