@@ -16,7 +16,7 @@ A surrogate of your own is such a class, and ``gradient=`` takes an object of it
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -149,7 +149,7 @@ class Exact:
 
     needs: ClassVar[str | None] = "differentiable"
 
-    keep_mb: float = 0.0
+    keep_mb: float = field(default=0.0, compare=False)  # which changes no gradient
 
     def __post_init__(self) -> None:
         check_positive("keep_mb", self.keep_mb, zero=True)
@@ -183,7 +183,7 @@ class Smoothed:
     needs: ClassVar[str | None] = "differentiable"
 
     c: float = 1.0
-    keep_mb: float = 0.0
+    keep_mb: float = field(default=0.0, compare=False)  # which changes no gradient
 
     def __post_init__(self) -> None:
         check_positive("c", self.c, zero=True)

@@ -136,9 +136,16 @@ def described(value: Any, named: Names) -> Any:
         return [described(part, {}) for part in value]
     if isinstance(value, Tensor) or not hasattr(value, "__dict__"):
         raise TypeError(f"a {type(value).__name__} cannot be written as JSON, got {value!r}")
-    fields = {} if inspect.isfunction(value) else vars(value)
+    fields = {} if inspect.isfunction(value) else _that_count(value)
     about = {"name": name_of(value, named)}
     return about | {name: described(part, {}) for name, part in fields.items()}
+
+
+def _that_count(value: Any) -> dict[str, Any]:
+    """An object's fields, but for those of a dataclass that do not compare: no result is theirs."""
+    if not dataclasses.is_dataclass(value):
+        return vars(value)
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare}
 
 
 def _restored(setting: str, value: dict[str, Any], named: Names) -> Any:

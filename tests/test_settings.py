@@ -14,11 +14,12 @@ from tolerances import rounding
 from toys import bent, gaussian, labels, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, JPEG, DefendedModel, OneShot, ScoreOpt
-from scoreopt_defense.gradients import BPDA, Exact
+from scoreopt_defense.gradients import BPDA, GRADIENTS, Exact
 from scoreopt_defense.objectives import MSE, SR, denoising_error
 from scoreopt_defense.optimizers import SGD, Adam
 from scoreopt_defense.presets import PRESETS
 from scoreopt_defense.purifiers import OneShotSettings, ScoreOptSettings
+from scoreopt_defense.settings import described
 
 # Networks and losses of the toys, of values about 1.
 TOLERANCE = rounding(torch.float64, 192)
@@ -123,6 +124,11 @@ def test_json_is_read_by_the_same_rules():
         ScoreOptSettings.from_dict(plain | {"loss": {"name": "l2"}})
     with pytest.raises(TypeError, match="no setting 'weight'"):
         ScoreOptSettings.from_dict(plain | {"weight": 1})
+
+
+def test_what_changes_no_result_is_no_part_of_a_resumed_runs_key():
+    assert described(Exact(keep_mb=100), GRADIENTS) == {"name": "exact"}
+    assert Exact(keep_mb=100) == Exact()
 
 
 def test_a_tensor_is_no_json():
