@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Purification", "Purifier", "PurifierSettings"]
 
-# What differentiating a step holds at most, over what autograd records of one denoising: 5.2 on
-# cifar10-tiny by the exact gradient (8.45 MB an image, benchmarks/memory.py, over 1.63).
+# What differentiating a step holds at most, over what autograd records of one denoising: 4.5 on
+# cifar10-tiny by the exact gradient (7.4 MB an image, benchmarks/memory.py, over 1.63).
 _RECORDS = 6
 
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
