@@ -96,8 +96,9 @@ def measure(args: argparse.Namespace) -> None:
         "surrogate": attack("pgd-eot-surrogate-linf", **budget),
         "smoothed": attack("pgd-eot-smoothed-linf", **budget),
     }
-    rows = []
-    for kind in args.kinds or GRID:
+    kinds = args.kinds or list(GRID)
+    rows = [row for row in written() if row["kind"] not in kinds]
+    for kind in kinds:
         of_kind = [row for row in points() if row["kind"] == kind]
         result = evaluate(
             {label(row): DefendedModel(classifier, purifier(row)) for row in of_kind},
@@ -111,6 +112,13 @@ def measure(args: argparse.Namespace) -> None:
             "frontier_accuracy", images="training images kept out of training", n=args.images,
             weights=weights(NAME), seed=args.seed, pgd=budget, rows=rows,
         )  # fmt: skip
+
+
+def written() -> list[dict[str, Any]]:
+    """The rows of the result file, if it is about the same weights."""
+    path = results_file.RESULTS / "frontier_accuracy.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found["rows"] if found.get("weights") == weights(NAME) else []
 
 
 def accuracies(result: Result, defence: str) -> dict[str, Any]:
@@ -213,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("source", nargs="?", help="CIFAR-10 training images, to measure on")
     parser.add_argument("--holdout", type=int, default=1000, help="as in training")
     parser.add_argument("--images", type=int, default=100, help="of those held out")
-    parser.add_argument("--kinds", nargs="+", choices=GRID, help="to measure; all by default")
+    parser.add_argument("--kinds", nargs="+", choices=GRID, help="to measure, beside those written")
     parser.add_argument("--pgd-steps", type=int, default=10)
     parser.add_argument("--batch", type=int, default=32, help="images timed at a time")
     parser.add_argument("--rounds", type=int, default=5)

@@ -58,6 +58,9 @@ def test_it_measures_times_and_draws(small):
         columns = ["clean", "transfer PGD", "surrogate", "smoothed", "lowest"]
         assert list(accuracy) == columns
         assert accuracy["lowest"]["n"] == 2
+    frontier.main(["measure", *given, "--kinds", "one-shot"])  # keeps the others' rows
+    again = json.loads((small / "frontier_accuracy.json").read_text())["rows"]
+    assert sorted(map(str, again)) == sorted(map(str, found["rows"]))
     assert any(row["undominated"] for row in frontier.joined())
     assert (small / "frontier.svg").read_text().lstrip().startswith("<?xml")
 
