@@ -210,7 +210,9 @@ def draw(args: argparse.Namespace) -> None:
             sizes = [60 if row["undominated"] else 15 for row in of_kind]
             axes.scatter(ms, share, s=sizes, label=kind)
         axes.set(xscale="log", xlabel="ms an image", ylabel=f"{column} accuracy, %")
-    axes.legend(fontsize="small")
+        axes.set_xticks(marks := [3, 10, 30, 100], [str(mark) for mark in marks])
+        axes.set_xticks([], minor=True)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     for suffix in ("svg", "png"):
         figure.savefig(results_file.RESULTS / f"frontier.{suffix}", dpi=150)
 
