@@ -98,7 +98,8 @@ class Noise:
             Shape ``(B, 1, 1, 1)``.
         """
         low, high = sigma
-        bits, _ = threefry(*self.batches, *self._counter(0, i, _LEVEL))
+        counter = self._counter(i, _LEVEL)
+        bits, _ = threefry(*self.batches, torch.zeros_like(counter), counter)
         share = ((bits >> 8) & 0xFFFFFF).to(like.dtype) * 2.0**-24  # in [0, 1)
         return (low + (high - low) * share).reshape(-1, 1, 1, 1)
 
@@ -115,7 +116,7 @@ class Noise:
 
     def _normal(self, i: int, use: int, like: Tensor) -> Tensor:
         """A small batch's steps are made several at once, or most of the time were overhead."""
-        self._counter(0, i, use)  # which refuses a count that does not fit
+        _check_counts(i, use)
         at_once = min(_MOST_AT_ONCE, max(1, _AT_ONCE // max(1, like.numel())))
         if at_once == 1 or torch.compiler.is_compiling():
             return self._normals(range(i, i + 1), use, like)[0]
@@ -132,16 +133,19 @@ class Noise:
         size = like[0].numel() if len(like) else 0
         pairs = torch.arange((size + 1) // 2, dtype=torch.int32, device=like.device)
         key_0, key_1 = (part[:, None] for part in self.images)
-        counters = torch.cat([self._counter(0, i, use)[1] for i in steps])
+        counters = torch.cat([self._counter(i, use) for i in steps])
         bits = threefry(key_0, key_1, pairs, counters[:, None, None])
         values = torch.cat(_normal_pair(*bits), dim=2)
         return values[..., :size].reshape(len(steps), *like.shape).to(like.dtype)
 
-    def _counter(self, first: int, i: int, use: int) -> tuple[Tensor, Tensor]:
-        if not (0 <= i < _MOST and 0 <= use < _MOST):
-            raise ValueError(f"noise has {_MOST - _EPS_2} steps at most, got step {i}, {use}")
-        counter = _constant(i * _MOST + use, self.images[0][:1])
-        return torch.full_like(counter, first), counter
+    def _counter(self, i: int, use: int) -> Tensor:
+        _check_counts(i, use)
+        return _constant(i * _MOST + use, self.images[0][:1])
+
+
+def _check_counts(i: int, use: int) -> None:
+    if not (0 <= i < _MOST and 0 <= use < _MOST):
+        raise ValueError(f"noise has {_MOST - _EPS_2} steps at most, got step {i}, {use}")
 
 
 class Stream:
