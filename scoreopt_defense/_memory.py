@@ -1,15 +1,13 @@
-"""How many images fit into memory."""
+"""What memory there is, and what autograd keeps of it."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-__all__ = ["free_bytes", "recorded_bytes"]
+__all__ = ["Recording", "free_bytes"]
 
 
 def free_bytes(device: torch.device) -> int:
@@ -24,18 +22,27 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def recorded_bytes(compute: Callable[[], object], networks: nn.Module) -> int:
-    """Bytes that autograd keeps of what ``compute`` does, without the networks' own weights."""
-    sizes: dict[int, int] = {}
+class Recording(saved_tensors_hooks):
+    """A context that counts what autograd keeps of what is computed in it.
 
-    def count(kept: Tensor) -> Tensor:
+    It may be entered again, and counts on: what it counted must be alive still, or an address would
+    stand for two tensors.
+
+    Args:
+        networks: whose weights are there anyway, and do not count.
+
+    Attributes:
+        bytes: so far.
+    """
+
+    def __init__(self, networks: nn.Module) -> None:
+        super().__init__(self._count, lambda kept: kept)
+        self.bytes = 0
+        self._seen = {weight.untyped_storage().data_ptr() for weight in networks.parameters()}
+
+    def _count(self, kept: Tensor) -> Tensor:
         storage = kept.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
         return kept
-
-    with saved_tensors_hooks(count, lambda kept: kept):
-        result = compute()
-    del result  # until here what was counted was alive, and no address stood for two tensors
-    for weight in networks.parameters():
-        sizes.pop(weight.untyped_storage().data_ptr(), None)
-    return sum(sizes.values())

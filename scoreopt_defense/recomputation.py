@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoreopt_defense._convolutions import FixedWeights
+from scoreopt_defense._memory import Recording
 
 __all__ = ["Kept", "Runner", "Step", "as_it_is", "autocast_state", "eager", "recompute"]
 
@@ -55,7 +55,7 @@ def eager(step: Any) -> Any:
 class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, step: Step, differentiated: Step, *inputs: Any) -> Any:
-        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        tensors = _tensors(inputs)
         ctx.save_for_backward(*tensors)
         ctx.inputs = [None if isinstance(value, Tensor) else value for value in inputs]
         ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
@@ -94,29 +94,22 @@ class Kept:
     """
 
     def __init__(self, megabytes: float, networks: nn.Module) -> None:
-        self._left = megabytes * 2**20
-        self._most = 0.0  # bytes of a step, so far
-        self._seen = {t.untyped_storage().data_ptr() for t in networks.parameters()}
+        self._most = megabytes * 2**20
+        self._largest = 0  # bytes of a step, so far
+        self._recording = Recording(networks)
 
     def __call__(self, step: Step) -> Step:
         def carried_out(*inputs: Any) -> Any:
-            if self._left <= 0 or self._left < self._most:
+            before = self._recording.bytes
+            if before >= self._most or before + self._largest > self._most:
                 return recompute(step)(*inputs)
-            before = self._left
-            with saved_tensors_hooks(self._count, lambda kept: kept), _second_derivative():
+            with self._recording, _second_derivative():
                 outputs = eager(step)(*inputs)
                 _refuse_once_differentiable(_tensors(outputs), before=_tensors(inputs))
-            self._most = max(self._most, before - self._left)
+            self._largest = max(self._largest, self._recording.bytes - before)
             return outputs
 
         return carried_out
-
-    def _count(self, kept: Tensor) -> Tensor:
-        storage = kept.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self._left -= storage.nbytes()
-        return kept
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from scoreopt_defense._checks import (
     check_sigma,
     looks_rescaled,
 )
-from scoreopt_defense._memory import free_bytes, recorded_bytes
+from scoreopt_defense._memory import Recording, free_bytes
 from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.gradients import (
     GRADIENTS,
@@ -273,11 +273,10 @@ class Purifier(Frozen, ABC):
         key = x.shape, x.dtype, x.device
         if key not in self._bytes:
             sigma = max(self.denoiser.sigma_range[0], min(1.0, self.denoiser.sigma_range[1]))
-            with torch.enable_grad(), self._precision(x):
-                image = x.clone().requires_grad_()
-                self._bytes[key] = recorded_bytes(
-                    lambda: self.denoiser(image, sigma), self.denoiser
-                )
+            image, recording = x.clone().requires_grad_(), Recording(self.denoiser)
+            with torch.enable_grad(), self._precision(x), recording:
+                self.denoiser(image, sigma)
+            self._bytes[key] = recording.bytes
         return max(1, self._bytes[key])
 
     def _precision(self, x: Tensor) -> AbstractContextManager[Any]:
