@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,16 +49,19 @@ class Compiled:
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
             return self.eager(*inputs)
-        # Dynamo keeps graphs by function, and has one function for all objects that can be called
-        function = self.eager if isinstance(self.eager, nn.Module) else self.eager.__call__
-        step = torch.compile(function, fullgraph=True, dynamic=True, mode=self.mode)
         config = torch._dynamo.config
         limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
         with config.patch({limit: _GRAPHS}):  # the latter up to torch 2.4
-            outputs = step(*_as_at_any_step(inputs, tensors[0].device))
+            outputs = self._step(*_as_at_any_step(inputs, tensors[0].device))
         if self.mode not in _GRAPHS_OVERWRITE:
             return outputs
         return outputs.clone() if isinstance(outputs, Tensor) else tuple(t.clone() for t in outputs)
+
+    @cached_property
+    def _step(self) -> Any:
+        # Dynamo keeps graphs by function, and has one function for all objects that can be called
+        function = self.eager if isinstance(self.eager, nn.Module) else self.eager.__call__
+        return torch.compile(function, fullgraph=True, dynamic=True, mode=self.mode)
 
 
 def _as_at_any_step(inputs: tuple[Any, ...], device: torch.device) -> list[Any]:
