@@ -25,7 +25,7 @@ from typing import Any
 
 import results_file
 import torch
-from results_file import weights, write
+from results_file import rows_about, weights, write
 from timing import images, in_turn, median
 from tune_presets import Point, one_shot, product, scoreopt
 
@@ -97,7 +97,7 @@ def measure(args: argparse.Namespace) -> None:
         "smoothed": attack("pgd-eot-smoothed-linf", **budget),
     }
     kinds = args.kinds or list(GRID)
-    rows = [row for row in written() if row["kind"] not in kinds]
+    rows = [row for row in rows_about("frontier_accuracy", NAME) if row["kind"] not in kinds]
     for kind in kinds:
         of_kind = [row for row in points() if row["kind"] == kind]
         result = evaluate(
@@ -112,13 +112,6 @@ def measure(args: argparse.Namespace) -> None:
             "frontier_accuracy", images="training images kept out of training", n=args.images,
             weights=weights(NAME), seed=args.seed, pgd=budget, rows=rows,
         )  # fmt: skip
-
-
-def written() -> list[dict[str, Any]]:
-    """The rows of the result file, if it is about the same weights."""
-    path = results_file.RESULTS / "frontier_accuracy.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found["rows"] if found.get("weights") == weights(NAME) else []
 
 
 def accuracies(result: Result, defence: str) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from paper_drawing import (
     budgets,
     cells_of,
     less,
-    markdown,
     measured,
     percent,
     points,
     slopes,
     worst_case,
 )
+from table_text import markdown
 
 #: In the paper's order.
 ORDER = (

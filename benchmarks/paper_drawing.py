@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import table_text
 from paper_cells import Cell, Row, rows, specification
 from results_file import RESULTS
+from table_text import markdown
 
 from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.results import difference
@@ -38,12 +41,8 @@ def less(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
     return difference(shares(a), shares(b))
 
 
-def percent(share: Mapping[str, float] | None, digits: int = 1) -> str:
-    """A share with its interval, in per cent."""
-    if share is None:
-        return "failed"
-    low, high = (f"{100 * share[end]:.0f}" for end in ("low", "high"))
-    return f"{100 * share['value']:.{digits}f} ({low} to {high})"
+#: A share with its interval, in per cent; an attack that failed has none.
+percent = partial(table_text.percent, missing="failed")
 
 
 def points(found: Any) -> str:
@@ -53,12 +52,6 @@ def points(found: Any) -> str:
         for name in ("value", "low", "high")
     )
     return f"{value:+.1f} ({low:+.0f} to {high:+.0f})"
-
-
-def markdown(head: list[str], lines: list[list[str]]) -> str:
-    """A table."""
-    parts = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in parts)
 
 
 def table(name: str, scale: str = "cpu") -> str:

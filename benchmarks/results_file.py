@@ -45,6 +45,13 @@ def write(name: str, **contents: Any) -> None:
     print(f"wrote {path}")
 
 
+def rows_about(name: str, network: str) -> list[dict[str, Any]]:
+    """The rows of ``results/<name>.json``, if it is there and about that network's weights now."""
+    path = RESULTS / f"{name}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found["rows"] if found.get("weights") == weights(network) else []
+
+
 class resumed:
     """Rows of a result file, written after each, kept from a run that was stopped.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from frontier import joined
-from table_text import markdown, results
+from table_text import markdown, percent, results
 from timing import slope
 
 Row = dict[str, Any]
@@ -265,7 +265,7 @@ def frontier_points() -> str:
              ", ".join(f"{name} {value}" for name, value in row["settings"].items()
                        if name not in ("variant", "jacobian")),
              f"{row['ms']['value']:.1f}",
-             *(_percent(row["accuracy"][column])
+             *(percent(row["accuracy"][column], 0)
                for column in ("clean", "lowest", "transfer PGD", "surrogate", "smoothed"))]
             for row in rows
         ],
@@ -288,10 +288,6 @@ def frontier_stopping() -> str:
             for row in rows
         ],
     )  # fmt: skip
-
-
-def _percent(share: Row) -> str:
-    return f"{100 * share['value']:.0f} ({100 * share['low']:.0f} to {100 * share['high']:.0f})"
 
 
 SPEED_TABLES: dict[str, Callable[[], str]] = {

@@ -20,17 +20,9 @@ from typing import Any
 
 from results_file import RESULTS
 from speed_tables import SPEED_TABLES
-from table_text import markdown, results
+from table_text import markdown, percent, results
 
 SURROGATES = ("one-shot", "bpda")
-
-
-def _percent(share: dict[str, float] | None, digits: int = 1) -> str:
-    """A share with its interval, in per cent."""
-    if share is None:
-        return "-"
-    low, high = (f"{100 * share[end]:.0f}" for end in ("low", "high"))
-    return f"{100 * share['value']:.{digits}f} ({low} to {high})"
 
 
 def demo() -> str:
@@ -39,13 +31,13 @@ def demo() -> str:
     attacks, rows = _accuracies("demo", lambda share: f"{100 * share['value']:.0f}")
     return markdown(
         ["accuracy, %", *attacks, "weakest"],
-        [[defence, *cells, _percent(weakest[defence], 0)] for defence, *cells in rows],
+        [[defence, *cells, percent(weakest[defence], 0)] for defence, *cells in rows],
     )
 
 
 def transfer() -> str:
     """The tiny CIFAR-10 networks under transfer PGD, by defence."""
-    attacks, rows = _accuracies("cifar10_tiny", _percent)
+    attacks, rows = _accuracies("cifar10_tiny", percent)
     return markdown(["accuracy, %", *attacks], rows)
 
 
@@ -69,7 +61,7 @@ def tuning() -> str:
         ["kind", "settings", *columns],
         [
             [row["kind"], _settings(row["settings"]),
-             *(_percent(row["accuracy"].get(column)) for column in columns)]
+             *(percent(row["accuracy"].get(column)) for column in columns)]
             for row in rows
         ],
     )  # fmt: skip
@@ -117,7 +109,7 @@ def attack_search() -> str:
         if cell is None or cell["accuracy"]["n"] < images:
             return [""] * 3
         row = less.get((attack, defence))
-        return [_percent(cell["accuracy"]), _percent(cell["majority"]),
+        return [percent(cell["accuracy"]), percent(cell["majority"]),
                 "" if row is None else _points(row)]  # fmt: skip
 
     rows = [
@@ -172,8 +164,8 @@ def _worst_cases(norm: str) -> str:
         attacks = export["plan"]["attacks"]
         budget = next(attacks[a] for a in attacks if a.startswith("adaptive/APGD"))
         rows.append(
-            [name, _percent(clean), f"**{_percent(suite['accuracy'])}**",
-             _percent(suite["majority"]), f"{100 * again['value']:.1f}", suite["checks"],
+            [name, percent(clean), f"**{percent(suite['accuracy'])}**",
+             percent(suite["majority"]), f"{100 * again['value']:.1f}", suite["checks"],
              f"{budget['steps']} x {budget['eot']}"]
         )  # fmt: skip
     head = ["defence", "clean, %", "robust, %", "majority, %", "right 8 times, %", "checks",
@@ -240,7 +232,7 @@ def gradient_modes() -> str:
             *(f"{defence}, {steps} step{'s' * (steps > 1)}" for steps, defence in columns),
         ],
         [
-            [mode, *(_percent(cells.get((*column, mode))) for column in columns)]
+            [mode, *(percent(cells.get((*column, mode))) for column in columns)]
             for mode in dict.fromkeys(key[-1] for key in cells)
         ],
     )

@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
-import results_file
-from results_file import weights, write
+from results_file import rows_about, weights, write
 
 from scoreopt_defense import DefendedModel, data, pretrained, purifiers
 from scoreopt_defense.attacks import Attack, attack
@@ -99,7 +97,11 @@ def main(arguments: list[str] | None = None) -> None:
         )  # fmt: skip
 
     kinds = args.kinds or list(GRIDS[args.name])
-    rows = [row for row in written(args.name) if row["kind"] not in kinds]
+    rows = [
+        row
+        for row in rows_about(f"tune_presets_{args.name}", args.name)
+        if row["kind"] not in kinds
+    ]
     for kind in kinds:
         points = GRIDS[args.name][kind]
         found = measured(kind, points, TRANSFER, transfer, args.images)
@@ -121,13 +123,6 @@ def main(arguments: list[str] | None = None) -> None:
         images="training images kept out of training", weights=weights(args.name), eps=args.eps,
         seed=args.seed, best=best(rows), rows=rows,
     )  # fmt: skip
-
-
-def written(name: str) -> list[dict[str, Any]]:
-    """The rows of the result file, if it is about the same weights."""
-    path = results_file.RESULTS / f"tune_presets_{name}.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found["rows"] if found.get("weights") == weights(name) else []
 
 
 def best(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
