@@ -159,6 +159,18 @@ def test_a_loss_without_a_gradient_of_its_own_needs_the_jacobian(settings: dict)
         scoreopt(variant="N", jacobian=False, **settings)
 
 
+def noting_batches() -> tuple[EDMDenoiser, list[int]]:
+    """A denoiser, and how many images each of its calls is of."""
+    sizes: list[int] = []
+
+    class Net(BentNet):
+        def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+            sizes.append(len(x_t))
+            return super().forward(x_t, sigma)
+
+    return EDMDenoiser(Net().to(torch.float64), sigma_range=(0.01, 2.0)), sizes
+
+
 # Early stopping
 
 
@@ -196,14 +208,7 @@ def test_an_image_stops_where_its_loss_has_settled(gradient: str) -> None:
 
 
 def test_an_image_that_has_stopped_costs_nothing() -> None:
-    rows: list[int] = []
-
-    class Net(BentNet):
-        def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-            rows.append(len(x_t))
-            return super().forward(x_t, sigma)
-
-    denoiser = EDMDenoiser(Net().to(torch.float64), sigma_range=(0.01, 2.0))
+    denoiser, rows = noting_batches()
     purifier = ScoreOpt(denoiser, variant="N", sigma=0.3, steps=8, lr=0.1, tol=0.99)
     purifier(mid_images(), seed=1)
     assert rows == [4, 4, 4]  # a loss is known, the next has not fallen by 99 %; the last denoising
@@ -231,14 +236,7 @@ def test_what_cannot_be_set_is_refused(settings: dict[str, Any], match: str) -> 
 
 
 def test_a_batch_chosen_by_the_memory_gives_the_same_result(monkeypatch: Any) -> None:
-    sizes: list[int] = []
-
-    class Net(BentNet):
-        def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-            sizes.append(len(x_t))
-            return super().forward(x_t, sigma)
-
-    denoiser = EDMDenoiser(Net().to(torch.float64), sigma_range=(0.01, 2.0))
+    denoiser, sizes = noting_batches()
     plain = ScoreOpt(denoiser, variant="O", sigma=0.3, steps=2, lr=0.02)
     x, auto = mid_images(6), plain.replace(max_batch="auto")
     expected = plain(x, seed=1)
