@@ -26,7 +26,7 @@ import authors
 import torch
 from differentiated import gradient_of, modes, naive_gradient
 from results_file import resumed, weights
-from timing import SETTINGS, denoising, images, passes, switched
+from timing import SETTINGS, add_sizes, denoising, fill_sizes, images, passes, switched
 
 from scoreopt_defense import ScoreOpt, pretrained
 
@@ -109,8 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--name", default="cifar10-tiny", help="of the shipped networks")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each figure")
     parser.add_argument("--cell", type=json.loads, help="of the part 'one', in a fresh process")
-    for size in ("batches", "steps", "chunks"):
-        parser.add_argument(f"--{size}", type=int, nargs="+", help="by default the part's own")
+    add_sizes(parser, "batches", "steps", "chunks")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if args.part == "one":
@@ -118,8 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if args.part == "authors" and args.authors is None:
         parser.error("authors needs --authors, a clone of zzzhangboya/ScoreOpt")
-    for size, values in SIZES[args.part].items():
-        setattr(args, size, getattr(args, size) or values)
+    fill_sizes(args, SIZES[args.part])
     about = {"weights": weights(args.name), "threads": 1, "networks": args.name}
     with resumed(f"memory_{args.part}", **about) as rows:
         for cell in cells(args):

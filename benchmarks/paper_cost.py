@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
+import results_file
 from paper_cells import Cell, cells, specification
+from paper_speed import H100, UTILISATION, overheads
 
 from scoreopt_defense import purifiers
 from scoreopt_defense.attacks import Attack, attack
 from scoreopt_defense.presets import PRESETS
 
-#: Operations of one pass of one image, in 1e9, by torch.utils.flop_counter on the architectures;
-#: WRN-70-16 by depth and width from WRN-28-10's.
-GFLOP = {
-    "edm-cifar10-32x32-uncond-vp": 42.4,
-    "guided-diffusion-imagenet-256-uncond": 2239.7,
-    "WRN-28-10": 10.5,
-    "70": 73.8,
-    "resnet50": 10.7,
-    "resnet152": 30.1,
-    "wide_resnet50_2": 29.8,
-}
-#: What a GPU sustains: 1e13 a second is a modest card in float32 or a large one run carelessly.
-SUSTAINED = 1e13
-BACKWARD = 2  # a backward pass is about two forward ones
+#: The gradient to a network's input over its forward pass, in operations: of each that
+#: ``speed.py paper`` counts it is 1.00 to 1.01, as weights are given none.
+BACKWARD = 1
+
+
+@cache
+def _counted() -> dict[str, float]:
+    """Operations of one pass of one image, in 1e9, by network: ``speed.py paper``."""
+    rows = json.loads((results_file.RESULTS / "speed_paper.json").read_text())["rows"]
+    return {row["network"]: row["forward"] / 1e9 for row in rows if "network" in row}
 
 
 def hours(table: str) -> float:
-    """GPU hours of a table at the paper's scale, at :data:`SUSTAINED`."""
+    """Hours of an H100 for a table at the paper's scale, as ``speed.py paper`` reckons them."""
     runs = {cell.run: cell for cell in cells(table, "paper")}.values()
-    return sum(_operations(cell) for cell in runs) / SUSTAINED / 3600
+    overhead = max(overheads().values(), default=1.0)
+    return overhead * sum(_operations(cell) for cell in runs) / (UTILISATION * H100) / 3600
 
 
 def downloads(table: str) -> list[str]:
@@ -46,7 +47,8 @@ def downloads(table: str) -> list[str]:
 
 
 def _operations(cell: Cell) -> float:
-    denoiser, classifier = _gflop(cell.section.get("denoiser", "")), _classifier(cell)
+    denoiser = _denoiser(cell.section.get("denoiser", ""))
+    classifier = _classifier(cell.section["classifier"])
     purified = _passes(cell.section) * denoiser
     once = purified + classifier
     total = cell.judging["purifications"] * once  # the clean images
@@ -92,11 +94,14 @@ def _passes(section: Any) -> float:
     return getattr(settings, "steps", 0) * getattr(settings, "rounds", 1)
 
 
-def _gflop(name: str) -> float:
-    return GFLOP.get(name, GFLOP["edm-cifar10-32x32-uncond-vp"]) if name else 0
+def _denoiser(name: str) -> float:
+    """Of one pass; CIFAR-100's is of the architecture of CIFAR-10's."""
+    imagenet = name == "guided-diffusion-imagenet-256-uncond"
+    return _counted()["guided diffusion, ImageNet" if imagenet else "EDM, CIFAR-10"] if name else 0
 
 
-def _classifier(cell: Cell) -> float:
-    name = cell.section["classifier"]
-    known = (key for key in ("wide_resnet50_2", "resnet152", "resnet50", "70") if key in name)
-    return GFLOP[next(known, "WRN-28-10")]
+def _classifier(name: str) -> float:
+    """Of one pass; those that are not named here are about as large as WRN-28-10."""
+    known = {"wide_resnet50_2": "WRN-50-2", "resnet152": "ResNet-152", "resnet50": "ResNet-50"}
+    known |= {"70": "WRN-70-16"}
+    return _counted()[next((net for key, net in known.items() if key in name), "WRN-28-10")]

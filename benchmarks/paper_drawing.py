@@ -11,6 +11,7 @@ import table_text
 from paper_cells import Cell, Row, rows, specification
 from results_file import RESULTS
 from table_text import markdown
+from timing import slope
 
 from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.results import difference
@@ -182,13 +183,7 @@ def slopes(name: str = "table06", scale: str = "cpu") -> dict[str, float]:
         curves |= {f"paper: {row['name'].partition(',')[0]}": curve} if curve else {}
     for row in found:
         curves.setdefault(row["name"], []).append((row["steps"], row["seconds"]))
-    return {curve: _slope(at) for curve, at in curves.items()}
-
-
-def _slope(at: list[tuple[float, float]]) -> float:
-    mean_x, mean_y = (sum(values) / len(at) for values in zip(*at))
-    over = sum((x - mean_x) * (y - mean_y) for x, y in at)
-    return over / sum((x - mean_x) ** 2 for x, _ in at)
+    return {curve: slope(*zip(*at))["slope"]["value"] for curve, at in curves.items()}
 
 
 def draw(name: str, scale: str) -> None:

@@ -9,6 +9,7 @@ import argparse
 import importlib.util
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scoreopt_defense.presets import preset
 
-__all__ = ["paper"]
+__all__ = ["H100", "UTILISATION", "overheads", "paper"]
 
 #: NVIDIA's data sheet of the H100 SXM: 989 TFLOP/s in TF32 with sparsity, half of it without.
 H100 = 494.5e12
@@ -42,7 +43,7 @@ def paper(args: argparse.Namespace, rows: resumed) -> None:
             rows.add({"network": name, "shape": shape, **flops(build, shape)})
     found = {row["network"]: row for row in rows.rows if "network" in row}
     unet, classifier = found["EDM, CIFAR-10"], found["WRN-28-10"]
-    overheads = _overheads()
+    measured = overheads()
     for variant in ("O", "N"):
         steps = preset(f"cifar10/bpda-eot-linf/{variant}")["steps"]
         key = {"table": 1, "variant": variant}
@@ -61,7 +62,7 @@ def paper(args: argparse.Namespace, rows: resumed) -> None:
             for part, count in {"attack": ATTACK, "votes": VOTES}.items()
         }
         hours = {
-            part: value / (UTILISATION * H100) / 3600 * overheads.get(variant, 1.0)
+            part: value / (UTILISATION * H100) / 3600 * measured.get(variant, 1.0)
             for part, value in operations.items()
         }
         rows.add(
@@ -69,14 +70,14 @@ def paper(args: argparse.Namespace, rows: resumed) -> None:
                 "steps": steps,
                 "purifications": {"attack": ATTACK, "votes": VOTES},
                 "FLOPs of a purification": {k: short(v) for k, v in purification.items()},
-                "measured overhead": overheads.get(variant),
+                "measured overhead": measured.get(variant),
                 "hours": {part: short(value) for part, value in hours.items()},
                 "utilisation": UTILISATION, "FLOP/s": H100,
             }
         )  # fmt: skip
 
 
-def _overheads() -> dict[str, float]:
+def overheads() -> dict[str, float]:
     """The ratio of a call to its bare passes at the largest batch, as measured, if it was."""
     path = results_file.RESULTS / "speed_overhead.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
@@ -132,8 +133,8 @@ def _guided_diffusion() -> Callable[[Tensor], Tensor]:
     return lambda x: net(x, torch.empty(1), type_t="timestep")
 
 
-def _wrn_28_10() -> Callable[[Tensor], Tensor]:
-    return _frozen(_robustbench("wide_resnet").WideResNet(depth=28, widen_factor=10))
+def _wrn(depth: int, widen_factor: int) -> Callable[[Tensor], Tensor]:
+    return _frozen(_robustbench("wide_resnet").WideResNet(depth=depth, widen_factor=widen_factor))
 
 
 def _robustbench(name: str) -> ModuleType:
@@ -150,15 +151,16 @@ def _robustbench(name: str) -> ModuleType:
     return module
 
 
-def _resnet_50() -> Callable[[Tensor], Tensor]:
-    from torchvision.models import resnet50
-
-    return _frozen(resnet50())
+def _torchvision(name: str) -> Callable[[Tensor], Tensor]:
+    return _frozen(importlib.import_module("torchvision.models").get_model(name))
 
 
 NETWORKS: dict[str, tuple[Callable[[], Callable[[Tensor], Tensor]], tuple[int, ...]]] = {
     "EDM, CIFAR-10": (_edm, (3, 32, 32)),
-    "WRN-28-10": (_wrn_28_10, (3, 32, 32)),
+    "WRN-28-10": (partial(_wrn, 28, 10), (3, 32, 32)),
+    "WRN-70-16": (partial(_wrn, 70, 16), (3, 32, 32)),
     "guided diffusion, ImageNet": (_guided_diffusion, (3, 256, 256)),
-    "ResNet-50": (_resnet_50, (3, 224, 224)),
+    "ResNet-50": (partial(_torchvision, "resnet50"), (3, 256, 256)),
+    "ResNet-152": (partial(_torchvision, "resnet152"), (3, 256, 256)),
+    "WRN-50-2": (partial(_torchvision, "wide_resnet50_2"), (3, 256, 256)),
 }

@@ -23,10 +23,9 @@ from typing import Any
 import paper_drawing
 import paper_timing
 from paper_cells import SCALES, TABLES, Cell, cells, specification
-from results_file import RESULTS
+from results_file import RESULTS, write
 
 from scoreopt_defense import data, pretrained
-from scoreopt_defense.evaluation.about import machine
 from scoreopt_defense.evaluation.estimate import estimate
 from scoreopt_defense.evaluation.evaluate import evaluate_plan
 from scoreopt_defense.evaluation.progress import duration, progress
@@ -93,24 +92,16 @@ def export(table: str, args: argparse.Namespace) -> Path:
             if cell.worst:
                 beside = _worst(cell, result, args)
                 worst |= {cell.worst + "|" + cell.attack: beside} if beside else {}
-    about = {"machine": machine(), "table": table, "scale": args.scale, "plan": described,
-             "cells": found, "worst": worst}  # fmt: skip
-    return write(f"paper_{table}_{args.scale}", about)
+    return write(
+        f"paper_{table}_{args.scale}", table=table, scale=args.scale, plan=described, cells=found,
+        worst=worst,
+    )  # fmt: skip
 
 
 def _ships(cell: Cell) -> bool:
     """Whether a defence is of networks that ship with the package alone."""
     parts = ("classifier", "denoiser") if "purifier" in cell.section else ("classifier",)
     return all(cell.section.get(part) in pretrained.names(part) for part in parts)
-
-
-def write(name: str, about: dict[str, Any]) -> Path:
-    """A result file, whole or not at all."""
-    path = RESULTS / f"{name}.json"
-    temporary = path.with_suffix(".json.part")
-    temporary.write_text(json.dumps(about, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
-    return path
 
 
 def _figures(cell: Cell, result: Result) -> dict[str, Any]:
@@ -202,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
             except Stopped as stop:
                 raise SystemExit(f"{stop}") from None
         if not tried:
-            print(export(args.table, args))
+            export(args.table, args)
     if not tried:
         paper_drawing.draw(args.table, args.scale)
 

@@ -1,17 +1,16 @@
-"""Table 6: seconds an image of a purifier, against its steps.
-
-Interleaved: each round times every purifier once, so that what else the machine does falls on all
-of them alike; the fastest round counts.
-"""
+"""Table 6: seconds an image of a purifier, against its steps."""
 
 from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from typing import Any
 
 import torch
 from results_file import write
+from timing import images, in_turn
+from torch import Tensor
 
 from scoreopt_defense.evaluation.config import purifier_of
 from scoreopt_defense.purifiers import Purifier
@@ -33,28 +32,24 @@ def purifiers(spec: dict[str, Any], scale: Any) -> dict[tuple[str, int], Purifie
     return made
 
 
-@torch.no_grad()
 def run(table: str, scale_name: str, spec: dict[str, Any], scale: Any, rounds: int = 5) -> None:
-    """Time them, and write ``results/paper_<table>_<scale>.json``."""
+    """Time them in turn; the fastest round of each to ``results/paper_<table>_<scale>.json``."""
     device = scale.rest.get("device", "cpu")
-    images = spec[f"images_{scale_name}"]
-    x = torch.rand(images, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
+    count = spec[f"images_{scale_name}"]
+    x = images(count).to(device)
     torch.set_num_threads(1)
     made = {key: purifier.to(device) for key, purifier in purifiers(spec, scale).items()}
-    fastest = dict.fromkeys(made, float("inf"))
-    for _ in range(rounds):
-        for key, purifier in made.items():
-            fastest[key] = min(fastest[key], _seconds(purifier, x))
+    clock = time.perf_counter if x.is_cuda else time.process_time
+    ways = {key: partial(_finished, it, x) for key, it in made.items()}
     write(
-        f"paper_{table}_{scale_name}", table=table, scale=scale_name, images=images, rounds=rounds,
-        rows=[{"name": name, "steps": steps, "seconds": round(value / images, 6)}
-              for (name, steps), value in fastest.items()],
+        f"paper_{table}_{scale_name}", table=table, scale=scale_name, images=count, rounds=rounds,
+        rows=[{"name": name, "steps": steps, "seconds": round(min(values) / count, 6)}
+              for (name, steps), values in in_turn(ways, rounds, clock).items()],
     )  # fmt: skip
 
 
-def _seconds(purifier: Purifier, x: torch.Tensor) -> float:
-    started = time.perf_counter()
-    purified = purifier(x, seed=0)
-    if purified.is_cuda:
+def _finished(purifier: Purifier, x: Tensor) -> None:
+    """A purification, of which no kernel is left in a queue."""
+    purifier(x, seed=0)
+    if x.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - started

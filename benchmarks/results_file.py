@@ -32,17 +32,23 @@ def mean(values: Tensor) -> dict[str, float]:
     return {"value": round(value, 4), "low": round(value - half, 4), "high": round(value + half, 4)}
 
 
-def write(name: str, **contents: Any) -> None:
-    """Write ``results/<name>.json``, with the machine, whole or not at all."""
+def write(name: str, **contents: Any) -> Path:
+    """Write ``results/<name>.json``, with the machine, whole or not at all.
+
+    Raises:
+        ValueError: if a figure is not finite, which is no JSON.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     temporary = RESULTS / f".{name}.{os.getpid()}.part"
     try:
-        temporary.write_text(json.dumps({"machine": machine(), **contents}, indent=2) + "\n")
+        about = {"machine": machine(), **contents}
+        temporary.write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     print(f"wrote {path}")
+    return path
 
 
 def rows_about(name: str, network: str) -> list[dict[str, Any]]:

@@ -29,10 +29,12 @@ from results_file import resumed, weights
 from timing import (
     SETTINGS,
     Way,
+    add_sizes,
     calls,
     compare,
     denoising,
     exponent,
+    fill_sizes,
     images,
     passes,
     short,
@@ -253,13 +255,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--authors", type=Path, help="a clone of zzzhangboya/ScoreOpt")
     parser.add_argument("--name", default="cifar10-tiny", help="of the shipped networks")
     parser.add_argument("--rounds", type=int, default=10)
-    for size in ("batches", "steps", "pixels"):
-        parser.add_argument(f"--{size}", type=int, nargs="+", help="by default the part's own")
+    add_sizes(parser, "batches", "steps", "pixels")
     args = parser.parse_args(arguments)
     if args.part == "authors" and args.authors is None:
         parser.error("authors needs --authors, a clone of zzzhangboya/ScoreOpt")
-    for size, values in SIZES[args.part].items():
-        setattr(args, size, getattr(args, size) or values)
+    fill_sizes(args, SIZES[args.part])
     torch.set_num_threads(1)
     about = {"weights": weights(args.name), "threads": 1, "networks": args.name}
     with resumed(f"speed_{args.part}", **about) as rows:

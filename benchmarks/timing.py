@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from scoreopt_defense import Purifier, ScoreOpt
 
 Way = Callable[[], Any]
-Seconds = dict[str, list[float]]
+Name = TypeVar("Name")
 
 #: Noise levels and learning rates that the benchmarks of speed and memory share.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -50,6 +51,18 @@ def calls(purifiers: Mapping[str, Purifier], x: Tensor) -> dict[str, Way]:
     return {name: partial(purifier, x, seed=0) for name, purifier in purifiers.items()}
 
 
+def add_sizes(parser: ArgumentParser, *names: str) -> None:
+    """Arguments for the sizes that a part of a benchmark is measured at."""
+    for name in names:
+        parser.add_argument(f"--{name}", type=int, nargs="+", help="by default the part's own")
+
+
+def fill_sizes(args: Namespace, sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """Those that were not given are the part's own."""
+    for name, values in sizes.items():
+        setattr(args, name, getattr(args, name) or values)
+
+
 def images(count: int, size: int = 32, channels: int | None = 3) -> Tensor:
     """Smooth images in [0, 1], the same each time: times do not depend on what they show."""
     generator = torch.Generator().manual_seed(0)
@@ -78,8 +91,8 @@ def passes(call: Callable[[Tensor], Tensor], x: Tensor, graded: int, plain: int 
 
 
 def in_turn(
-    ways: Mapping[str, Way], rounds: int, clock: Callable[[], float] = time.process_time
-) -> Seconds:
+    ways: Mapping[Name, Way], rounds: int, clock: Callable[[], float] = time.process_time
+) -> dict[Name, list[float]]:
     """Seconds of each call, round by round; a round before them is not counted.
 
     Each round begins with the next way, so that none always comes after the same other. By default
@@ -87,7 +100,7 @@ def in_turn(
     that other work took is none of them.
     """
     names = list(ways)
-    seconds: Seconds = {name: [] for name in names}
+    seconds: dict[Name, list[float]] = {name: [] for name in names}
     for i in range(rounds + 1):
         first = i % len(names)
         for name in names[first:] + names[:first]:
