@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py overhead              # or gradients, sequential, attacks, scaling
     python benchmarks/speed.py authors --authors path/to/a/clone/of/zzzhangboya/ScoreOpt
+    python benchmarks/speed.py overhead --keep-freed-memory    # without glibc's page faults
     python benchmarks/speed.py paper                 # on paper, from the result of overhead
 
 One thread, and its processor's seconds, so that other work on the machine counts little; the wall's
@@ -36,6 +37,7 @@ from timing import (
     exponent,
     fill_sizes,
     images,
+    keep_freed_memory,
     passes,
     short,
     slope,
@@ -255,6 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--authors", type=Path, help="a clone of zzzhangboya/ScoreOpt")
     parser.add_argument("--name", default="cifar10-tiny", help="of the shipped networks")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--keep-freed-memory", action="store_true", help="to another result file")
     add_sizes(parser, "batches", "steps", "pixels")
     args = parser.parse_args(arguments)
     if args.part == "authors" and args.authors is None:
@@ -262,7 +265,11 @@ def main(arguments: list[str] | None = None) -> None:
     fill_sizes(args, SIZES[args.part])
     torch.set_num_threads(1)
     about = {"weights": weights(args.name), "threads": 1, "networks": args.name}
-    with resumed(f"speed_{args.part}", **about) as rows:
+    name = f"speed_{args.part}"
+    if args.keep_freed_memory:
+        keep_freed_memory()
+        name += "_kept"
+    with resumed(name, **about) as rows:
         PARTS[args.part](args, rows)
 
 

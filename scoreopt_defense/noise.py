@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +51,7 @@ class Noise:
 
     images: tuple[Tensor, Tensor]
     batches: tuple[Tensor, Tensor]
-    _ahead: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, repr=False)
+    _ahead: dict[int, tuple[Any, Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of_batch(
@@ -98,10 +98,11 @@ class Noise:
             Shape ``(B, 1, 1, 1)``.
         """
         low, high = sigma
-        counter = self._counter(i, _LEVEL)
-        bits, _ = threefry(*self.batches, torch.zeros_like(counter), counter)
-        share = ((bits >> 8) & 0xFFFFFF).to(like.dtype) * 2.0**-24  # in [0, 1)
-        return (low + (high - low) * share).reshape(-1, 1, 1, 1)
+        if low == high:
+            return like.new_full((len(like), 1, 1, 1), low)
+        one = like[:, :1, :1, :1]
+        share = self._step(i, _LEVEL, one, lambda steps: self._shares(steps, one))
+        return low + (high - low) * share
 
     def eps_1(self, i: int, like: Tensor) -> Tensor:
         r"""Step i's noise :math:`\epsilon_1`; see :meth:`eps_2`."""
@@ -115,18 +116,32 @@ class Noise:
         return self._normal(i, _EPS_2 + j, like)
 
     def _normal(self, i: int, use: int, like: Tensor) -> Tensor:
-        """A small batch's steps are made several at once, or most of the time were overhead."""
+        return self._step(i, use, like, lambda steps: self._normals(steps, use, like))
+
+    def _step(self, i: int, use: int, like: Tensor, make: Callable[[range], Tensor]) -> Tensor:
+        """Step i's numbers; a small batch's are made for several steps at once.
+
+        One by one, most of their time would be overhead. A use's last such block is kept: a step
+        that is past is asked for no more.
+        """
         _check_counts(i, use)
         at_once = min(_MOST_AT_ONCE, max(1, _AT_ONCE // max(1, like.numel())))
         if at_once == 1 or torch.compiler.is_compiling():
-            return self._normals(range(i, i + 1), use, like)[0]
+            return make(range(i, i + 1))[0]
         block = i // at_once
-        key = block, use, like.shape, like.dtype, like.device
-        if key not in self._ahead:
-            self._ahead.clear()  # a step that is past is asked for no more
-            steps = range(block * at_once, min((block + 1) * at_once, _MOST))
-            self._ahead[key] = self._normals(steps, use, like)
-        return self._ahead[key][i - block * at_once].clone()
+        key = block, like.shape, like.dtype, like.device
+        kept, made = self._ahead.get(use, (None, None))
+        if made is None or kept != key:
+            made = make(range(block * at_once, min((block + 1) * at_once, _MOST)))
+            self._ahead[use] = key, made
+        return made[i % at_once].clone()
+
+    def _shares(self, steps: range, like: Tensor) -> Tensor:
+        """Uniform in [0, 1), shape ``(steps, B, 1, 1, 1)``, as ``like``'s."""
+        counters = torch.cat([self._counter(i, _LEVEL) for i in steps])
+        bits, _ = threefry(*self.batches, torch.zeros_like(counters)[:, None], counters[:, None])
+        shares = ((bits >> 8) & 0xFFFFFF).to(like.dtype) * 2.0**-24
+        return shares.reshape(len(steps), *like.shape)
 
     def _normals(self, steps: range, use: int, like: Tensor) -> Tensor:
         """Those of several steps, shape ``(steps, B, C, H, W)``."""

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from toys import mid_images
 
 from scoreopt_defense import ScoreOpt
+from scoreopt_defense import noise as module
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.noise import Noise, Stream, _log, threefry
 
@@ -145,6 +146,23 @@ def test_steps_made_at_once_are_those_made_one_by_one_in_any_order():
         made.zero_()  # is the caller's own
         assert noise.eps_1(i, like).any()
     assert not torch.equal(noise.eps_1(3, like), noise.eps_2(3, 0, like))
+
+
+def test_a_step_does_not_undo_what_was_made_ahead_for_another_use(monkeypatch):
+    calls = []
+    monkeypatch.setattr(module, "threefry", lambda *a: calls.append(0) or threefry(*a))
+    noise, like = Noise.of_batch(7, 1), torch.empty(1, 3, 8, 8)
+    calls.clear()
+    for i in range(8):
+        noise.level((0.1, 0.2), i, like)
+        noise.eps_1(i, like)
+        noise.eps_2(i, 0, like)
+    assert len(calls) == 3
+
+
+def test_one_level_is_itself():
+    levels = Noise.of_batch(7, 3).level((0.3, 0.3), 2, torch.empty(3, 1, 2, 2))
+    assert torch.equal(levels, torch.full((3, 1, 1, 1), 0.3))
 
 
 def test_a_count_that_does_not_fit_is_refused():
