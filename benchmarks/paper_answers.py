@@ -153,8 +153,10 @@ def _against_denoising() -> Lines:
     ours = "Ours, ScoreOpt-N"
     yield ("ScoreOpt-N less DiffPure of 10 steps, PGD+EOT",
            _gap(("table03", ours, "robust"), ("table03", DIFFPURE, "robust"), "l-inf"))  # fmt: skip
-    for name, said in {ONE: "one-shot", DIFFPURE: "DiffPure of 10 steps"}.items():
-        yield f"ScoreOpt-N less {said}, worst case", _worst_gap("table01", N, name)
+    for name, said in {ONE: "one-shot", "DiffPure": "DiffPure of 10 steps"}.items():
+        yield (f"ScoreOpt-N less {said}, transfer PGD",
+               _gap(("table07", N, "robust"), ("table07", name, "robust")))  # fmt: skip
+        yield f"ScoreOpt-N less {said}, worst case", _worst_gap("table07", N, name)
 
 
 def _losses() -> Lines:
