@@ -10,16 +10,17 @@ from table_text import markdown, percent, results
 from timing import slope
 
 Row = dict[str, Any]
+FREED = "freed memory"
 
 
 def speed_overhead() -> str:
     """Whole calls over the bare network's passes."""
-    rows = [row for row in results("speed_overhead")["rows"] if "loss" in row]
+    rows = [row for row in _of_both("overhead") if "loss" in row]
     ways = _ways(rows)
     return markdown(
-        ["images", "steps", "ScoreOpt", "bare network, ms an image and step", *ways],
+        ["images", "steps", "ScoreOpt", FREED, "bare network, ms an image and step", *ways],
         [
-            [*_texts(row, "batch", "steps"), f"{row['variant']}, {row['loss']}",
+            [*_texts(row, "batch", "steps"), f"{row['variant']}, {row['loss']}", row[FREED],
              _ms(row["seconds"]["bare network"], row["batch"] * row["steps"]),
              *(_spread(row["ratios"].get(way)) for way in ways)]
             for row in rows
@@ -56,13 +57,13 @@ def speed_parts() -> str:
 
 def speed_authors() -> str:
     """Our calls over the authors' loops, and how far apart the results are."""
-    rows = results("speed_authors")["rows"]
+    rows = _of_both("authors")
     ways = _ways(rows)
     differences = [f"largest difference, {way}" for way in ways]
     return markdown(
-        ["images", "steps", "ScoreOpt", *ways, *differences, "in float64, up to 8 images"],
+        ["images", "steps", "ScoreOpt", FREED, *ways, *differences, "in float64, up to 8 images"],
         [
-            [*_texts(row, "batch", "steps", "variant"),
+            [*_texts(row, "batch", "steps", "variant", FREED),
              *(_spread(row["ratios"].get(way)) for way in ways),
              *(f"{row['largest difference'][way]:.0e}" for way in ways),
              f"{row['in float64, of 8 images']:.0e}"]
@@ -215,39 +216,6 @@ def memory_max_batch() -> str:
     return markdown(["ScoreOpt", "", *map(str, chunks), "MB an image"], lines)
 
 
-def _megabytes(rows: list[Row], keys: list[str], by: str, columns: list[Any]) -> str:
-    found = {(*(row[key] for key in keys), row[by]): row["megabytes"] for row in rows}
-    return markdown(
-        [
-            *("ScoreOpt" if key == "variant" else key for key in keys),
-            *(f"{c}, MB" for c in columns),
-        ],
-        [
-            [*map(str, cell), *(f"{found[(*cell, column)]:,}" for column in columns)]
-            for cell in dict.fromkeys(tuple(row[key] for key in keys) for row in rows)
-        ],
-    )
-
-
-def _ways(rows: Iterable[Row]) -> list[str]:
-    return list(dict.fromkeys(way for row in rows for way in row["ratios"]))
-
-
-def _texts(row: Row, *names: str) -> list[str]:
-    return [str(row[name]) for name in names]
-
-
-def _ms(seconds: dict[str, float], over: int) -> str:
-    return f"{1000 * seconds['value'] / over:.2f}"
-
-
-def _spread(figure: dict[str, float] | None) -> str:
-    """A figure with its quartiles or its interval."""
-    if figure is None:
-        return "-"
-    return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
-
-
 def memory_jacobian() -> str:
     """The most that a call holds with the denoiser's Jacobian, and without."""
     rows = results("memory_jacobian")["rows"]
@@ -288,6 +256,46 @@ def frontier_stopping() -> str:
             for row in rows
         ],
     )  # fmt: skip
+
+
+def _megabytes(rows: list[Row], keys: list[str], by: str, columns: list[Any]) -> str:
+    found = {(*(row[key] for key in keys), row[by]): row["megabytes"] for row in rows}
+    return markdown(
+        [
+            *("ScoreOpt" if key == "variant" else key for key in keys),
+            *(f"{c}, MB" for c in columns),
+        ],
+        [
+            [*map(str, cell), *(f"{found[(*cell, column)]:,}" for column in columns)]
+            for cell in dict.fromkeys(tuple(row[key] for key in keys) for row in rows)
+        ],
+    )
+
+
+def _of_both(part: str) -> list[Row]:
+    """Rows measured with freed memory given back to the system, as usual, and with it kept."""
+    found = {"given back": f"speed_{part}", "kept": f"speed_{part}_kept"}
+    rows = [{**row, FREED: said} for said, name in found.items() for row in results(name)["rows"]]
+    return sorted(rows, key=lambda row: -row["batch"])
+
+
+def _ways(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(way for row in rows for way in row["ratios"]))
+
+
+def _texts(row: Row, *names: str) -> list[str]:
+    return [str(row[name]) for name in names]
+
+
+def _ms(seconds: dict[str, float], over: int) -> str:
+    return f"{1000 * seconds['value'] / over:.2f}"
+
+
+def _spread(figure: dict[str, float] | None) -> str:
+    """A figure with its quartiles or its interval."""
+    if figure is None:
+        return "-"
+    return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
 
 
 SPEED_TABLES: dict[str, Callable[[], str]] = {
