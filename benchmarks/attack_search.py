@@ -10,7 +10,8 @@ Goes on where it was if it is stopped and run again; what is there by then is wr
 again, on fewer images at 8 times the gradients:
 
     python benchmarks/attack_search.py DATA --images 24 --steps 40 --eot 4 \
-        --rows "smoothed, c = 1" "mean with one-shot" --result attack_search_long
+        --rows "smoothed, c = 1" "twice the steps, half the EOT" \
+        "four times the steps, a quarter of the EOT" --result attack_search_long
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def grid(eps: float, steps: int, eot: int) -> dict[str, Attack]:
     def apgd(loss: str) -> Attack:  # which begins with a gradient that it takes no step by
         return APGD(gradient=Smoothed(), loss=loss, **common | {"steps": steps - 1})
 
-    return {
+    rows: dict[str, Attack] = {
         "one-shot": pgd(OneShotGradient()),
         REFERENCE: pgd(Smoothed()),
         "DLR loss": FoolboxPGD(gradient=Smoothed(), loss="dlr", **common),
@@ -180,6 +181,10 @@ def grid(eps: float, steps: int, eot: int) -> dict[str, Attack]:
         "random start": pgd(Smoothed(), random_start=True),
         "step eps / 2": pgd(Smoothed(), step_size=1 / 2),
     }
+    if eot >= 4:
+        fourfold = pgd(Smoothed(), steps=4 * steps, eot=eot // 4)
+        rows["four times the steps, a quarter of the EOT"] = fourfold
+    return rows
 
 
 def defences(name: str, **overrides: Any) -> dict[str, DefendedModel]:
