@@ -79,7 +79,7 @@ def paper(args: argparse.Namespace, rows: resumed) -> None:
 
 def overheads() -> dict[str, float]:
     """The ratio of a call to its bare passes at the largest batch, as measured, if it was."""
-    path = results_file.RESULTS / "speed_overhead.json"
+    path = results_file.RESULTS / "speed_overhead_kept.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     of = {"O": "diff", "N": "noise"}
     rows = sorted((row for row in rows if "loss" in row), key=lambda row: row["batch"])
