@@ -28,7 +28,8 @@ __all__ = ["Noise", "Stream", "derive", "threefry"]
 _ALL_IMAGES = 2**32 - 1  # stands in for an image's place where one value serves a whole batch
 _LEVEL, _EPS_1, _EPS_2 = 0, 1, 2  # what the numbers of a step are used for
 _AT_ONCE, _MOST_AT_ONCE = 2**14, 8  # numbers, as of five images of 32 x 32; and steps
-_MOST = 2**16  # steps, and uses in a step: together they are one 32-bit counter
+_BITS = 16
+_MOST = 2**_BITS  # steps, and uses in a step: together they are one 32-bit counter
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +125,8 @@ class Noise:
         One by one, most of their time would be overhead. A use's last such block is kept: a step
         that is past is asked for no more.
         """
-        _check_counts(i, use)
+        if not (0 <= i < _MOST and 0 <= use < _MOST):
+            raise ValueError(f"noise has {_MOST - _EPS_2} steps at most, got step {i}, {use}")
         at_once = min(_MOST_AT_ONCE, max(1, _AT_ONCE // max(1, like.numel())))
         if at_once == 1 or torch.compiler.is_compiling():
             return make(range(i, i + 1))[0]
@@ -138,8 +140,8 @@ class Noise:
 
     def _shares(self, steps: range, like: Tensor) -> Tensor:
         """Uniform in [0, 1), shape ``(steps, B, 1, 1, 1)``, as ``like``'s."""
-        counters = torch.cat([self._counter(i, _LEVEL) for i in steps])
-        bits, _ = threefry(*self.batches, torch.zeros_like(counters)[:, None], counters[:, None])
+        counters = _counters(steps, _LEVEL, like.device)[:, None]
+        bits, _ = threefry(*self.batches, torch.zeros_like(counters), counters)
         shares = ((bits >> 8) & 0xFFFFFF).to(like.dtype) * 2.0**-24
         return shares.reshape(len(steps), *like.shape)
 
@@ -148,19 +150,16 @@ class Noise:
         size = like[0].numel() if len(like) else 0
         pairs = torch.arange((size + 1) // 2, dtype=torch.int32, device=like.device)
         key_0, key_1 = (part[:, None] for part in self.images)
-        counters = torch.cat([self._counter(i, use) for i in steps])
-        bits = threefry(key_0, key_1, pairs, counters[:, None, None])
+        counters = _counters(steps, use, like.device)[:, None, None]
+        bits = threefry(key_0, key_1, pairs, counters)
         values = torch.cat(_normal_pair(*bits), dim=2)
         return values[..., :size].reshape(len(steps), *like.shape).to(like.dtype)
 
-    def _counter(self, i: int, use: int) -> Tensor:
-        _check_counts(i, use)
-        return _constant(i * _MOST + use, self.images[0][:1])
 
-
-def _check_counts(i: int, use: int) -> None:
-    if not (0 <= i < _MOST and 0 <= use < _MOST):
-        raise ValueError(f"noise has {_MOST - _EPS_2} steps at most, got step {i}, {use}")
+def _counters(steps: range, use: int, device: torch.device) -> Tensor:
+    """A use's counter in each step, int32: the 32 bits that steps and uses share."""
+    places = torch.arange(steps.start, steps.stop, dtype=torch.int32, device=device)
+    return (places << _BITS) + use
 
 
 class Stream:
