@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
 from functools import cache
 from typing import Any
 
-import results_file
 from paper_cells import Cell, cells, specification
-from paper_speed import H100, UTILISATION, overheads
+from paper_speed import gpu_hours, overheads
+from table_text import results
 
 from scoreopt_defense import purifiers
 from scoreopt_defense.attacks import Attack, attack
@@ -23,7 +22,7 @@ BACKWARD = 1
 @cache
 def _counted() -> dict[str, float]:
     """Operations of one pass of one image, in 1e9, by network: ``speed.py paper``."""
-    rows = json.loads((results_file.RESULTS / "speed_paper.json").read_text())["rows"]
+    rows = results("speed_paper")["rows"]
     return {row["network"]: row["forward"] / 1e9 for row in rows if "network" in row}
 
 
@@ -31,7 +30,7 @@ def hours(table: str) -> float:
     """Hours of an H100 for a table at the paper's scale, as ``speed.py paper`` reckons them."""
     runs = {cell.run: cell for cell in cells(table, "paper")}.values()
     overhead = max(overheads().values(), default=1.0)
-    return overhead * sum(_operations(cell) for cell in runs) / (UTILISATION * H100) / 3600
+    return gpu_hours(sum(_operations(cell) for cell in runs), overhead)
 
 
 def downloads(table: str) -> list[str]:
@@ -102,6 +101,8 @@ def _denoiser(name: str) -> float:
 
 def _classifier(name: str) -> float:
     """Of one pass; those that are not named here are about as large as WRN-28-10."""
-    known = {"wide_resnet50_2": "WRN-50-2", "resnet152": "ResNet-152", "resnet50": "ResNet-50"}
-    known |= {"70": "WRN-70-16"}
+    known = {
+        "wide_resnet50_2": "WRN-50-2", "resnet152": "ResNet-152", "resnet50": "ResNet-50",
+        "70": "WRN-70-16",
+    }  # fmt: skip
     return _counted()[next((net for key, net in known.items() if key in name), "WRN-28-10")]

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scoreopt_defense.presets import preset
 
-__all__ = ["H100", "UTILISATION", "overheads", "paper"]
+__all__ = ["gpu_hours", "overheads", "paper"]
 
 #: NVIDIA's data sheet of the H100 SXM: 989 TFLOP/s in TF32 with sparsity, half of it without.
 H100 = 494.5e12
@@ -62,8 +62,7 @@ def paper(args: argparse.Namespace, rows: resumed) -> None:
             for part, count in {"attack": ATTACK, "votes": VOTES}.items()
         }
         hours = {
-            part: value / (UTILISATION * H100) / 3600 * measured.get(variant, 1.0)
-            for part, value in operations.items()
+            part: gpu_hours(value, measured.get(variant, 1.0)) for part, value in operations.items()
         }
         rows.add(
             key | {
@@ -75,6 +74,11 @@ def paper(args: argparse.Namespace, rows: resumed) -> None:
                 "utilisation": UTILISATION, "FLOP/s": H100,
             }
         )  # fmt: skip
+
+
+def gpu_hours(operations: float, overhead: float) -> float:
+    """Hours of an H100 for so many operations of networks, times what goes with them."""
+    return operations / (UTILISATION * H100) / 3600 * overhead
 
 
 def overheads() -> dict[str, float]:

@@ -132,6 +132,11 @@ def test_each_round_begins_with_another_way():
     assert [len(seconds[name]) for name in ways] == [3, 3, 3]
 
 
+def test_the_slope_is_that_of_a_line():
+    found = timing.slope([1, 5, 100], [3.5, 5.5, 53.0])["slope"]
+    assert found["value"] == pytest.approx(0.5)
+
+
 def test_the_counted_operations_are_those_of_a_convolution():
     """2 K C_in C_out H W of 3 x 3 kernels, and the same once more for the gradient to its input."""
 
