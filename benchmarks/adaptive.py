@@ -53,7 +53,9 @@ THREATS: dict[str, dict[str, Any]] = {
 # samples break more (attack_search.py). Attacks compute in bfloat16; what judges them does not.
 BUDGET = {"steps": 20, "eot": 2, "queries": 100, "probed": 16}
 LARGER = {"steps": 20, "eot": 8, "queries": 200, "probed": 32}
-WITH_LARGER = {("one-shot", "linf"), ("scoreopt-o", "linf"), ("scoreopt-n", "linf")}
+WITH_LARGER = {
+    (row, "linf") for row in ("one-shot", "scoreopt-o", "scoreopt-n", "scoreopt-n-no-jacobian")
+}
 
 
 def configuration(row: str, norm: str, source: str, images: int, seed: int) -> Config:

@@ -59,8 +59,9 @@ class PurifierSettings(Settings):
             ``"one-shot"`` backward through one-shot denoising at the same x, noise level and
             noise (paper, 4.2.2); ``"bpda"`` backward through the identity (paper, 4.2.1);
             ``"exact"`` the true Jacobian through every step, at the memory of one step, for a
-            denoiser that is twice differentiable; ``"none"`` no gradient, and an error where one is
-            asked for.
+            denoiser that is twice differentiable; ``"smoothed"`` the same with a floor under Adam's
+            divisor, the strongest known; ``"none"`` no gradient, and an error where one is asked
+            for.
         deterministic: give every image the same fixed noise, so that the purifier is a function;
             that of seed 0 unless another is given.
         max_batch: purify at most so many images at a time; the result is the same. ``"auto"``: as
