@@ -57,16 +57,7 @@ class Gradients(Probe):
             if isinstance(model, DefendedModel):
                 gradient = input_gradient(model.with_gradient(mode), x, y)
             else:
-                leaf = x.detach().requires_grad_()
-                with torch.enable_grad():
-                    loss = F.cross_entropy(model(leaf), y, reduction="sum")
-                # a model that cuts the graph has no gradient at all: zero of every pixel
-                (some,) = (
-                    torch.autograd.grad(loss, leaf, allow_unused=True)
-                    if (loss.requires_grad)
-                    else (None,)
-                )
-                gradient = torch.zeros_like(x) if some is None else some
+                gradient = _own_gradient(model, x, y)
             flat = gradient.flatten(1)
             found[f"{mode}: zero"] = (flat == 0).float().mean(1)
             found[f"{mode}: finite"] = flat.isfinite().all(1).float()
