@@ -1,9 +1,9 @@
 """The tables of the README and of docs/, as Markdown, from the result files beside this script.
 
     python benchmarks/tables.py demo                               # or another name of TABLES
-    python benchmarks/tables.py --refresh benchmarks/README.md     # between its marks
+    python benchmarks/tables.py --refresh README.md docs/*.md benchmarks/README.md
 
-A test holds the documents to them.
+The second makes anew what stands between a document's marks. A test holds the documents to it.
 """
 
 from __future__ import annotations
@@ -376,12 +376,14 @@ def refreshed(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", choices=TABLES)
-    parser.add_argument("--refresh", type=Path, help="document to make the tables of anew")
+    parser.add_argument(
+        "--refresh", type=Path, nargs="+", default=[], help="documents to make the tables of anew"
+    )
     args = parser.parse_args()
     if args.name:
         print(TABLES[args.name]())
-    if args.refresh:
-        args.refresh.write_text(refreshed(args.refresh.read_text()))
+    for document in args.refresh:
+        document.write_text(refreshed(document.read_text()))
 
 
 if __name__ == "__main__":
