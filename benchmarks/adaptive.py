@@ -53,14 +53,18 @@ THREATS: dict[str, dict[str, Any]] = {
 # samples break more (attack_search.py). Attacks compute in bfloat16; what judges them does not.
 BUDGET = {"steps": 20, "eot": 2, "queries": 100, "probed": 16}
 LARGER = {"steps": 20, "eot": 8, "queries": 200, "probed": 32}
-WITH_LARGER = {
-    (row, "linf") for row in ("one-shot", "scoreopt-o", "scoreopt-n", "scoreopt-n-no-jacobian")
+WITH_LARGER = {  # in l-infinity
+    "one-shot",
+    "scoreopt-o",
+    "scoreopt-n",
+    "scoreopt-n-no-jacobian",
+    "scoreopt-n-stopped",
 }
 
 
 def configuration(row: str, norm: str, source: str, images: int, seed: int) -> Config:
     """One row of the table, in one norm."""
-    budget = LARGER if (row, norm) in WITH_LARGER else BUDGET
+    budget = LARGER if norm == "linf" and row in WITH_LARGER else BUDGET
     suite = {"suite": "adaptive", "restarts": 1, "autocast": "bfloat16"} | budget
     return Config.model_validate(
         {
