@@ -1,14 +1,15 @@
 """Accuracy against time: which purifiers no other beats in both, on images kept out of training.
 
     python benchmarks/frontier.py measure path/to/cifar10/training/images
-    python benchmarks/frontier.py time
+    python benchmarks/frontier.py time path/to/cifar10/training/images
     python benchmarks/frontier.py draw
     python benchmarks/frontier.py stop path/to/cifar10/training/images
 
 Each point of the grid is a defence of one run, on training images kept out of training: its clean
 accuracy, and the lowest of each image under transfer PGD, PGD+EOT on the surrogate, and PGD+EOT on
 the smoothed gradient. That is a small budget, the same for all, to choose settings by; it is no
-robustness figure: ``adaptive.py`` has those. Times are of one thread, the points in turn.
+robustness figure: ``adaptive.py`` has those. Times are of one thread, the points in turn, on the
+first of these images as they are: one that stops early takes longer if it was attacked.
 
 ``stop`` compares ScoreOpt-N at each tolerance with itself without one, on the same images.
 """
@@ -26,7 +27,8 @@ from typing import Any
 import results_file
 import torch
 from results_file import rows_about, weights, write
-from timing import images, in_turn, median
+from timing import in_turn, median
+from torch import Tensor
 from tune_presets import Point, one_shot, product, scoreopt
 
 from scoreopt_defense import DefendedModel, Purifier, data, pretrained, purifiers
@@ -86,9 +88,14 @@ def label(row: dict[str, Any]) -> str:
     return f"{row['kind']} {json.dumps(row['settings'])}"
 
 
+def held_out(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Training images kept out of training, and their labels."""
+    _, kept = data.hold_out(data.load(args.source, split="train"), args.holdout)
+    return kept.x[: args.images], kept.y[: args.images]
+
+
 def measure(args: argparse.Namespace) -> None:
     """Accuracies of every point, to ``frontier_accuracy.json``."""
-    _, held_out = data.hold_out(data.load(args.source, split="train"), args.holdout)
     classifier = pretrained.classifier(NAME)
     budget = {"steps": args.pgd_steps, "eot": 1, "autocast": "bfloat16"}
     attacks = {
@@ -102,7 +109,7 @@ def measure(args: argparse.Namespace) -> None:
         of_kind = [row for row in points() if row["kind"] == kind]
         result = evaluate(
             {label(row): DefendedModel(classifier, purifier(row)) for row in of_kind},
-            (held_out.x[: args.images], held_out.y[: args.images]), attacks,
+            held_out(args), attacks,
             out=args.runs / "frontier" / kind, batch=args.images, seed=args.seed,
             judging=Judging(purifications=8), workers=args.workers, progress=progress(),
         )  # fmt: skip
@@ -123,18 +130,19 @@ def accuracies(result: Result, defence: str) -> dict[str, Any]:
 
 def seconds(args: argparse.Namespace) -> None:
     """Milliseconds an image of every point, to ``frontier_times.json``."""
-    x = images(args.batch)
+    x, _ = held_out(args)
+    x = x[: args.batch]
     ways = {label(row): partial(purifier(row), x, seed=0) for row in points()}
     times = in_turn(ways, args.rounds)
     write(
-        "frontier_times", threads=1, batch=args.batch, rounds=args.rounds,
+        "frontier_times", images="training images kept out of training", threads=1,
+        batch=args.batch, rounds=args.rounds,
         ms_per_image={name: median([1000 * s / len(x) for s in of]) for name, of in times.items()},
     )  # fmt: skip
 
 
 def stop(args: argparse.Namespace) -> None:
     """Network calls saved by stopping early, and accuracy lost, to ``frontier_stopping.json``."""
-    _, held_out = data.hold_out(data.load(args.source, split="train"), args.holdout)
     classifier, denoiser = pretrained.classifier(NAME), pretrained.denoiser(NAME)
     full = purifiers.ScoreOpt.from_preset(f"{NAME}/N", denoiser)
     rows = []
@@ -143,8 +151,7 @@ def stop(args: argparse.Namespace) -> None:
         made = {"full": full.replace(steps=steps), **tols}
         result = evaluate(
             {name: DefendedModel(classifier, it) for name, it in made.items()},
-            (held_out.x[: args.images], held_out.y[: args.images]),
-            {"transfer PGD": attack("transfer-pgd-linf")},
+            held_out(args), {"transfer PGD": attack("transfer-pgd-linf")},
             out=args.runs / "frontier_stopping" / str(steps), batch=100, seed=args.seed,
             judging=Judging(purifications=1), workers=args.workers, progress=progress(),
         )  # fmt: skip
@@ -190,7 +197,7 @@ def beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def draw(args: argparse.Namespace) -> None:
-    """``frontier.svg`` and ``.png``: lowest accuracy against time, a colour a kind."""
+    """``frontier.svg`` and ``.png``: accuracies against time; large is what no point beats."""
     from matplotlib.figure import Figure  # an extra
 
     rows = joined()
@@ -205,7 +212,10 @@ def draw(args: argparse.Namespace) -> None:
         axes.set(xscale="log", xlabel="ms an image", ylabel=f"{column} accuracy, %")
         axes.set_xticks(marks := [3, 10, 30, 100], [str(mark) for mark in marks])
         axes.set_xticks([], minor=True)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    handles, labels = axes.get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    for handle in legend.legend_handles:  # of whatever size a kind's first point is
+        handle.set_sizes([30])
     for suffix in ("svg", "png"):
         figure.savefig(results_file.RESULTS / f"frontier.{suffix}", dpi=150)
 
@@ -213,7 +223,7 @@ def draw(args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=["measure", "time", "draw", "stop"])
-    parser.add_argument("source", nargs="?", help="CIFAR-10 training images, to measure on")
+    parser.add_argument("source", nargs="?", help="CIFAR-10 training images")
     parser.add_argument("--holdout", type=int, default=1000, help="as in training")
     parser.add_argument("--images", type=int, default=100, help="of those held out")
     parser.add_argument("--kinds", nargs="+", choices=GRID, help="to measure, beside those written")
@@ -224,7 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the records")
     args = parser.parse_args(arguments)
-    if args.part in ("measure", "stop") and args.source is None:
+    if args.part != "draw" and args.source is None:
         parser.error(f"{args.part} needs the training images")
     torch.set_num_threads(1)
     {"measure": measure, "time": seconds, "draw": draw, "stop": stop}[args.part](args)

@@ -50,7 +50,7 @@ def test_it_measures_times_and_draws(small):
     pytest.importorskip("matplotlib")
     given = ["images", "--images", "2", "--pgd-steps", "1", "--runs", str(small / "runs")]
     frontier.main(["measure", *given])
-    frontier.main(["time", "--batch", "2", "--rounds", "1"])
+    frontier.main(["time", "images", "--batch", "2", "--rounds", "1"])
     frontier.main(["draw"])
     found = json.loads((small / "frontier_accuracy.json").read_text())
     assert [row["kind"] for row in found["rows"]] == list(KINDS)
