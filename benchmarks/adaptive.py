@@ -39,6 +39,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "scoreopt-n-no-jacobian": purified(
         "ScoreOpt", preset=f"{NAME}/N", overrides={"steps": 2, "jacobian": False}
     ),
+    "scoreopt-n-no-jacobian-5": purified(
+        "ScoreOpt", preset=f"{NAME}/N", overrides={"lr": 0.02, "steps": 5, "jacobian": False}
+    ),
     "scoreopt-n-stopped": purified("ScoreOpt", preset=f"{NAME}/N", overrides={"tol": 0.05}),
     "diffpure": purified("DiffPure", overrides={"sigma": 0.25, "steps": 10}),
     "gdmp": purified("GDMP", overrides={"sigma": 0.25, "steps": 9, "rounds": 1}),
@@ -58,6 +61,7 @@ WITH_LARGER = {  # in l-infinity
     "scoreopt-o",
     "scoreopt-n",
     "scoreopt-n-no-jacobian",
+    "scoreopt-n-no-jacobian-5",
     "scoreopt-n-stopped",
 }
 
