@@ -11,7 +11,7 @@ again, on fewer images at 8 times the gradients:
 
     python benchmarks/attack_search.py DATA --images 24 --steps 40 --eot 4 \
         --rows "smoothed, c = 1" "twice the steps, half the EOT" \
-        "four times the steps, a quarter of the EOT" --result attack_search_long
+        "four times the steps, a quarter of the EOT" "step eps / 2" --result attack_search_long
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from scoreopt_defense import DefendedModel, Purifier, data, pretrained, purifier
 from scoreopt_defense.attacks import attack
 from scoreopt_defense.evaluation import Judging, Result, evaluate
 from scoreopt_defense.evaluation.progress import progress
+from scoreopt_defense.presets import preset
 
 NAME = "cifar10-tiny"
 #: Tolerances of ``stop``, by steps of ScoreOpt-N.
@@ -183,6 +184,14 @@ def joined() -> list[dict[str, Any]]:
     )
     rows = [row | {"ms": times["ms_per_image"][label(row)]} for row in accuracy["rows"]]
     return [row | {"undominated": not any(beats(o, row) for o in rows)} for row in rows]
+
+
+def point_of(name: str) -> dict[str, Any]:
+    """The row of a preset."""
+    settings = json.loads(json.dumps(preset(f"{NAME}/{name}")))
+    low, high = settings["sigma"]
+    settings["sigma"] = low if low == high else [low, high]
+    return next(row for row in joined() if row["settings"] == settings)
 
 
 def beats(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -97,9 +97,9 @@ def cosines() -> str:
     )  # fmt: skip
 
 
-def attack_search() -> str:
+def attack_search(name: str = "attack_search") -> str:
     """What each attack leaves of both defences, and that less what the reference leaves."""
-    found = results("attack_search")
+    found = results(name)
     defences, images = list(found["plan"]["defences"]), found["plan"]["images"]["shape"][0]
     cells = {(cell["attack"], cell["defence"]): cell for cell in found["cells"]}
     less = {(row["attack"], row["defence"]): row for row in found["less_reference"]}
@@ -348,6 +348,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tuning": tuning,
     "cosines": cosines,
     "attack_search": attack_search,
+    "attack_search_long": partial(attack_search, "attack_search_long"),
     "adaptive_linf": adaptive_linf,
     "adaptive_l2": adaptive_l2,
     "adaptive_found_by": adaptive_found_by,

@@ -245,11 +245,14 @@ def presets() -> None:
     """List the presets of ScoreOpt."""
     from scoreopt_defense.presets import PRESETS
 
-    lines = [["preset", "variant", "lr", "steps", "sigma"]]
+    common = ["variant", "lr", "steps", "sigma"]
+    lines = [["preset", *common, "besides"]]
     for name, values in PRESETS.items():
         low, high = values["sigma"]
         sigma = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-        lines.append([name, values["variant"], f"{values['lr']:g}", f"{values['steps']}", sigma])
+        besides = (f"{key}={value}" for key, value in values.items() if key not in common)
+        lines.append([name, values["variant"], f"{values['lr']:g}", f"{values['steps']}", sigma,
+                      ", ".join(besides)])  # fmt: skip
     _print_table(lines)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from frontier import joined, point_of
 from results_file import RESULTS, weights
 from tables import TABLES, refreshed
 
@@ -34,6 +35,11 @@ def test_the_tuned_presets_are_the_best_of_the_grid_that_was_measured():
         sigma = best[variant]["sigma"]
         low, high = sigma if isinstance(sigma, list) else (sigma, sigma)
         assert preset(f"cifar10-tiny/{variant}") == best[variant] | {"sigma": (low, high)}
+
+
+def test_the_fast_preset_is_the_cheapest_point_of_the_frontier():
+    times = [row["ms"]["value"] for row in joined() if row["purifier"] == "ScoreOpt"]
+    assert point_of("fast")["ms"]["value"] == min(times)
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)

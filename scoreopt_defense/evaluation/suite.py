@@ -78,8 +78,8 @@ class Adaptive(Settings):
 
     norm: str = "linf"
     eps: float = None  # type: ignore[assignment]  # the norm's
-    steps: int = 20
-    eot: int = 20
+    steps: int = 40  # fewer samples of more steps break more: docs/gradients.md
+    eot: int = 10
     restarts: int = 2
     queries: int = 1000
     probed: int = 32
