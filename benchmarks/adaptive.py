@@ -36,13 +36,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "scoreopt-o": purified("ScoreOpt", preset=f"{NAME}/O"),
     "scoreopt-n": purified("ScoreOpt", preset=f"{NAME}/N"),
     "scoreopt-n-before-at": purified("ScoreOpt", f"{NAME}-at", preset=f"{NAME}/N"),
-    "scoreopt-n-no-jacobian": purified(
-        "ScoreOpt", preset=f"{NAME}/N", overrides={"steps": 2, "jacobian": False}
-    ),
-    "scoreopt-n-no-jacobian-5": purified(
-        "ScoreOpt", preset=f"{NAME}/N", overrides={"lr": 0.02, "steps": 5, "jacobian": False}
-    ),
-    "scoreopt-n-stopped": purified("ScoreOpt", preset=f"{NAME}/N", overrides={"tol": 0.05}),
+    "scoreopt-n-no-jacobian": purified("ScoreOpt", preset=f"{NAME}/fast"),
+    "scoreopt-n-no-jacobian-5": purified("ScoreOpt", preset=f"{NAME}/strong"),
+    "scoreopt-n-stopped": purified("ScoreOpt", preset=f"{NAME}/balanced"),
     "diffpure": purified("DiffPure", overrides={"sigma": 0.25, "steps": 10}),
     "gdmp": purified("GDMP", overrides={"sigma": 0.25, "steps": 9, "rounds": 1}),
     "adp": purified("ADP", overrides={"sigma": 0.15, "level": 0.15, "steps": 5, "share": 0.3}),

@@ -106,11 +106,12 @@ def measure(args: argparse.Namespace) -> None:
     }
     kinds = args.kinds or list(GRID)
     rows = [row for row in rows_about("frontier_accuracy", NAME) if row["kind"] not in kinds]
+    images = held_out(args)
     for kind in kinds:
         of_kind = [row for row in points() if row["kind"] == kind]
         result = evaluate(
             {label(row): DefendedModel(classifier, purifier(row)) for row in of_kind},
-            held_out(args), attacks,
+            images, attacks,
             out=args.runs / "frontier" / kind, batch=args.images, seed=args.seed,
             judging=Judging(purifications=8), workers=args.workers, progress=progress(),
         )  # fmt: skip
@@ -131,8 +132,7 @@ def accuracies(result: Result, defence: str) -> dict[str, Any]:
 
 def seconds(args: argparse.Namespace) -> None:
     """Milliseconds an image of every point, to ``frontier_times.json``."""
-    x, _ = held_out(args)
-    x = x[: args.batch]
+    x = held_out(args)[0][: args.batch]
     ways = {label(row): partial(purifier(row), x, seed=0) for row in points()}
     times = in_turn(ways, args.rounds)
     write(
@@ -146,13 +146,13 @@ def stop(args: argparse.Namespace) -> None:
     """Network calls saved by stopping early, and accuracy lost, to ``frontier_stopping.json``."""
     classifier, denoiser = pretrained.classifier(NAME), pretrained.denoiser(NAME)
     full = purifiers.ScoreOpt.from_preset(f"{NAME}/N", denoiser)
-    rows = []
+    images, rows = held_out(args), []
     for steps, values in TOLS.items():
         tols = {f"tol={tol}": full.replace(steps=steps, tol=tol) for tol in values}
         made = {"full": full.replace(steps=steps), **tols}
         result = evaluate(
             {name: DefendedModel(classifier, it) for name, it in made.items()},
-            held_out(args), {"transfer PGD": attack("transfer-pgd-linf")},
+            images, {"transfer PGD": attack("transfer-pgd-linf")},
             out=args.runs / "frontier_stopping" / str(steps), batch=100, seed=args.seed,
             judging=Judging(purifications=1), workers=args.workers, progress=progress(),
         )  # fmt: skip
@@ -188,10 +188,13 @@ def joined() -> list[dict[str, Any]]:
 
 def point_of(name: str) -> dict[str, Any]:
     """The row of a preset."""
-    settings = json.loads(json.dumps(preset(f"{NAME}/{name}")))
-    low, high = settings["sigma"]
-    settings["sigma"] = low if low == high else [low, high]
-    return next(row for row in joined() if row["settings"] == settings)
+    settings = purifiers.ScoreOpt.Settings.from_dict
+    wanted, points = settings(preset(f"{NAME}/{name}")), joined()
+    return next(
+        row
+        for row in points
+        if row["purifier"] == "ScoreOpt" and settings(row["settings"]) == wanted
+    )
 
 
 def beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
