@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from frontier import joined, point_of
+from frontier import joined
 from table_text import markdown, percent, results
 from timing import slope
 
@@ -240,34 +240,6 @@ def frontier_points() -> str:
     )  # fmt: skip
 
 
-#: Presets of the frontier, and their rows of the adaptive benchmark.
-PRESET_ROWS = {
-    "fast": "scoreopt-n-no-jacobian",
-    "balanced": "scoreopt-n-stopped",
-    "strong": "scoreopt-n-no-jacobian-5",
-}
-
-
-def frontier_presets() -> str:
-    """Each preset's point, and what the adaptive suite leaves of it."""
-    lines = []
-    for name, row in PRESET_ROWS.items():
-        point = point_of(name)
-        run = results(f"adaptive_{row}_linf")
-        (clean,) = (cell["accuracy"] for cell in run["cells"] if cell["attack"] == "clean")
-        lines.append(
-            [name, ", ".join(f"{key} {value}" for key, value in point["settings"].items()
-                             if key != "variant"),
-             f"{point['ms']['value']:.1f}",
-             *(percent(point["accuracy"][column], 0) for column in ("clean", "lowest")),
-             percent(clean, 0), percent(run["suites"]["adaptive"][row]["accuracy"], 0)]
-        )  # fmt: skip
-    return markdown(
-        ["preset", "settings of ScoreOpt-N", "ms an image", "clean, %", "lowest, %",
-         "clean, test, %", "worst case, test, %"], lines,
-    )  # fmt: skip
-
-
 def frontier_stopping() -> str:
     """Network calls of ScoreOpt-N stopped early, and accuracy less the full one's, in points."""
 
@@ -331,7 +303,6 @@ SPEED_TABLES: dict[str, Callable[[], str]] = {
     for table in (
         speed_overhead, speed_doors, speed_parts, speed_authors, costs, speed_sequential,
         speed_many_steps, speed_attacks, speed_evaluate, speed_scaling, paper_networks, paper_hours,
-        memory_authors, memory_max_batch, memory_jacobian, frontier_points, frontier_presets,
-        frontier_stopping,
+        memory_authors, memory_max_batch, memory_jacobian, frontier_points, frontier_stopping,
     )
 }  # fmt: skip

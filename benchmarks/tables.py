@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from frontier import point_of
 from results_file import RESULTS
 from speed_tables import SPEED_TABLES
 from table_text import markdown, percent, results
@@ -157,15 +158,20 @@ def _adaptive(norm: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     return found
 
 
+def _clean(export: dict[str, Any]) -> dict[str, float]:
+    """A row's accuracy without an attack."""
+    (clean,) = (cell["accuracy"] for cell in export["cells"] if cell["attack"] == "clean")
+    return clean
+
+
 def _worst_cases(norm: str) -> str:
     rows = []
     for name, export, suite in _adaptive(norm):
-        (clean,) = (cell["accuracy"] for cell in export["cells"] if cell["attack"] == "clean")
         again = next(s for s in suite["survival"] if s["resubmissions"] == 8)
         attacks = export["plan"]["attacks"]
         budget = next(attacks[a] for a in attacks if a.startswith("adaptive/APGD"))
         rows.append(
-            [name, percent(clean), f"**{percent(suite['accuracy'])}**",
+            [name, percent(_clean(export)), f"**{percent(suite['accuracy'])}**",
              percent(suite["majority"]), f"{100 * again['value']:.1f}", suite["checks"],
              f"{budget['steps']} x {budget['eot']}"]
         )  # fmt: skip
@@ -211,6 +217,34 @@ def adaptive_failed() -> str:
     if not rows:
         return "No check failed."
     return markdown(["defence", "norm", "failed check", "found"], rows)
+
+
+#: Presets of the frontier, and their rows of the adaptive benchmark.
+PRESET_ROWS = {
+    "fast": "scoreopt-n-no-jacobian",
+    "balanced": "scoreopt-n-stopped",
+    "strong": "scoreopt-n-no-jacobian-5",
+}
+
+
+def frontier_presets() -> str:
+    """Each preset's point, and what the adaptive suite leaves of it."""
+    measured = {name: rest for name, *rest in _adaptive("linf")}
+    lines = []
+    for name, row in PRESET_ROWS.items():
+        point = point_of(name)
+        export, suite = measured[ROWS[row]]
+        lines.append(
+            [name, ", ".join(f"{key} {value}" for key, value in point["settings"].items()
+                             if key != "variant"),
+             f"{point['ms']['value']:.1f}",
+             *(percent(point["accuracy"][column], 0) for column in ("clean", "lowest")),
+             percent(_clean(export), 0), percent(suite["accuracy"], 0)]
+        )  # fmt: skip
+    return markdown(
+        ["preset", "settings of ScoreOpt-N", "ms an image", "clean, %", "lowest, %",
+         "clean, test, %", "worst case, test, %"], lines,
+    )  # fmt: skip
 
 
 def gradient_modes() -> str:
@@ -353,6 +387,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "adaptive_l2": adaptive_l2,
     "adaptive_found_by": adaptive_found_by,
     "adaptive_failed": adaptive_failed,
+    "frontier_presets": frontier_presets,
     "gradient_modes": gradient_modes,
     "mode_cosines": mode_cosines,
     "every_attack": every_attack,
