@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 
 import torch
 import torchattacks
+from held_out import add_arguments, held_out
 from results_file import weights, write
 from torch import Tensor, nn
 
@@ -245,8 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("source", help="the data that the network was trained on")
     parser.add_argument("--name", default="cifar10-tiny", help="of the shipped networks")
     parser.add_argument("--describe", default="CIFAR-10 training images kept out of training, JPEG")
-    parser.add_argument("--holdout", type=int, default=1000, help="as in training")
-    parser.add_argument("--images", type=int, default=64, help="of those held out")
+    add_arguments(parser, images=64)
     parser.add_argument("--eps", type=float, default=8 / 255, help="l-infinity bound on [0, 1]")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--eot", type=int, default=2)
@@ -257,8 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(arguments)
 
-    _, held_out = data.hold_out(data.load(args.source, split="train"), args.holdout)
-    images = data.Images(held_out.x[: args.images], held_out.y[: args.images], held_out.classes)
+    images = held_out(args)
     attacks = grid(args.eps, args.steps, args.eot)
     attacks = {row: attacks[row] for row in args.rows or attacks}
     out = Path("runs") / args.result

@@ -26,12 +26,12 @@ from typing import Any
 
 import results_file
 import torch
+from held_out import add_arguments, held_out
 from results_file import rows_about, weights, write
 from timing import in_turn, median
-from torch import Tensor
 from tune_presets import Point, one_shot, product, scoreopt
 
-from scoreopt_defense import DefendedModel, Purifier, data, pretrained, purifiers
+from scoreopt_defense import DefendedModel, Purifier, pretrained, purifiers
 from scoreopt_defense.attacks import attack
 from scoreopt_defense.evaluation import Judging, Result, evaluate
 from scoreopt_defense.evaluation.progress import progress
@@ -89,12 +89,6 @@ def label(row: dict[str, Any]) -> str:
     return f"{row['kind']} {json.dumps(row['settings'])}"
 
 
-def held_out(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """Training images kept out of training, and their labels."""
-    _, kept = data.hold_out(data.load(args.source, split="train"), args.holdout)
-    return kept.x[: args.images], kept.y[: args.images]
-
-
 def measure(args: argparse.Namespace) -> None:
     """Accuracies of every point, to ``frontier_accuracy.json``."""
     classifier = pretrained.classifier(NAME)
@@ -132,7 +126,7 @@ def accuracies(result: Result, defence: str) -> dict[str, Any]:
 
 def seconds(args: argparse.Namespace) -> None:
     """Milliseconds an image of every point, to ``frontier_times.json``."""
-    x = held_out(args)[0][: args.batch]
+    x = held_out(args).x[: args.batch]
     ways = {label(row): partial(purifier(row), x, seed=0) for row in points()}
     times = in_turn(ways, args.rounds)
     write(
@@ -236,8 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=["measure", "time", "draw", "stop"])
     parser.add_argument("source", nargs="?", help="CIFAR-10 training images")
-    parser.add_argument("--holdout", type=int, default=1000, help="as in training")
-    parser.add_argument("--images", type=int, default=100, help="of those held out")
+    add_arguments(parser, images=100)
     parser.add_argument("--kinds", nargs="+", choices=GRID, help="to measure, beside those written")
     parser.add_argument("--pgd-steps", type=int, default=10)
     parser.add_argument("--batch", type=int, default=32, help="images timed at a time")

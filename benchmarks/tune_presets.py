@@ -18,9 +18,10 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from held_out import add_arguments, held_out
 from results_file import rows_about, weights, write
 
-from scoreopt_defense import DefendedModel, data, pretrained, purifiers
+from scoreopt_defense import DefendedModel, pretrained, purifiers
 from scoreopt_defense.attacks import Attack, attack
 from scoreopt_defense.evaluation import Judging, Result, evaluate
 from scoreopt_defense.evaluation.progress import progress
@@ -73,15 +74,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--kinds", nargs="+", help="of the grid; the file keeps its rows of the others"
     )
-    parser.add_argument("--holdout", type=int, default=1000, help="as in training")
-    parser.add_argument("--images", type=int, default=200, help="of those held out")
+    add_arguments(parser, images=200)
     parser.add_argument("--white-box-images", type=int, default=32, help="of those; 0 for none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the records")
     args = parser.parse_args(arguments)
 
-    _, held_out = data.hold_out(data.load(args.source, split="train"), args.holdout)
+    images = held_out(args)
     classifier, denoiser = pretrained.classifier(args.name), pretrained.denoiser(args.name)
     transfer = attack("transfer-pgd-linf", eps=args.eps)
     white_box = attack("pgd-eot-linf", eps=args.eps, steps=10, eot=2)
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         made = (getattr(purifiers, name)(denoiser, **settings) for name, settings in points)
         return evaluate(
             {str(place): DefendedModel(classifier, it) for place, it in enumerate(made)},
-            (held_out.x[:count], held_out.y[:count]), {column: shown},
+            (images.x[:count], images.y[:count]), {column: shown},
             out=args.runs / f"tune_presets_{args.name}" / kind / shown.preset,
             batch=100, seed=args.seed, judging=Judging(purifications=1),
             workers=args.workers, progress=progress(),
