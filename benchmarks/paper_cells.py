@@ -108,17 +108,21 @@ class Cell:
     @property
     def run(self) -> str:
         """The folder's name."""
-        attack = next(iter(self.attacks)) if len(self.attacks) == 1 else "corruptions"
+        attack, *others = self.attacks
+        if others:
+            attack = "corruptions" + "".join(attack.partition(",")[1:])
         name = f"{self.defence} under {attack}, {self.images} images, {self.trials} trials"
         return "".join(c if c.isalnum() or c in " -.,=+" else "_" for c in name)
 
     def config(self, source: str) -> Config:
         """The configuration of its run."""
+        clean = {"clean": source}  # of corrupted images that are read from files
+        attacks = {n: a | clean if "files" in a else a for n, a in self.attacks.items()}
         return Config.model_validate(
             {
                 "images": {"source": source, "n": self.images},
                 "defences": {self.defence: self.section},
-                "attacks": self.attacks,
+                "attacks": attacks,
                 "judging": self.judging,
                 "trials": self.trials,
                 **self.rest,
@@ -152,14 +156,20 @@ def specification(table: str) -> dict[str, Any]:
 
 
 def rows(
-    table: str, scale: str, *, classifier: str | None = None, denoiser: str | None = None
+    table: str,
+    scale: str,
+    *,
+    classifier: str | None = None,
+    denoiser: str | None = None,
+    cifar10_c: str | None = None,
 ) -> list[Row]:
     """The rows of a table at a scale.
 
     Args:
         classifier, denoiser: in place of the scale's own, for what this project can't name.
+        cifar10_c: folder of CIFAR-10-C's arrays, in place of corruptions made here.
     """
-    made = _Maker(table, scale, classifier, denoiser)
+    made = _Maker(table, scale, classifier, denoiser, cifar10_c)
     return [row for values in specification(table).get("rows", ()) for row in made.rows(values)]
 
 
@@ -167,10 +177,15 @@ class _Maker:
     """Makes the rows of one table at one scale."""
 
     def __init__(
-        self, table: str, scale: str, classifier: str | None, denoiser: str | None
+        self,
+        table: str,
+        scale: str,
+        classifier: str | None,
+        denoiser: str | None,
+        cifar10_c: str | None,
     ) -> None:
         self.spec, self.name, self.scale = specification(table), scale, SCALES[scale]
-        self.classifier, self.denoiser = classifier, denoiser
+        self.classifier, self.denoiser, self.cifar10_c = classifier, denoiser, cifar10_c
 
     def rows(self, values: dict[str, Any]) -> Iterator[Row]:
         """One, or one for each of the values that it varies."""
@@ -248,8 +263,14 @@ class _Maker:
             met = self._cell(label, section, defence, first, values)
             return replace(met, attack="clean", worst=None)
         if base.startswith("corruptions/"):
-            corruptions = {c: {"attack": "corruptions", "corruption": c} for c in TABLE_5}
-            return self._made(label, section, base.partition("/")[2], corruptions, 0)
+            files = {"files": self.cifar10_c} if self.cifar10_c else {}
+            given = {} if files else self.spec.get(f"budget_{self.name}", {})
+            corruptions = {
+                _labelled(c, given): {"attack": "corruptions", "corruption": c} | given | files
+                for c in TABLE_5
+            }
+            one = _labelled(base.partition("/")[2], given)
+            return self._made(label, section, one, corruptions, 0)
         budget = dict(self.scale.budgets.get(base, {}))
         budget |= self.spec.get(f"budget_{self.name}", {}) | values.get("attack", {})
         budget |= values.get(f"attack_{self.name}", {}) | given

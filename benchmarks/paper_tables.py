@@ -162,7 +162,7 @@ def _rounded(found: Difference) -> dict[str, float]:
 
 
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in ("classifier", "denoiser", "images")}
+    return {name: getattr(args, name) for name in ("classifier", "denoiser", "cifar10_c", "images")}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -172,6 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--classifier", help="in place of the scale's own")
     parser.add_argument("--denoiser", help="likewise")
+    parser.add_argument("--cifar10-c", help="folder of its arrays, for Table 5")
     parser.add_argument("--images", type=int, help="fewer, to try it; nothing is exported")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, how long")
     parser.add_argument("--draw", action="store_true", help="from the result file alone")

@@ -54,6 +54,19 @@ def test_each_configuration_is_valid(table, scale):
 
 
 @BOTH
+def test_corruptions_are_read_from_cifar10_c_where_it_is_named(scale):
+    for cell in cells("table05", scale, cifar10_c="arrays"):
+        read = cell.config("images").attacks[cell.attack]
+        assert (read.files, read.clean) == ("arrays", "images")
+        assert configuration._attack(cell.attack, read, 3 * 32 * 32).severity == 5
+    made = {c.attack: c.config("images").attacks[c.attack] for c in cells("table05", scale)}
+    severity = {"cpu": 1, "paper": 5}[scale]
+    for name, section in made.items():
+        assert configuration._attack(name, section, 3 * 32 * 32).severity == severity
+        assert name.endswith(", severity 1") == (scale == "cpu")
+
+
+@BOTH
 def test_runs_of_one_name_are_one_run(scale):
     found = defaultdict(set)
     for table in TABLES:
