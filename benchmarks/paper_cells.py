@@ -7,7 +7,7 @@ give ours. Of each this makes configurations of the evaluation; ``paper_tables.p
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -162,14 +162,18 @@ def rows(
     classifier: str | None = None,
     denoiser: str | None = None,
     cifar10_c: str | None = None,
+    float32: bool = False,
 ) -> list[Row]:
     """The rows of a table at a scale.
 
     Args:
         classifier, denoiser: in place of the scale's own, for what this project can't name.
         cifar10_c: folder of CIFAR-10-C's arrays, in place of corruptions made here.
+        float32: whether attacks compute in it, whatever the scale says.
     """
     made = _Maker(table, scale, classifier, denoiser, cifar10_c)
+    if float32:
+        made.scale = replace(made.scale, autocast=None)
     return [row for values in specification(table).get("rows", ()) for row in made.rows(values)]
 
 
@@ -330,9 +334,27 @@ def _labelled(name: str, settings: Mapping[str, Any]) -> str:
 
 
 def cells(
-    table: str, scale: str, *, images: int | None = None, **networks: str | None
+    table: str,
+    scale: str,
+    *,
+    images: int | None = None,
+    named: Sequence[str] | None = None,
+    **settings: Any,
 ) -> list[Cell]:
-    """The cells of a table, each once; of so many images, if that is said."""
-    every = (c for row in rows(table, scale, **networks) for c in row.cells.values())
-    chosen = (c if images is None else replace(c, images=images) for c in every)
+    """The cells of a table, each once.
+
+    Args:
+        images: how many, in place of the scale's.
+        named: the rows of these names alone.
+        **settings: as of :func:`rows`.
+
+    Raises:
+        ValueError: if no row has one of the names.
+    """
+    every = rows(table, scale, **settings)
+    if other := set(named or ()) - {row.name for row in every}:
+        known = ", ".join(repr(row.name) for row in every)
+        raise ValueError(f"{table} has no row {', '.join(map(repr, sorted(other)))}, but {known}")
+    made = (c for r in every if named is None or r.name in named for c in r.cells.values())
+    chosen = (c if images is None else replace(c, images=images) for c in made)
     return list({(c.run, c.attack): c for c in chosen}.values())

@@ -24,7 +24,8 @@ WORST = "worst case"
 def measured(table: str, scale: str) -> dict[str, Any]:
     """What was exported of a table; no cells if nothing was."""
     path = RESULTS / f"paper_{table}_{scale}.json"
-    return json.loads(path.read_text()) if path.exists() else {"cells": [], "worst": {}, "rows": []}
+    nothing: dict[str, Any] = {"cells": [], "worst": {}, "rows": []}
+    return nothing | (json.loads(path.read_text()) if path.exists() else {})
 
 
 def cells_of(table: str, scale: str) -> dict[tuple[str, str], dict[str, Any]]:

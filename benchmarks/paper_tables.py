@@ -7,7 +7,10 @@
 ``paper/<table>.toml`` has the table's rows with the paper's figures, and which defence and attack
 gives ours. A cell is a run of one defence under one attack, ``runs/paper/<scale>/<cell>``: tables
 that share a cell share its run. Stopped and started again, it goes on. Figures are written to
-``results/paper_<table>_<scale>.json``, the drawing beside it.
+``results/paper_<table>_<scale>.json``, the drawing beside it. What was exported of runs that are
+elsewhere is kept, so that a table can be made in parts: ``--row`` names some, ``--missing`` is what
+no table's file has yet. At a CPU's scale attacks compute in bfloat16; a CPU without instructions
+for it takes ten times as long for it as for float32: say ``--float32`` there.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from scoreopt_defense import data, pretrained
 from scoreopt_defense.evaluation.estimate import estimate
 from scoreopt_defense.evaluation.evaluate import evaluate_plan
 from scoreopt_defense.evaluation.progress import duration, progress
-from scoreopt_defense.evaluation.results import Result, difference
+from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.runner import Stopped
 from scoreopt_defense.evaluation.statistics import Difference
 from scoreopt_defense.evaluation.store import Store
@@ -38,7 +41,9 @@ from scoreopt_defense.evaluation.store import Store
 def run(table: str, args: argparse.Namespace) -> None:
     """Carry out what is not recorded yet, or say what it will take."""
     seconds = 0.0
-    for cell in {c.run: c for c in cells(table, args.scale, **_chosen(args))}.values():
+    there = _exported(args.scale)[0] if args.missing else {}
+    every = cells(table, args.scale, **_chosen(args))
+    for cell in {c.run: c for c in every if (c.run, c.attack) not in there}.values():
         config = cell.config(args.source)
         materials = config.materials()
         plan = config.plan(materials)
@@ -76,26 +81,42 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def export(table: str, args: argparse.Namespace) -> Path:
     """Write what is recorded of a table's cells, and the adaptive benchmark's figures beside."""
-    described: dict[str, Any] = {"defences": {}, "others": {}, "attacks": {}}
-    found, worst = [], {}
-    for cell in cells(table, args.scale, **_chosen(args)):
-        folder = args.runs / args.scale / cell.run
-        if not (folder / "run.sqlite").exists():
-            continue
-        with Store(folder) as store:
-            result = Result(store)
-            if len(result.rows(cell.defence, cell.attack)) < cell.images * cell.trials:
-                continue  # of a run that was stopped
-            found.append(_figures(cell, result))
-            described["defences" if _ships(cell) else "others"] |= result.plan.defences
-            described["attacks"] |= {cell.attack: result.plan.attacks[cell.attack]}
-            if cell.worst:
-                beside = _worst(cell, result, args)
-                worst |= {cell.worst + "|" + cell.attack: beside} if beside else {}
+    exported, known = _exported(args.scale)
+    plan: dict[str, dict[str, Any]] = {part: {} for part in known}
+    found, worst = {}, {}
+    for cell in cells(table, args.scale, **_settings(args)):
+        key, folder = (cell.run, cell.attack), args.runs / args.scale / cell.run
+        part = "defences" if _ships(cell) else "others"
+        if (folder / "run.sqlite").exists():
+            with Store(folder) as store:
+                result = Result(store)
+                if len(result.rows(cell.defence, cell.attack)) == cell.images * cell.trials:
+                    exported[key] = _figures(cell, result)
+                    known[part] |= result.plan.defences
+                    known["attacks"] |= result.plan.attacks
+        if key in exported:
+            found[key] = exported[key]
+            plan[part][cell.defence] = known[part][cell.defence]
+            plan["attacks"][cell.attack] = known["attacks"][cell.attack]
+            if cell.worst and (beside := _worst(cell, found[key], args.source)):
+                worst[f"{cell.worst}|{cell.attack}"] = beside
     return write(
-        f"paper_{table}_{args.scale}", table=table, scale=args.scale, plan=described, cells=found,
-        worst=worst,
+        f"paper_{table}_{args.scale}", table=table, scale=args.scale, plan=plan,
+        cells=list(found.values()), worst=worst,
     )  # fmt: skip
+
+
+def _exported(scale: str) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[str, Any]]:
+    """The cells that any table exported before, by run and attack, and their plans."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    plan: dict[str, Any] = {"defences": {}, "others": {}, "attacks": {}}
+    for table in TABLES:
+        written = paper_drawing.measured(table, scale)
+        for cell in written["cells"]:
+            found[cell["run"], cell["attack"]] = cell
+        for part, described in written.get("plan", {}).items():
+            plan[part] |= described
+    return found, plan
 
 
 def _ships(cell: Cell) -> bool:
@@ -113,6 +134,8 @@ def _figures(cell: Cell, result: Result) -> dict[str, Any]:
     return {
         "run": cell.run, "defence": cell.defence, "attack": cell.attack,
         "images": cell.images, "trials": cell.trials, "criterion": dict(cell.judging),
+        "precision": result.plan.attacks[cell.attack].get("autocast") or "float32",
+        "machine": result.store.about()["machine"],
         "accuracy": None if of.robust is None else of.robust.as_dict(),
         "of the last image": None if of.accuracy is None else of.accuracy.as_dict(),
         "majority": None if of.majority is None else of.majority.as_dict(),
@@ -123,46 +146,38 @@ def _figures(cell: Cell, result: Result) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _worst(cell: Cell, result: Result, args: argparse.Namespace) -> dict[str, Any] | None:
+def _worst(cell: Cell, figures: dict[str, Any], source: str | None) -> dict[str, Any] | None:
     """The adaptive benchmark's figure of the same defence, and ours less it.
 
-    Over the same images where its record is at hand; else of means over those that each had.
+    Over the same images where those and its record are at hand; else of means over each's own.
     """
-    row, _, norm = str(cell.worst).rpartition("_")
     file = RESULTS / f"adaptive_{cell.worst}.json"
     if not file.exists():
         return None
-    suite = json.loads(file.read_text())["suites"]["adaptive"][row]
+    written = json.loads(file.read_text())
+    suite = written["suites"]["adaptive"][str(cell.worst).rpartition("_")[0]]
     about = {"accuracy": suite["accuracy"], "checks": suite["checks"]}
-    folder = args.adaptive / f"{row}-{norm}"
-    if args.source and (folder / "run.sqlite").exists():
-        with Store(folder) as store:
-            found = Result(store)
-            shares = _on(found, row, args.source, cell.images)
-            times = found.plan.trials * found.plan.judging["purifications"]
-        ours = result.shares(cell.defence, cell.attack)
-        if len(shares) == len(ours):
-            about["of"] = times
-            about["right"] = " ".join(str(round(times * shares[i])) for i in sorted(shares))
-            about["difference"] = _rounded(difference(ours, shares))
+    if source and "right" in suite:
+        counts = suite["right"].split()
+        theirs = data.load(source, n=len(counts)).x
+        places = {image.numpy().tobytes(): i for i, image in enumerate(theirs)}
+        ours = [places.get(image.numpy().tobytes()) for image in data.load(source, n=cell.images).x]
+        if None not in ours:
+            about |= {"of": suite["of"], "right": " ".join(counts[i] for i in ours)}
+            about["difference"] = _rounded(paper_drawing.less(figures, about))
     return about
-
-
-def _on(found: Result, row: str, source: str, images: int) -> dict[int, float]:
-    """The worst case of the images that are a run's of so many, by their places there."""
-    shares = found.shares(row, "adaptive")
-    theirs = data.load(source, n=found.plan.count).x
-    places = {image.numpy().tobytes(): i for i, image in enumerate(theirs)}
-    ours = (places.get(image.numpy().tobytes()) for image in data.load(source, n=images).x)
-    return {i: shares[place] for i, place in enumerate(ours) if place in shares}
 
 
 def _rounded(found: Difference) -> dict[str, float]:
     return {name: round(value, 4) for name, value in asdict(found).items()}
 
 
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    return {n: getattr(args, n) for n in ("classifier", "denoiser", "cifar10_c", "float32")}
+
+
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in ("classifier", "denoiser", "cifar10_c", "images")}
+    return _settings(args) | {"images": args.images, "named": args.row}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -173,13 +188,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--classifier", help="in place of the scale's own")
     parser.add_argument("--denoiser", help="likewise")
     parser.add_argument("--cifar10-c", help="folder of its arrays, for Table 5")
+    parser.add_argument("--float32", action="store_true", help="attacks in it, not in bfloat16")
+    parser.add_argument("--row", action="append", help="run this one alone; may be repeated")
+    parser.add_argument("--missing", action="store_true", help="run what its file has not yet")
     parser.add_argument("--images", type=int, help="fewer, to try it; nothing is exported")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, how long")
     parser.add_argument("--draw", action="store_true", help="from the result file alone")
     parser.add_argument("--export", action="store_true", help="what is recorded, and draw it")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/paper"))
-    parser.add_argument("--adaptive", type=Path, default=Path("runs/adaptive"))
     args = parser.parse_args(arguments)
     timed = specification(args.table).get("kind") == "timing"
     if args.source is None and not (args.draw or args.export or timed):

@@ -619,6 +619,9 @@ class TestSuite:
         for defence, about in read["suites"]["adaptive"].items():
             one = summary(suite_run, defence, "adaptive")
             assert about["accuracy"]["value"] == round(one.worst.cell.robust.value, 4)
+            counts = [int(count) / about["of"] for count in about["right"].split()]
+            assert len(counts) == suite_run.plan.count
+            assert round(sum(counts) / len(counts), 4) == about["accuracy"]["value"]
             assert [c["status"] for c in about["checklist"]] == [c.status for c in one.checks]
             assert [s["taken"] for s in about["stages"]] == [s.taken for s in one.worst.stages]
             assert about["untried"] == one.worst.untried

@@ -43,7 +43,9 @@ def to_csv(store: Store, path: str | Path) -> int:
 def to_json(result: Result, path: str | Path) -> int:
     """Write a run's figures, its plan and the machine; returns how many cells there are.
 
-    A suite's stages and checklist are under ``"suites"``; among the cells is its sum alone.
+    A suite's stages and checklist are under ``"suites"``; among the cells is its sum alone. Of each
+    image, in order, ``"right"`` is in how many of ``"of"`` purifications its worst case was judged
+    right, ``-`` where none was: two defences of the same images can be paired by it.
     """
 
     def figure(share: Proportion | None) -> dict[str, float] | None:
@@ -63,6 +65,7 @@ def to_json(result: Result, path: str | Path) -> int:
             "accuracy": figure(cell.robust if cell else None),
             "majority": figure(cell.majority if cell else None),
             "survival": [asdict(survival) for survival in cell.survival] if cell else [],
+            **_right(result, defence, suite),
             "checks": found.verdict,
             "checklist": [{"name": c.name, "status": c.status, "figure": c.figure}
                           for c in found.checks],
@@ -86,6 +89,14 @@ def to_json(result: Result, path: str | Path) -> int:
     temporary.write_text(json.dumps(about, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
     return len(cells)
+
+
+def _right(result: Result, defence: str, attack: str) -> dict[str, Any]:
+    """The count of right judgements of each image."""
+    of = result.plan.trials * result.plan.judging["purifications"]
+    shares = result.shares(defence, attack)
+    counts = (round(of * shares[i]) if i in shares else "-" for i in range(result.plan.count))
+    return {"of": of, "right": " ".join(map(str, counts))}
 
 
 def to_parquet(store: Store, path: str | Path) -> int:
