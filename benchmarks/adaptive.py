@@ -49,7 +49,8 @@ THREATS: dict[str, dict[str, Any]] = {
 }
 # What the paper's budget (20 steps of 20 samples; 1,000 queries and two restarts are ours) is
 # cut to, so that a row takes less than an hour of two cores; of one budget, more steps of fewer
-# samples break more (attack_search.py). Attacks compute in bfloat16; what judges them does not.
+# samples break more (attack_search.py). Attacks compute in bfloat16, or by --float32 in float32, as
+# what judges them always does.
 BUDGET = {"steps": 20, "eot": 2, "queries": 100, "probed": 16}
 LARGER = {"steps": 20, "eot": 8, "queries": 200, "probed": 32}
 WITH_LARGER = {  # in l-infinity
@@ -62,10 +63,13 @@ WITH_LARGER = {  # in l-infinity
 }
 
 
-def configuration(row: str, norm: str, source: str, images: int, seed: int) -> Config:
+def configuration(
+    row: str, norm: str, source: str, images: int, seed: int, float32: bool = False
+) -> Config:
     """One row of the table, in one norm."""
     budget = LARGER if norm == "linf" and row in WITH_LARGER else BUDGET
-    suite = {"suite": "adaptive", "restarts": 1, "autocast": "bfloat16"} | budget
+    autocast = None if float32 else "bfloat16"
+    suite = {"suite": "adaptive", "restarts": 1, "autocast": autocast} | budget
     return Config.model_validate(
         {
             "batch": 32,
@@ -84,12 +88,13 @@ def main() -> None:
     parser.add_argument("--norm", choices=THREATS, help="both by default")
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--float32", action="store_true", help="attacks in it, not in bfloat16")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/adaptive"))
     args = parser.parse_args()
     for norm in [args.norm] if args.norm else THREATS:
         for row in [args.row] if args.row else ROWS:
-            config = configuration(row, norm, args.source, args.images, args.seed)
+            config = configuration(row, norm, args.source, args.images, args.seed, args.float32)
             materials = config.materials()
             result = evaluate_plan(
                 config.plan(materials), materials, out=args.runs / f"{row}-{norm}",

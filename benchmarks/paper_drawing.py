@@ -214,7 +214,8 @@ def picture(name: str, scale: str) -> tuple[str, ...]:
             axis.set_xlabel(_x_label(spec, names[0]))
             axis.set_ylim(0, 100)
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=7)
+            if axis.lines:
+                axis.legend(fontsize=7)
         axes[0].set_ylabel("accuracy, %")
         path = RESULTS / f"paper_{name}_{scale}"
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})

@@ -23,6 +23,7 @@ import paper_timing
 import results_file
 from paper_cells import SCALES, TABLES, cells, rows, specification
 
+from scoreopt_defense import data
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.evaluation import config as configuration
 
@@ -204,6 +205,54 @@ def test_the_papers_scale_runs_end_to_end_on_two_images(table, small, monkeypatc
         assert "EOT replicates" not in drawn
         assert svg.read_text().startswith("<?xml")
         assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_is_made_in_parts(small, monkeypatch):
+    """What was exported of runs that are gone is kept, and is what no later run has to make."""
+    _shorter(monkeypatch, "figure5")
+    command = ["figure5", str(small / "images"), "--scale", "paper", "--float32"]
+    name = "ScoreOpt-O, replicates 1"
+    paper_tables.main([*command, "--runs", str(small / "first"), "--row", name])
+    written = small / "paper_figure5_paper.json"
+    first = json.loads(written.read_text())
+    defence = "scoreopt-o, steps 1, cifar10/bpda-eot-linf"
+    assert {cell["defence"] for cell in first["cells"]} == {*first["plan"]["others"]} == {defence}
+    paper_tables.main([*command, "--runs", str(small / "second"), "--missing"])
+    both = json.loads(written.read_text())
+    assert [cell for cell in both["cells"] if cell in first["cells"]] == first["cells"]
+    assert len(both["cells"]) == 2 * len(first["cells"])
+    assert len([*(small / "second" / "paper").iterdir()]) == 1
+    assert paper_drawing.NOT_YET not in paper_drawing.table("figure5", "paper")
+    with pytest.raises(ValueError, match="no row 'another', but 'ScoreOpt-N, replicates 1'"):
+        paper_tables.main([*command, "--row", "another"])
+
+
+@BOTH
+def test_attacks_compute_in_float32_where_that_is_said(scale):
+    for cell in cells("table01", scale, float32=True):
+        assert all("autocast" not in section for section in cell.attacks.values())
+
+
+def test_a_worst_case_is_paired_over_the_images_that_both_met(tmp_path, monkeypatch):
+    """A cell's images are some of the adaptive benchmark's, in an order of their own."""
+    monkeypatch.setattr(paper_tables, "RESULTS", tmp_path)
+    suite = {"accuracy": {"value": 0.5}, "checks": "passed", "of": 2, "right": "2 1 0 1"}
+    written = {"suites": {"adaptive": {"scoreopt-n": suite}}}
+    (tmp_path / "adaptive_scoreopt-n_linf.json").write_text(json.dumps(written))
+    images = {4: [0.0, 0.1, 0.2, 0.3], 2: [0.2, 0.0], 1: [0.9]}
+
+    def load(source, n):
+        x = torch.tensor(images[n]).reshape(-1, 1, 1, 1)
+        return data.Images(x, torch.zeros(n, dtype=torch.long), ("one",))
+
+    monkeypatch.setattr(paper_tables.data, "load", load)
+    (cell, *_) = (c for c in cells("table01", "cpu", images=2) if c.worst == "scoreopt-n_linf")
+    about = paper_tables._worst(cell, {"right": "4 4", "of": 4}, "images")
+    assert about["right"] == "0 2"
+    assert about["difference"]["value"] == 0.5
+    alone = dataclasses.replace(cell, images=1)  # one that the benchmark did not meet
+    assert "difference" not in paper_tables._worst(alone, {"right": "4", "of": 4}, "images")
+    assert "difference" not in paper_tables._worst(cell, {"right": "4 4", "of": 4}, None)
 
 
 def test_table_6_is_timed_and_drawn(small, monkeypatch):

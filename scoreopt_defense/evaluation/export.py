@@ -65,7 +65,7 @@ def to_json(result: Result, path: str | Path) -> int:
             "accuracy": figure(cell.robust if cell else None),
             "majority": figure(cell.majority if cell else None),
             "survival": [asdict(survival) for survival in cell.survival] if cell else [],
-            **_right(result, defence, suite),
+            **(_right(result, defence, suite) if cell else {}),
             "checks": found.verdict,
             "checklist": [{"name": c.name, "status": c.status, "figure": c.figure}
                           for c in found.checks],
