@@ -16,6 +16,7 @@ from typing import Any
 
 from results_file import RESULTS
 
+from scoreopt_defense._memory import keep_freed_memory
 from scoreopt_defense.evaluation.config import Config
 from scoreopt_defense.evaluation.evaluate import evaluate_plan
 from scoreopt_defense.evaluation.export import to_json
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/adaptive"))
     args = parser.parse_args()
+    keep_freed_memory()
     for norm in [args.norm] if args.norm else THREATS:
         for row in [args.row] if args.row else ROWS:
             config = configuration(row, norm, args.source, args.images, args.seed, args.float32)

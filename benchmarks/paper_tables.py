@@ -29,6 +29,7 @@ from paper_cells import SCALES, TABLES, Cell, cells, specification
 from results_file import RESULTS, write
 
 from scoreopt_defense import data, pretrained
+from scoreopt_defense._memory import keep_freed_memory
 from scoreopt_defense.evaluation.estimate import estimate
 from scoreopt_defense.evaluation.evaluate import evaluate_plan
 from scoreopt_defense.evaluation.progress import duration, progress
@@ -198,6 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/paper"))
     args = parser.parse_args(arguments)
+    keep_freed_memory()
     timed = specification(args.table).get("kind") == "timing"
     if args.source is None and not (args.draw or args.export or timed):
         parser.error("name the images, or say --draw or --export")

@@ -37,7 +37,6 @@ from timing import (
     exponent,
     fill_sizes,
     images,
-    keep_freed_memory,
     passes,
     short,
     slope,
@@ -46,6 +45,7 @@ from timing import (
 from torch import Tensor, nn
 
 from scoreopt_defense import DefendedModel, DiffPure, ScoreOpt, pretrained
+from scoreopt_defense._memory import keep_freed_memory
 from scoreopt_defense.noise import Noise
 
 #: Sizes of each part: images at a time, optimisation steps, and pixels of an image's side.
@@ -267,7 +267,8 @@ def main(arguments: list[str] | None = None) -> None:
     about = {"weights": weights(args.name), "threads": 1, "networks": args.name}
     name = f"speed_{args.part}"
     if args.keep_freed_memory:
-        keep_freed_memory()
+        if not keep_freed_memory():
+            parser.error("freed memory can be kept under glibc alone")
         name += "_kept"
     with resumed(name, **about) as rows:
         PARTS[args.part](args, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import statistics
 import time
@@ -62,22 +61,6 @@ def fill_sizes(args: Namespace, sizes: Mapping[str, tuple[int, ...]]) -> None:
     """Those that were not given are the part's own."""
     for name, values in sizes.items():
         setattr(args, name, getattr(args, name) or values)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, as allocators made for large arrays do.
-
-    By default it gives large pieces back to the system, and the page faults that bring them in
-    again are some hundredths of a network's time.
-
-    Raises:
-        RuntimeError: if the C library is another one.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-    kept = mallopt and mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**30)
-    if not kept:
-        raise RuntimeError("freed memory can be kept under glibc alone")
 
 
 def images(count: int, size: int = 32, channels: int | None = 3) -> Tensor:

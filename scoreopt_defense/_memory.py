@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-__all__ = ["Recording", "free_bytes"]
+__all__ = ["Recording", "free_bytes", "keep_freed_memory"]
 
 
 def free_bytes(device: torch.device) -> int:
@@ -20,6 +23,27 @@ def free_bytes(device: torch.device) -> int:
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + held)
     return int(psutil.virtual_memory().available)
+
+
+def keep_freed_memory(most: int = 2**30) -> bool:
+    """Have glibc keep what this process frees, as allocators made for large arrays do.
+
+    By default it gives large pieces back to the system, and the page faults that bring them in
+    again are a part of a network's time on a CPU: docs/speed.md. A program's own choice, so that
+    only commands and workers make it.
+
+    Args:
+        most: bytes of its heap's end, above which it gives back; a single piece of 1 GiB or more
+            always goes back.
+
+    Returns:
+        Whether it does: not where the C library is another one.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    return bool(mallopt and mallopt(trim_threshold, most) and mallopt(mmap_threshold, 2**30))
 
 
 class Recording(saved_tensors_hooks):

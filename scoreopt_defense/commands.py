@@ -72,12 +72,14 @@ def evaluate(
     ] = None,
 ) -> None:
     """Attack and judge; stopped and started again, it goes on where it was."""
+    from scoreopt_defense._memory import keep_freed_memory
     from scoreopt_defense.evaluation import config as configuration
     from scoreopt_defense.evaluation.evaluate import evaluate_plan
     from scoreopt_defense.evaluation.progress import progress
     from scoreopt_defense.evaluation.runner import Stopped
     from scoreopt_defense.evaluation.summary import summaries
 
+    keep_freed_memory()
     read = configuration.load(config)
     materials = read.materials()
     plan = read.plan(materials)
@@ -219,9 +221,11 @@ def purify(
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
 ) -> None:
     """Purify image files; the results are PNG files."""
+    from scoreopt_defense._memory import keep_freed_memory
     from scoreopt_defense.evaluation.config import purifier_of
     from scoreopt_defense.image_files import purify_files
 
+    keep_freed_memory()
     made = purifier_of(purifier, denoiser, preset, dict(map(_setting, set_ or [])))
     if made is None:
         raise typer.BadParameter("'none' purifies nothing", param_hint="--purifier")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -16,7 +18,7 @@ from tolerances import adam_rounding, half_rounding, rounding
 from torch import Tensor, nn
 from toys import BentNet, bent, gaussian, mid_images, smooth_classifier
 
-from scoreopt_defense import DefendedModel, OneShot, PurifierPreprocessor, ScoreOpt
+from scoreopt_defense import DefendedModel, OneShot, PurifierPreprocessor, ScoreOpt, _memory
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.purifiers import base
@@ -251,6 +253,30 @@ def test_a_batch_chosen_by_the_memory_gives_the_same_result(monkeypatch: Any) ->
     torch.testing.assert_close(found, expected, rtol=0, atol=rounding(torch.float64, 64 * 2, 768))
     model = DefendedModel(smooth_classifier(), auto)
     assert model(x, seed=1).shape == (6, 4)
+
+
+_FAULTS = """
+import resource, sys
+import torch
+from scoreopt_defense import _memory
+assert sys.argv[1] == "given back" or _memory.keep_freed_memory()
+for time in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB, freed at once
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_freed_memory_that_is_kept_is_not_brought_in_again() -> None:
+    """Each page of a piece that was given back is a fault when it is written again."""
+    if not _memory.keep_freed_memory():
+        pytest.skip("under glibc alone")
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", _FAULTS, how], capture_output=True,
+                                check=True, text=True).stdout)
+        for how in ("kept", "given back")
+    }  # fmt: skip
+    assert faults["kept"] < faults["given back"] / 4
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from scoreopt_defense._memory import keep_freed_memory
 from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.chain import Carried
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
@@ -152,6 +153,7 @@ def _packed(plan: Plan, materials: Materials) -> bytes:
 def _start_process(key: str, file: Path, seen: MutableSequence[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
     hold(key, file.read_bytes(), seen)
 
 
