@@ -21,6 +21,8 @@ from paper_drawing import (
 )
 from table_text import markdown
 
+from scoreopt_defense.evaluation.statistics import Difference
+
 #: In the paper's order.
 ORDER = (
     *("table01", "table02", "table03", "section422", "table04", "table05", "section43"),
@@ -98,37 +100,37 @@ def allowed() -> str:
 def questions() -> str:
     """The issue's questions, a comparison a line; differences are paired over images."""
     lines = [
-        [question, said, NOT_YET if found is None else found, _verdict(found)]
+        [question, said, points(found) if isinstance(found, Difference) else found or NOT_YET,
+         _verdict(found)]
         for question, part in _QUESTIONS.items()
         for said, found in part()
-    ]
+    ]  # fmt: skip
     return markdown(["question", "compared", "difference, points (95 %)", "at this scale"], lines)
 
 
-def _verdict(found: str | None) -> str:
+def _verdict(found: Difference | str | None) -> str:
     """What an interval says; of a figure without one, nothing."""
     if found is None:
         return "not measured yet"
-    if "(" not in found:
+    if isinstance(found, str):
         return "-"
-    low, high = (float(end) for end in found.partition("(")[2].rstrip(")").split(" to "))
-    return "higher" if low > 0 else "lower" if high < 0 else "no difference seen"
+    return "higher" if found.low > 0 else "lower" if found.high < 0 else "no difference seen"
 
 
 def _row(table: str, name: str, group: str = "") -> Row:
     return next(r for r in rows(table, "cpu") if r.name == name and r.group.startswith(group))
 
 
-def _gap(a: tuple[str, str, str], b: tuple[str, str, str], group: str = "") -> str | None:
+def _gap(a: tuple[str, str, str], b: tuple[str, str, str], group: str = "") -> Difference | None:
     """One (table, row, column) less another; None until both are measured."""
     found = []
     for table, name, column in (a, b):
         cell = _row(table, name, group).cells[column]
         found.append(cells_of(table, "cpu").get((cell.defence, cell.attack)))
-    return None if None in found else points(less(*found))
+    return None if None in found else less(*found)
 
 
-def _worst_gap(table: str, a: str, b: str, group: str = "") -> str | None:
+def _worst_gap(table: str, a: str, b: str, group: str = "") -> Difference | None:
     """The same of worst cases."""
     worst, found = measured(table, "cpu")["worst"], []
     for name in (a, b):
@@ -136,10 +138,10 @@ def _worst_gap(table: str, a: str, b: str, group: str = "") -> str | None:
         found.append(worst.get(f"{cell.worst}|{cell.attack}"))
     if any(about is None or "right" not in about for about in found):
         return None
-    return points(less(*found))
+    return less(*found)
 
 
-Lines = Iterator[tuple[str, str | None]]
+Lines = Iterator[tuple[str, Difference | str | None]]
 N, ONE, DIFFPURE = "Ours (n), ScoreOpt-N", "one-shot denoising", "Nie et al. [40], DiffPure"
 
 
