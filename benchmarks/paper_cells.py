@@ -171,9 +171,7 @@ def rows(
         cifar10_c: folder of CIFAR-10-C's arrays, in place of corruptions made here.
         float32: whether attacks compute in it, whatever the scale says.
     """
-    made = _Maker(table, scale, classifier, denoiser, cifar10_c)
-    if float32:
-        made.scale = replace(made.scale, autocast=None)
+    made = _Maker(table, scale, classifier, denoiser, cifar10_c, float32)
     return [row for values in specification(table).get("rows", ()) for row in made.rows(values)]
 
 
@@ -187,8 +185,11 @@ class _Maker:
         classifier: str | None,
         denoiser: str | None,
         cifar10_c: str | None,
+        float32: bool,
     ) -> None:
         self.spec, self.name, self.scale = specification(table), scale, SCALES[scale]
+        if float32:
+            self.scale = replace(self.scale, autocast=None)
         self.classifier, self.denoiser, self.cifar10_c = classifier, denoiser, cifar10_c
 
     def rows(self, values: dict[str, Any]) -> Iterator[Row]:

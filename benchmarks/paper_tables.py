@@ -44,7 +44,7 @@ def run(table: str, args: argparse.Namespace) -> None:
     seconds = 0.0
     there = _exported(args.scale)[0] if args.missing else {}
     every = cells(table, args.scale, **_chosen(args))
-    for cell in {c.run: c for c in every if (c.run, c.attack) not in there}.values():
+    for cell in {c.run: c for c in every if _kept(c, there) is None}.values():
         config = cell.config(args.source)
         materials = config.materials()
         plan = config.plan(materials)
@@ -84,26 +84,28 @@ def export(table: str, args: argparse.Namespace) -> Path:
     """Write what is recorded of a table's cells, and the adaptive benchmark's figures beside."""
     exported, known = _exported(args.scale)
     plan: dict[str, dict[str, Any]] = {part: {} for part in known}
-    found, worst = {}, {}
+    found, worst = [], {}
     for cell in cells(table, args.scale, **_settings(args)):
-        key, folder = (cell.run, cell.attack), args.runs / args.scale / cell.run
+        folder = args.runs / args.scale / cell.run
         part = "defences" if _ships(cell) else "others"
+        figures = _kept(cell, exported)
         if (folder / "run.sqlite").exists():
             with Store(folder) as store:
                 result = Result(store)
                 if len(result.rows(cell.defence, cell.attack)) == cell.images * cell.trials:
-                    exported[key] = _figures(cell, result)
+                    figures = _figures(cell, result)
                     known[part] |= result.plan.defences
                     known["attacks"] |= result.plan.attacks
-        if key in exported:
-            found[key] = exported[key]
-            plan[part][cell.defence] = known[part][cell.defence]
-            plan["attacks"][cell.attack] = known["attacks"][cell.attack]
-            if cell.worst and (beside := _worst(cell, found[key], args.source)):
-                worst[f"{cell.worst}|{cell.attack}"] = beside
+        if figures is None:
+            continue
+        found.append(figures)
+        plan[part][cell.defence] = known[part][cell.defence]
+        plan["attacks"][cell.attack] = known["attacks"][cell.attack]
+        if cell.worst and (beside := _worst(cell, figures, args.source)):
+            worst[f"{cell.worst}|{cell.attack}"] = beside
     return write(
         f"paper_{table}_{args.scale}", table=table, scale=args.scale, plan=plan,
-        cells=list(found.values()), worst=worst,
+        cells=found, worst=worst,
     )  # fmt: skip
 
 
@@ -118,6 +120,12 @@ def _exported(scale: str) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[s
         for part, described in written.get("plan", {}).items():
             plan[part] |= described
     return found, plan
+
+
+def _kept(cell: Cell, exported: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any] | None:
+    """What was exported of a cell, if it was judged as it would be now."""
+    found = exported.get((cell.run, cell.attack))
+    return found if found and found["criterion"] == dict(cell.judging) else None
 
 
 def _ships(cell: Cell) -> bool:
@@ -163,8 +171,9 @@ def _worst(cell: Cell, figures: dict[str, Any], source: str | None) -> dict[str,
         theirs = data.load(source, n=len(counts)).x
         places = {image.numpy().tobytes(): i for i, image in enumerate(theirs)}
         ours = [places.get(image.numpy().tobytes()) for image in data.load(source, n=cell.images).x]
-        if None not in ours:
-            about |= {"of": suite["of"], "right": " ".join(counts[i] for i in ours)}
+        chosen = [counts[i] for i in ours if i is not None]
+        if len(chosen) == cell.images and "-" not in chosen:
+            about |= {"of": suite["of"], "right": " ".join(chosen)}
             about["difference"] = _rounded(paper_drawing.less(figures, about))
     return about
 

@@ -223,6 +223,10 @@ def test_a_table_is_made_in_parts(small, monkeypatch):
     assert len(both["cells"]) == 2 * len(first["cells"])
     assert len([*(small / "second" / "paper").iterdir()]) == 1
     assert paper_drawing.NOT_YET not in paper_drawing.table("figure5", "paper")
+    changed = dataclasses.replace(SCALES["paper"], confirm=3)  # another criterion than theirs
+    monkeypatch.setitem(SCALES, "paper", changed)
+    paper_tables.main([*command, "--runs", str(small / "third"), "--export"])
+    assert json.loads(written.read_text())["cells"] == []
     with pytest.raises(ValueError, match="no row 'another', but 'ScoreOpt-N, replicates 1'"):
         paper_tables.main([*command, "--row", "another"])
 
