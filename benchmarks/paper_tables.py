@@ -20,6 +20,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,7 @@ def _ships(cell: Cell) -> bool:
 def _figures(cell: Cell, result: Result) -> dict[str, Any]:
     """Of one cell; ``right`` is each image's count of right judgements, of ``of``."""
     of = result.cell(cell.defence, cell.attack)
-    any_step = of.unbroken is not None
-    times = cell.trials * (1 if any_step else cell.judging["purifications"])
-    shares = result.shares(cell.defence, cell.attack)
+    times, counts = result.counts(cell.defence, cell.attack)
     return {
         "run": cell.run, "defence": cell.defence, "attack": cell.attack,
         "images": cell.images, "trials": cell.trials, "criterion": dict(cell.judging),
@@ -151,7 +150,7 @@ def _figures(cell: Cell, result: Result) -> dict[str, Any]:
         "deviation": None if of.deviation is None else round(of.deviation, 4),
         "failed": of.failed, "denoiser calls": of.denoiser_calls,
         "classifier calls": of.classifier_calls, "seconds": round(of.seconds, 1),
-        "of": times, "right": " ".join(str(round(times * shares[i])) for i in sorted(shares)),
+        "of": times, "right": " ".join(str(counts[i]) for i in sorted(counts)),
     }  # fmt: skip
 
 
@@ -168,14 +167,19 @@ def _worst(cell: Cell, figures: dict[str, Any], source: str | None) -> dict[str,
     about = {"accuracy": suite["accuracy"], "checks": suite["checks"]}
     if source and "right" in suite:
         counts = suite["right"].split()
-        theirs = data.load(source, n=len(counts)).x
-        places = {image.numpy().tobytes(): i for i, image in enumerate(theirs)}
-        ours = [places.get(image.numpy().tobytes()) for image in data.load(source, n=cell.images).x]
+        places = {image: i for i, image in enumerate(_pixels(source, len(counts)))}
+        ours = [places.get(image) for image in _pixels(source, cell.images)]
         chosen = [counts[i] for i in ours if i is not None]
         if len(chosen) == cell.images and "-" not in chosen:
             about |= {"of": suite["of"], "right": " ".join(chosen)}
             about["difference"] = _rounded(paper_drawing.less(figures, about))
     return about
+
+
+@cache
+def _pixels(source: str, images: int) -> list[bytes]:
+    """Each image that a run of so many meets, to know it by."""
+    return [image.numpy().tobytes() for image in data.load(source, n=images).x]
 
 
 def _rounded(found: Difference) -> dict[str, float]:

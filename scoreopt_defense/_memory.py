@@ -25,16 +25,13 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def keep_freed_memory(most: int = 2**30) -> bool:
+def keep_freed_memory() -> bool:
     """Have glibc keep what this process frees, as allocators made for large arrays do.
 
     By default it gives large pieces back to the system, and the page faults that bring them in
     again are a part of a network's time on a CPU: docs/speed.md. A program's own choice, so that
-    only commands and workers make it.
-
-    Args:
-        most: bytes of its heap's end, above which it gives back; a single piece of 1 GiB or more
-            always goes back.
+    only commands and workers make it. More than 1 GiB at the heap's end, and a single piece of that
+    size, still go back.
 
     Returns:
         Whether it does: not where the C library is another one.
@@ -43,7 +40,7 @@ def keep_freed_memory(most: int = 2**30) -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-    return bool(mallopt and mallopt(trim_threshold, most) and mallopt(mmap_threshold, 2**30))
+    return bool(mallopt and mallopt(trim_threshold, 2**30) and mallopt(mmap_threshold, 2**30))
 
 
 class Recording(saved_tensors_hooks):

@@ -93,10 +93,8 @@ def to_json(result: Result, path: str | Path) -> int:
 
 def _right(result: Result, defence: str, attack: str) -> dict[str, Any]:
     """The count of right judgements of each image."""
-    of = result.plan.trials * result.plan.judging["purifications"]
-    shares = result.shares(defence, attack)
-    counts = (round(of * shares[i]) if i in shares else "-" for i in range(result.plan.count))
-    return {"of": of, "right": " ".join(map(str, counts))}
+    of, counts = result.counts(defence, attack)
+    return {"of": of, "right": " ".join(str(counts.get(i, "-")) for i in range(result.plan.count))}
 
 
 def to_parquet(store: Store, path: str | Path) -> int:

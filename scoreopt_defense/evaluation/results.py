@@ -251,6 +251,12 @@ class Result:
                 )
         return {image: float(np.mean(values)) for image, values in of_image.items()}
 
+    def counts(self, defence: str, attack: str = CLEAN) -> tuple[int, dict[int, int]]:
+        """How often an image was judged, and how often rightly, by its index."""
+        any_step = self.cell(defence, attack).unbroken is not None  # which judges a trial once
+        of = self.plan.trials * (1 if any_step else self.plan.judging["purifications"])
+        return of, {i: round(of * share) for i, share in self.shares(defence, attack).items()}
+
     def adversarial(self, defence: str, attack: str, trial: int = 0) -> np.ndarray:
         """The adversarial images; NaN where there are none because their unit failed."""
         images = np.full(self.plan.images["shape"], np.nan, dtype=np.float32)
