@@ -101,7 +101,8 @@ def export(table: str, args: argparse.Namespace) -> Path:
             continue
         found.append(figures)
         plan[part][cell.defence] = known[part][cell.defence]
-        plan["attacks"][cell.attack] = known["attacks"][cell.attack]
+        plan["attacks"][cell.attack] = dict(known["attacks"][cell.attack])
+        plan["attacks"][cell.attack].pop("autocast", None)  # each cell has its own precision
         if cell.worst and (beside := _worst(cell, figures, args.source)):
             worst[f"{cell.worst}|{cell.attack}"] = beside
     return write(
