@@ -182,13 +182,14 @@ def _speed() -> Lines:
     yield "ScoreOpt-N's 5 steps against 100 denoising steps (the paper: 9.2)", said
     yield ("ScoreOpt-N's 5 steps less 100 denoising steps, BPDA+EOT",
            _gap(("table02", N, "robust"),
-                ("table02", "Diffusion-based purification, steps 100", "robust")))  # fmt: skip
+                ("table02", "Diffusion-based purification, steps 100", "robust"),
+                "1 replicate"))  # fmt: skip
 
 
 def _replicates() -> Lines:
     for table, curves, most in (
         ("figure4", ("ScoreOpt-N, l-infinity", "ScoreOpt-N, l2"), 20),
-        ("figure5", ("ScoreOpt-N", "ScoreOpt-O"), 15),
+        ("figure5", ("ScoreOpt-N", "ScoreOpt-O"), 8),
     ):
         for curve in curves:
             ends = ((table, f"{curve}, replicates {n}", "robust") for n in (most, 1))
