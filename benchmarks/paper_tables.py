@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
@@ -45,7 +45,8 @@ def run(table: str, args: argparse.Namespace) -> None:
     seconds = 0.0
     there = _exported(args.scale)[0] if args.missing else {}
     every = cells(table, args.scale, **_chosen(args))
-    for cell in {c.run: c for c in every if _kept(c, there) is None}.values():
+    missing = [c for c in every if not _judged_so(c, there.get((c.run, c.attack)))]
+    for cell in {c.run: c for c in missing}.values():
         config = cell.config(args.source)
         materials = config.materials()
         plan = config.plan(materials)
@@ -82,14 +83,18 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def export(table: str, args: argparse.Namespace) -> Path:
-    """Write what is recorded of a table's cells, and the adaptive benchmark's figures beside."""
+    """Write what is recorded of a table's cells, and the adaptive benchmark's figures beside.
+
+    Raises:
+        SystemExit: if that is nothing: a file of it would say that the table was run.
+    """
     exported, known = _exported(args.scale)
     plan: dict[str, dict[str, Any]] = {part: {} for part in known}
     found, worst = [], {}
     for cell in cells(table, args.scale, **_settings(args)):
         folder = args.runs / args.scale / cell.run
         part = "defences" if _ships(cell) else "others"
-        figures = _kept(cell, exported)
+        figures = exported.get((cell.run, cell.attack))
         if (folder / "run.sqlite").exists():
             with Store(folder) as store:
                 result = Result(store)
@@ -97,7 +102,7 @@ def export(table: str, args: argparse.Namespace) -> Path:
                     figures = _figures(cell, result)
                     known[part] |= result.plan.defences
                     known["attacks"] |= result.plan.attacks
-        if figures is None:
+        if not _judged_so(cell, figures):
             continue
         found.append(figures)
         plan[part][cell.defence] = known[part][cell.defence]
@@ -105,6 +110,8 @@ def export(table: str, args: argparse.Namespace) -> Path:
         plan["attacks"][cell.attack].pop("autocast", None)  # each cell has its own precision
         if cell.worst and (beside := _worst(cell, figures, args.source)):
             worst[f"{cell.worst}|{cell.attack}"] = beside
+    if not found:
+        raise SystemExit(f"nothing of {table} is recorded in {args.runs / args.scale}")
     return write(
         f"paper_{table}_{args.scale}", table=table, scale=args.scale, plan=plan,
         cells=found, worst=worst,
@@ -124,10 +131,9 @@ def _exported(scale: str) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[s
     return found, plan
 
 
-def _kept(cell: Cell, exported: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any] | None:
-    """What was exported of a cell, if it was judged as it would be now."""
-    found = exported.get((cell.run, cell.attack))
-    return found if found and found["criterion"] == dict(cell.judging) else None
+def _judged_so(cell: Cell, figures: dict[str, Any] | None) -> bool:
+    """Whether there are figures, judged as they would be now."""
+    return figures is not None and figures["criterion"] == dict(cell.judging)
 
 
 def _ships(cell: Cell) -> bool:
@@ -142,7 +148,7 @@ def _figures(cell: Cell, result: Result) -> dict[str, Any]:
     times, counts = result.counts(cell.defence, cell.attack)
     return {
         "run": cell.run, "defence": cell.defence, "attack": cell.attack,
-        "images": cell.images, "trials": cell.trials, "criterion": dict(cell.judging),
+        "images": cell.images, "trials": cell.trials, "criterion": _criterion(result.plan.judging),
         "precision": result.plan.attacks[cell.attack].get("autocast") or "float32",
         "machine": result.store.about()["machine"],
         "accuracy": None if of.robust is None else of.robust.as_dict(),
@@ -153,6 +159,14 @@ def _figures(cell: Cell, result: Result) -> dict[str, Any]:
         "classifier calls": of.classifier_calls, "seconds": round(of.seconds, 1),
         "of": times, "right": " ".join(str(counts[i]) for i in sorted(counts)),
     }  # fmt: skip
+
+
+def _criterion(judging: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan's, as a cell names it: the last image's judgement is not named."""
+    named = dict(judging["criterion"])
+    criterion = named.pop("name")
+    of_steps = {} if criterion == "final" else {"criterion": criterion, **named}
+    return {"purifications": judging["purifications"], **of_steps}
 
 
 def _worst(cell: Cell, figures: dict[str, Any], source: str | None) -> dict[str, Any] | None:

@@ -225,8 +225,10 @@ def test_a_table_is_made_in_parts(small, monkeypatch):
     assert paper_drawing.NOT_YET not in paper_drawing.table("figure5", "paper")
     changed = dataclasses.replace(SCALES["paper"], confirm=3)  # another criterion than theirs
     monkeypatch.setitem(SCALES, "paper", changed)
-    paper_tables.main([*command, "--runs", str(small / "third"), "--export"])
-    assert json.loads(written.read_text())["cells"] == []
+    for runs in ("third", "second"):  # of which the one has no run, the other runs judged by theirs
+        with pytest.raises(SystemExit, match=f"nothing of figure5 is recorded in .*{runs}"):
+            paper_tables.main([*command, "--runs", str(small / runs), "--export"])
+    assert json.loads(written.read_text()) == both
     with pytest.raises(ValueError, match="no row 'another', but 'ScoreOpt-N, replicates 1'"):
         paper_tables.main([*command, "--row", "another"])
 
