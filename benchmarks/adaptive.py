@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import precision
 from results_file import RESULTS
 
 from scoreopt_defense._memory import keep_freed_memory
@@ -69,8 +70,7 @@ def configuration(
 ) -> Config:
     """One row of the table, in one norm."""
     budget = LARGER if norm == "linf" and row in WITH_LARGER else BUDGET
-    autocast = None if float32 else "bfloat16"
-    suite = {"suite": "adaptive", "restarts": 1, "autocast": autocast} | budget
+    suite = {"suite": "adaptive", "restarts": 1, "autocast": precision.autocast(float32)} | budget
     return Config.model_validate(
         {
             "batch": 32,
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--norm", choices=THREATS, help="both by default")
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--float32", action="store_true", help="attacks in it, not in bfloat16")
+    precision.add_argument(parser)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/adaptive"))
     args = parser.parse_args()

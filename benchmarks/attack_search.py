@@ -3,8 +3,9 @@ r"""The strongest white-box attack on ScoreOpt: attacks that differ in one thing
     python benchmarks/attack_search.py path/to/cifar10/training/images
 
 Every row differs from ``REFERENCE``, PGD by the smoothed gradient, in one thing, and differentiates
-each image as often, in bfloat16. Both defences are judged by fresh purifications in float32, on
-training images kept out of training: to choose an attack on test images would fit it to them.
+each image as often, in bfloat16 (by ``--float32`` in that). Both defences are judged by fresh
+purifications in float32, on training images kept out of training: to choose an attack on test images
+would fit it to them.
 
 Goes on where it was if it is stopped and run again; what is there by then is written. The best rows
 again, on fewer images at 8 times the gradients:
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import precision
 import torch
 import torchattacks
 from held_out import add_arguments, held_out
@@ -147,9 +149,11 @@ class Momentum(ProjectedGradientAttack):
         return attack(x, y)
 
 
-def grid(eps: float, steps: int, eot: int) -> dict[str, Attack]:
+def grid(eps: float, steps: int, eot: int, float32: bool = False) -> dict[str, Attack]:
     """The rows, the most telling first, each differentiating an image ``steps * eot`` times."""
-    common: dict[str, Any] = {"eps": eps, "steps": steps, "eot": eot, "autocast": "bfloat16"}
+    common: dict[str, Any] = {
+        "eps": eps, "steps": steps, "eot": eot, "autocast": precision.autocast(float32)
+    }  # fmt: skip
 
     def pgd(gradient: Any, **changes: Any) -> Attack:
         return PGD(gradient=gradient, **common | changes)
@@ -252,13 +256,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--eot", type=int, default=2)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    precision.add_argument(parser)
     parser.add_argument("--rows", nargs="+", help="some of the grid's; all by default")
     parser.add_argument("--result", default="attack_search", help="what figures and record go by")
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(arguments)
 
     images = held_out(args)
-    attacks = grid(args.eps, args.steps, args.eot)
+    attacks = grid(args.eps, args.steps, args.eot, args.float32)
     attacks = {row: attacks[row] for row in args.rows or attacks}
     out = Path("runs") / args.result
     result = search(

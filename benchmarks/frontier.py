@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import precision
 import results_file
 import torch
 from held_out import add_arguments, held_out
@@ -92,7 +93,7 @@ def label(row: dict[str, Any]) -> str:
 def measure(args: argparse.Namespace) -> None:
     """Accuracies of every point, to ``frontier_accuracy.json``."""
     classifier = pretrained.classifier(NAME)
-    budget = {"steps": args.pgd_steps, "eot": 1, "autocast": "bfloat16"}
+    budget = {"steps": args.pgd_steps, "eot": 1, "autocast": precision.autocast(args.float32)}
     attacks = {
         "transfer PGD": attack("transfer-pgd-linf"),
         "surrogate": attack("pgd-eot-surrogate-linf", **budget),
@@ -236,6 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=32, help="images timed at a time")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    precision.add_argument(parser)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the records")
     args = parser.parse_args(arguments)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import precision
 import torch
 from attack_search import Truncated, defences
 from results_file import RESULTS, mean, resumed, weights
@@ -74,7 +75,8 @@ MODES: dict[str, Any] = {
 
 def attacks(args: argparse.Namespace) -> None:
     """Robust accuracy by mode, at so many optimisation steps."""
-    budget = {"steps": args.pgd_steps, "eot": args.eot, "autocast": "bfloat16"}
+    autocast = precision.autocast(args.float32)
+    budget = {"steps": args.pgd_steps, "eot": args.eot, "autocast": autocast}
     name = f"gradient_modes_{args.steps}_steps"
     result = evaluate(
         defences(NAME, steps=args.steps), data.load(args.source, n=args.images, seed=args.seed),
@@ -126,6 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pgd-steps", type=int, default=20)
     parser.add_argument("--eot", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    precision.add_argument(parser)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     args = parser.parse_args(arguments)

@@ -26,6 +26,7 @@ from typing import Any
 
 import paper_drawing
 import paper_timing
+import precision
 from paper_cells import SCALES, TABLES, Cell, cells, specification
 from results_file import RESULTS, write
 
@@ -217,7 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--classifier", help="in place of the scale's own")
     parser.add_argument("--denoiser", help="likewise")
     parser.add_argument("--cifar10-c", help="folder of its arrays, for Table 5")
-    parser.add_argument("--float32", action="store_true", help="attacks in it, not in bfloat16")
+    precision.add_argument(parser)
     parser.add_argument("--row", action="append", help="run this one alone; may be repeated")
     parser.add_argument("--missing", action="store_true", help="run what its file has not yet")
     parser.add_argument("--images", type=int, help="fewer, to try it; nothing is exported")

@@ -82,7 +82,7 @@ def test_it_runs_and_goes_on_where_it_was(tmp_path, monkeypatch):
     rows = [REFERENCE, "DLR loss", "APGD, DLR loss", "momentum", "mean with one-shot",
             "last 2 steps", "floor at the first step"]  # fmt: skip
     command = ["mnist", "--name", "mnist-tiny", "--images", "2", "--steps", "2", "--eot", "2",
-               "--eps", "0.3", "--rows", *rows]  # fmt: skip
+               "--eps", "0.3", "--float32", "--rows", *rows]  # fmt: skip
     attack_search.main(command)
     written = (tmp_path / "results" / "attack_search.json").read_text()
     figures = json.loads(written)

@@ -48,7 +48,8 @@ def small(tmp_path, monkeypatch):
 
 def test_it_measures_times_and_draws(small):
     pytest.importorskip("matplotlib")
-    given = ["images", "--images", "2", "--pgd-steps", "1", "--runs", str(small / "runs")]
+    given = ["images", "--images", "2", "--pgd-steps", "1", "--float32", "--runs",
+             str(small / "runs")]  # fmt: skip
     frontier.main(["measure", *given])
     frontier.main(["time", "images", "--batch", "2", "--rounds", "1"])
     frontier.main(["draw"])

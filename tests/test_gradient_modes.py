@@ -33,7 +33,8 @@ def test_it_runs_and_goes_on_where_it_was(part, tmp_path, monkeypatch):
     monkeypatch.setattr(gradient_modes, "COSINES", (2, (1,), 2))
     monkeypatch.setattr(gradient_modes, "RESULTS", tmp_path)
     monkeypatch.setattr(results_file, "RESULTS", tmp_path)
-    command = [part, "mnist", "--steps", "1", "--images", "2", "--pgd-steps", "1", "--eot", "1"]
+    command = [part, "mnist", "--steps", "1", "--images", "2", "--pgd-steps", "1", "--eot", "1",
+               "--float32"]  # fmt: skip
     gradient_modes.main([*command, "--runs", str(tmp_path)])
     (written,) = tmp_path.glob("*.json")
     before = written.read_text()

@@ -264,7 +264,7 @@ from scoreopt_defense import _memory
 assert sys.argv[1] == "given back" or _memory.keep_freed_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for time in range(20):
-    torch.ones(2**24)  # 64 MiB, freed at once
+    torch.ones(9 * 2**20)  # 36 MiB, freed at once
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
