@@ -4,8 +4,8 @@ r"""The strongest white-box attack on ScoreOpt: attacks that differ in one thing
 
 Every row differs from ``REFERENCE``, PGD by the smoothed gradient, in one thing, and differentiates
 each image as often, in bfloat16 (by ``--float32`` in that). Both defences are judged by fresh
-purifications in float32, on training images kept out of training: to choose an attack on test images
-would fit it to them.
+purifications in float32, on training images kept out of training: to choose an attack on test
+images would fit it to them.
 
 Goes on where it was if it is stopped and run again; what is there by then is written. The best rows
 again, on fewer images at 8 times the gradients:
