@@ -199,8 +199,9 @@ class _Maker:
         for at in points:
             changed, curve = dict(values), values["name"]
             if at is not None:
+                changed |= values.get("at", {}).get(f"{at:g}", {})  # what this point alone has
                 where = "attack" if vary == "eot" else "settings"
-                given = dict(values.get(where, {}))
+                given = dict(changed.get(where, {}))
                 varied = {vary: at}
                 if vary == "weight":
                     varied = {"loss": {"name": given["loss"], "weight": at}}

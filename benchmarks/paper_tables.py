@@ -99,8 +99,9 @@ def export(table: str, args: argparse.Namespace) -> Path:
         if (folder / "run.sqlite").exists():
             with Store(folder) as store:
                 result = Result(store)
-                if len(result.rows(cell.defence, cell.attack)) == cell.images * cell.trials:
-                    figures = _figures(cell, result)
+                complete = len(result.rows(cell.defence, cell.attack)) == cell.images * cell.trials
+                if complete and _judged_so(cell, ours := _figures(cell, result)):
+                    figures = ours
                     known[part] |= result.plan.defences
                     known["attacks"] |= result.plan.attacks
         if not _judged_so(cell, figures):
