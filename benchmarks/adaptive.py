@@ -53,15 +53,20 @@ THREATS: dict[str, dict[str, Any]] = {
 # cut to, so that a row takes less than an hour of two cores; of one budget, more steps of fewer
 # samples break more (attack_search.py). Attacks compute in bfloat16, or by --float32 in float32, as
 # what judges them always does.
-BUDGET = {"steps": 20, "eot": 2, "queries": 100, "probed": 16}
-LARGER = {"steps": 20, "eot": 8, "queries": 200, "probed": 32}
-WITH_LARGER = {  # in l-infinity
-    "one-shot",
-    "scoreopt-o",
-    "scoreopt-n",
-    "scoreopt-n-no-jacobian",
-    "scoreopt-n-no-jacobian-5",
-    "scoreopt-n-stopped",
+SMALL = {"steps": 20, "eot": 2, "queries": 100, "probed": 16}
+MIDDLE = {"steps": 20, "eot": 4, "queries": 200, "probed": 16}
+LARGE = {"steps": 20, "eot": 8, "queries": 200, "probed": 32}
+BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows not named
+    "linf": {
+        "one-shot": LARGE,
+        "scoreopt-o": LARGE,
+        "scoreopt-n": LARGE,
+        "scoreopt-n-no-jacobian": LARGE,
+        "scoreopt-n-no-jacobian-5": LARGE,
+        "scoreopt-n-stopped": LARGE,
+        "diffpure": MIDDLE,
+    },
+    "l2": {},
 }
 
 
@@ -69,8 +74,8 @@ def configuration(
     row: str, norm: str, source: str, images: int, seed: int, float32: bool = False
 ) -> Config:
     """One row of the table, in one norm."""
-    budget = LARGER if norm == "linf" and row in WITH_LARGER else BUDGET
-    suite = {"suite": "adaptive", "restarts": 1, "autocast": precision.autocast(float32)} | budget
+    suite = {"suite": "adaptive", "restarts": 1, "autocast": precision.autocast(float32)}
+    suite |= BUDGETS[norm].get(row, SMALL)
     return Config.model_validate(
         {
             "batch": 32,
