@@ -92,6 +92,7 @@ class Cell:
         defence, attack: their labels, which say all that is not the scale's default.
         section: the defence's, of a configuration.
         attacks: sections by label; more than one where they share a run.
+        judged: what is not the scale's default in ``judging``, in words.
         worst: name of the adaptive benchmark's row about the same defence and threat, if any.
     """
 
@@ -103,6 +104,7 @@ class Cell:
     trials: int
     judging: Mapping[str, Any]
     rest: Mapping[str, Any]
+    judged: str = ""
     worst: str | None = None
 
     @property
@@ -111,7 +113,8 @@ class Cell:
         attack, *others = self.attacks
         if others:
             attack = "corruptions" + "".join(attack.partition(",")[1:])
-        name = f"{self.defence} under {attack}, {self.images} images, {self.trials} trials"
+        judged = self.judged and f", {self.judged}"
+        name = f"{self.defence} under {attack}{judged}, {self.images} images, {self.trials} trials"
         return "".join(c if c.isalnum() or c in " -.,=+" else "_" for c in name)
 
     def config(self, source: str) -> Config:
@@ -276,7 +279,7 @@ class _Maker:
                 for c in TABLE_5
             }
             one = _labelled(base.partition("/")[2], given)
-            return self._made(label, section, one, corruptions, 0)
+            return self._made(label, section, one, corruptions, values, asks=False)
         budget = dict(self.scale.budgets.get(base, {}))
         budget |= self.spec.get(f"budget_{self.name}", {}) | values.get("attack", {})
         budget |= values.get(f"attack_{self.name}", {}) | given
@@ -291,21 +294,24 @@ class _Maker:
         is_a_row = self.name == "cpu" and label == defence and defence in ROWS
         in_its_ball = norm in THREATS and "eps" not in budget
         worst = f"{defence}_{norm}" if is_a_row and in_its_ball else None
-        return self._made(label, section, name, {name: sections}, int(asks), worst)
+        return self._made(label, section, name, {name: sections}, values, asks=asks, worst=worst)
 
     def _made(
         self, defence: str, section: dict[str, Any], name: str, attacks: dict[str, Any],
-        asks: int, worst: str | None = None,
+        values: dict[str, Any], *, asks: bool, worst: str | None = None,
     ) -> Cell:  # fmt: skip
         judging: dict[str, Any] = {"purifications": 8}
+        judged = ""
         if name.startswith("bpda"):
-            judging |= {"criterion": "any-step", "confirm": self.scale.confirm}
+            confirm = values.get(f"confirm_{self.name}", self.scale.confirm)
+            judging |= {"criterion": "any-step", "confirm": confirm}
+            judged = f"confirm {confirm}" if confirm != self.scale.confirm else ""
         judging |= self.spec.get(f"judging_{self.name}", {})
         trials = self.spec.get(f"trials_{self.name}", self.scale.trials[asks])
         return Cell(
             defence=defence, attack=name, section=section, attacks=attacks, judging=judging,
-            images=self.spec.get(f"images_{self.name}", self.scale.images[asks]), trials=trials,
-            rest=self.scale.rest, worst=worst,
+            judged=judged, images=self.spec.get(f"images_{self.name}", self.scale.images[asks]),
+            trials=trials, rest=self.scale.rest, worst=worst,
         )  # fmt: skip
 
 
