@@ -2,10 +2,12 @@
 
     python benchmarks/memory.py authors --authors path/to/a/clone/of/zzzhangboya/ScoreOpt
     python benchmarks/memory.py gradients          # against steps; or max_batch, jacobian
+    python benchmarks/memory.py tensors            # jacobian's, without a convolution's scratch
 
 Each figure is of a process of its own, and the median of several: the most memory that it held,
 less what it had held before, when its libraries were loaded and its network had run once. One
-thread.
+thread. Those of ``tensors`` are the most bytes that the call's tensors had at once, the same in any
+run: what a GPU's allocator would count, and no scratch space of a CPU's convolutions.
 Each part writes its own result file and goes on where it was if it is stopped and run again.
 """
 
@@ -17,6 +19,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
@@ -27,6 +30,9 @@ import torch
 from differentiated import gradient_of, modes, naive_gradient
 from results_file import resumed, weights
 from timing import SETTINGS, add_sizes, denoising, fill_sizes, images, passes, switched
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from scoreopt_defense import ScoreOpt, pretrained
 
@@ -39,6 +45,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "gradients": {"batches": (16,), "steps": (1, 5, 10, 20)},
     "max_batch": {"batches": (32,), "steps": (2,), "chunks": (4, 8, 16, 32)},
     "jacobian": {"batches": (64,), "steps": (5,)},
+    "tensors": {"batches": (64,), "steps": (5,)},
 }
 
 
@@ -48,9 +55,11 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
         cell = {"variant": variant, "batch": batch, "steps": steps}
         known = switched(ScoreOpt(pretrained.denoiser(args.name), **SETTINGS[variant]),
                          "eager", "compiled", "without the Jacobian")  # fmt: skip
+        with_and_without = [{"how": how} for how in ("eager", "without the Jacobian")]
         hows: Iterable[Cell] = {
             "authors": [{"how": how} for how in ("eager", "compiled", "authors")],
-            "jacobian": [{"how": how} for how in ("eager", "without the Jacobian")],
+            "jacobian": with_and_without,
+            "tensors": with_and_without,
             "gradients": [{"how": mode} for mode in (*modes(), "naive") if mode != "one-shot"],
             "max_batch": [
                 {"how": how, "max_batch": chunk}
@@ -63,7 +72,9 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
 
 
 def measured(cell: Cell, args: argparse.Namespace) -> list[float]:
-    """Megabytes, in so many fresh processes."""
+    """Megabytes, in so many fresh processes; of tensors once, here."""
+    if args.part == "tensors":
+        return [most_alive(prepare(cell, args))]
     command = [sys.executable, __file__, "one", "--name", args.name, "--cell", json.dumps(cell)]
     if args.authors is not None:
         command += ["--authors", str(args.authors)]
@@ -79,6 +90,43 @@ def peak(prepared: Callable[[], Any]) -> float:
     prepared()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return (peak - before) / (1024 if sys.platform == "linux" else 1024**2)  # kB there, bytes here
+
+
+def most_alive(prepared: Callable[[], Any]) -> float:
+    """Megabytes that the tensors made during the call had at most at once."""
+    with _Alive() as alive:
+        prepared()
+    return alive.most / 1024**2
+
+
+class _Alive(TorchDispatchMode):
+    """Follows the storage of every operation's result until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor.untyped_storage())
+        return made
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        place = storage.data_ptr()
+        if place in self.sizes:
+            return
+        self.sizes[place] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._freed, place)
+
+    def _freed(self, place: int) -> None:
+        self.now -= self.sizes.pop(place)
 
 
 def prepare(cell: Cell, args: argparse.Namespace) -> Callable[[], Any]:

@@ -218,8 +218,13 @@ def memory_max_batch() -> str:
 
 def memory_jacobian() -> str:
     """The most that a call holds with the denoiser's Jacobian, and without."""
-    rows = results("memory_jacobian")["rows"]
-    return _megabytes(rows, ["variant", "batch", "steps"], "how", ["eager", "without the Jacobian"])
+    rows = [
+        row | {"of": of}
+        for of, part in {"the process": "jacobian", "its tensors": "tensors"}.items()
+        for row in results(f"memory_{part}")["rows"]
+    ]
+    keys = ["variant", "batch", "steps", "of"]
+    return _megabytes(rows, keys, "how", ["eager", "without the Jacobian"])
 
 
 def frontier_points() -> str:

@@ -185,6 +185,33 @@ def test_a_figure_of_memory_is_of_a_process_of_its_own(tmp_path, monkeypatch):
     assert row["megabytes"] >= 0
 
 
+def test_the_most_that_tensors_had_at_once():
+    """Views and what is freed are not counted twice; what a graph keeps is counted."""
+    megabyte = (512, 512)
+
+    def freed():
+        for _ in range(3):
+            made = torch.zeros(megabyte)
+            made.T.add_(1)
+            del made
+
+    def kept():
+        return [torch.zeros(megabyte) for _ in range(3)]
+
+    def graph():
+        made = torch.ones(megabyte, requires_grad=True)
+        return made.exp().exp().exp()  # each keeps its own result
+
+    assert [memory.most_alive(call) for call in (freed, kept, graph)] == [1, 3, 4]
+
+
+def test_tensors_are_measured_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path)
+    memory.main(["tensors", *SMALL])
+    rows = json.loads((tmp_path / "memory_tensors.json").read_text())["rows"]
+    assert {(row["variant"], row["how"]) for row in rows} >= {("O", "eager"), ("N", "eager")}
+
+
 def test_chunks_are_cells_of_their_own():
     args = Namespace(name="mnist-tiny", part="max_batch", batches=[4], steps=[1], chunks=[1, 2])
     found = [(cell["how"], cell["max_batch"]) for cell in memory.cells(args)]
