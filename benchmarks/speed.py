@@ -58,7 +58,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "scaling": {
         "batches": (1, 2, 4, 8, 16, 32, 64),
         "steps": (1, 2, 5, 10, 20),
-        "pixels": (32, 64, 128),
+        "pixels": (32, 48, 64, 96, 128),
     },
     "paper": {},
 }
