@@ -171,6 +171,17 @@ class TestAdaptive:
         places = [order.index(name) for name in (*cheap, f"PGD+EOT, {dear}")]
         assert places == sorted(places)
 
+    @pytest.mark.parametrize(("restarts", "compared"), [(1, 2), (2, 2), (3, 3)])
+    def test_more_restarts_are_compared_with_one_and_both_begin_at_random(
+        self, restarts: int, compared: int
+    ) -> None:
+        """Against the clean start it would be the start that is compared, not their number."""
+        x, _ = images()
+        probes = Adaptive(restarts=restarts).member(smooth_classifier(torch.float32), x).probes
+        one, more = probes["one restart"][1], probes["restarts"][1]
+        assert (one.random_start, one.restarts, more.restarts) == (True, 1, compared)
+        assert more.replace(restarts=1) == one
+
     def test_the_worst_case_is_no_better_than_what_was_found(self, whole: Result) -> None:
         """Judged anew, an image that was wrong in each of 3 purifications may be right again."""
         for defence in whole.plan.defences:

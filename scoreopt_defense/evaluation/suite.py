@@ -65,7 +65,7 @@ class Adaptive(Settings):
         restarts: random starts of the strongest PGD, at the end.
         queries: of Square and SPSA each, an image.
         probed: images that the checklist's probes run on, the first ones of the run. Their white
-            box has half the steps, of half the samples: it is run seven times over.
+            box has half the steps, of half the samples: it is run eight times over.
         autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: cheaper
             gradients; the judging is in full precision.
 
@@ -146,7 +146,6 @@ class _Budget:
         self.best = next(mode for mode in _STRONGEST if mode in modes)
         self.threat: dict[str, Any] = {"norm": suite.norm, "eps": suite.eps}
         self.shared = self.threat | {"autocast": suite.autocast}
-        self.restarts = {"random_start": True, "restarts": suite.restarts}
         self.averaged, self.alone = ("+EOT", "") if eot > 1 else ("", ", no EOT")
 
     def transfers(self) -> dict[str, Any]:
@@ -176,7 +175,8 @@ class _Budget:
         if "one-shot" in self.modes:
             surrogate = self.library.PGD(gradient="surrogate", **budget)
             stages[f"PGD{self.averaged} at the surrogate"] = surrogate
-        last = self.library.PGD(gradient=self.best, **budget, **self.restarts)
+        restarts = {"random_start": True, "restarts": self.suite.restarts}
+        last = self.library.PGD(gradient=self.best, **budget, **restarts)
         return stages | {
             f"PGD{self.averaged}, {self.best}, restarts": last,
             "": WorstCase(**self.threat),
@@ -198,7 +198,8 @@ class _Budget:
             "double eps": pgd(eps=min(2 * self.suite.eps, farthest)),
             "unbounded": pgd(norm="linf", eps=1.0),
             "half steps": pgd(steps=steps // 2),
-            "restarts": pgd(**self.restarts),
+            "one restart": pgd(random_start=True),
+            "restarts": pgd(random_start=True, restarts=max(2, self.suite.restarts)),
         } | ({"half EOT": pgd(eot=eot // 2)} if eot > 1 else {})
         others = {"noise": self.library.Noise(**self.threat), "gradients": Gradients()}
         if ours:
