@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import binom, binomtest
 
 from scoreopt_defense.evaluation.statistics import (
+    chance_of_more,
     deviation,
     majority,
     paired,
@@ -150,3 +151,31 @@ def test_the_paired_interval_covers_the_truth():
         found = paired(a.astype(float), b.astype(float))
         covered += found.low <= 0.2 <= found.high
     assert covered / 300 >= 0.94 - 4 * math.sqrt(0.94 * 0.06 / 300)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "chance"),
+    [
+        ([1.0] * 8, 1 / 256),  # one of the 2^8 ways
+        ([1.0] * 7, 1 / 128),
+        ([0.5, 0.0, 0.0], 0.5),  # equal images say nothing
+        ([0.0, 0.0], 1.0),
+        ([-1.0] * 4, 1.0),
+        ([1.0, -0.5], 0.5),  # both ways of the smaller one, of four
+    ],
+)
+def test_chance_is_the_share_of_ways_to_swap(gaps: list[float], chance: float) -> None:
+    assert chance_of_more(np.array(gaps), np.zeros(len(gaps))) == pytest.approx(chance)
+
+
+def test_what_is_no_higher_is_seldom_called_so() -> None:
+    """Of 400 pairs that differ by chance alone 2 % are below p = 0.02, or fewer."""
+    draws = np.random.default_rng(0)
+    below = sum(chance_of_more(*draws.integers(0, 9, (2, 16)) / 8) <= 0.02 for _ in range(400))
+    assert below <= binom.ppf(0.9999, 400, 0.02)
+
+
+def test_what_is_higher_is_found() -> None:
+    draws = np.random.default_rng(0)
+    low = draws.random(32)
+    assert chance_of_more(low + 0.2, low + 0.2 * draws.random(32)) < 1e-3

@@ -9,13 +9,14 @@ import numpy as np
 
 from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.results import Result, difference
-from scoreopt_defense.evaluation.statistics import Difference
+from scoreopt_defense.evaluation.statistics import Difference, chance_of_more
 
 __all__ = ["Check", "checklist"]
 
-# A check fails on what chance does not explain: a paired interval of this confidence. With about a
-# dozen comparisons, one of 95 % would fail a sound evaluation every third time.
-_CONFIDENCE = 0.99
+# A check fails on what chance explains this seldom. With about two dozen comparisons, one at 5 %
+# would fail nearly every sound evaluation.
+_CHANCE = 0.005
+_CONFIDENCE = 0.99  # of the intervals that are shown
 _UNBOUNDED = 0.05  # a random defence is sometimes right by chance
 _ZERO_PIXELS = 0.5  # a border of dead pixels is common, half an image is not
 _DEAD_IMAGES = 0.05
@@ -113,12 +114,17 @@ class _Checks:
             self.result.shares(self.defence, name) if self.result.rows(self.defence, name) else {}
         )
 
-    def gap(self, weak: str, strong: str) -> Difference | None:
-        """What the stronger attack left less what the weaker one left, on the same images."""
+    def gap(self, weak: str, strong: str) -> tuple[Difference, float] | None:
+        """What the stronger attack left less what the weaker one left, on the same images.
+
+        And how likely chance alone is to make it so much more.
+        """
         a, b = self.shares(strong), self.shares(weak)
-        if not a.keys() & b.keys():
+        both = sorted(a.keys() & b.keys())
+        if not both:
             return None
-        return difference(a, b, confidence=_CONFIDENCE)
+        chance = chance_of_more(*(np.array([of[image] for image in both]) for of in (a, b)))
+        return difference(a, b, confidence=_CONFIDENCE), chance
 
     def no_weaker(self, name: str, pairs: list[tuple[str, str]]) -> Check:
         """No pair's second attack leaves more than its first, beyond chance."""
@@ -126,12 +132,13 @@ class _Checks:
         if not gaps:
             parts = dict.fromkeys(part for pair in pairs for part in pair if not self.shares(part))
             return Check(name, None, f"there is no figure of {' or '.join(parts)}")
-        (weak, strong), worst = max(gaps.items(), key=lambda item: item[1].low)
+        (weak, strong), (worst, chance) = min(gaps.items(), key=lambda item: item[1][1])
         return Check(
             name,
-            worst.low <= 0,
+            chance > _CHANCE,
             f"{strong} less {weak}: {100 * worst.value:+.1f} points "
-            f"({100 * worst.low:+.1f} to {100 * worst.high:+.1f}), {worst.n} images",
+            f"({100 * worst.low:+.1f} to {100 * worst.high:+.1f}), p = {chance:.2g}, "
+            f"{worst.n} images",
         )
 
     def unbounded(self) -> Check:

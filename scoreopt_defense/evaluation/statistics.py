@@ -14,6 +14,7 @@ __all__ = [
     "Difference",
     "Proportion",
     "Survival",
+    "chance_of_more",
     "deviation",
     "majority",
     "paired",
@@ -199,3 +200,25 @@ def paired(a: np.ndarray, b: np.ndarray, *, confidence: float = 0.95, seed: int 
     only_b = int(((np.asarray(b) > 0.5) & (np.asarray(a) <= 0.5)).sum())
     p = float(_scipy().binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     return Difference(float(gaps.mean()), low, high, len(gaps), only_a, only_b, p)
+
+
+def chance_of_more(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> float:
+    """How likely it is that ``a`` comes out so much higher than ``b``, if neither is higher.
+
+    The share of the ways to swap the two of an image, some images' or none, in which the mean
+    difference is as large: a sign-flip test, one-sided. It rejects no oftener than it says at any
+    number of images, where a bootstrap's interval of few is too narrow.
+
+    Args:
+        a, b: of each image, shape ``(n,)``.
+        seed: of the 9,999 ways that are tried where there are more.
+
+    Reference:
+        Fisher, The Design of Experiments, 1935, section 21.
+    """
+    gaps = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    found = _scipy().permutation_test(
+        (gaps,), np.mean, permutation_type="samples", alternative="greater",
+        vectorized=True, n_resamples=9999, batch=1000, rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(found.pvalue)
