@@ -29,8 +29,8 @@ def measured(table: str, scale: str) -> dict[str, Any]:
 
 
 def cells_of(table: str, scale: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """The exported cells, by the labels of defence and attack."""
-    return {(c["defence"], c["attack"]): c for c in measured(table, scale)["cells"]}
+    """The exported cells, by the names of run and attack."""
+    return {(c["run"], c["attack"]): c for c in measured(table, scale)["cells"]}
 
 
 def shares(cell: Mapping[str, Any]) -> dict[int, float]:
@@ -100,7 +100,7 @@ def _ours(
     row: Row, column: str, found: Mapping[tuple[str, str], dict[str, Any]]
 ) -> dict[str, Any] | None:
     cell = row.cells.get(column)
-    return found.get((cell.defence, cell.attack)) if cell else None
+    return found.get((cell.run, cell.attack)) if cell else None
 
 
 def _beside(
