@@ -276,3 +276,19 @@ def test_a_difference_is_paired_over_images():
     a = {"right": "8 4 0", "of": 8}
     b = {"right": "4 4 0", "of": 8}
     assert paper_drawing.less(a, b).value == pytest.approx(0.5 / 3)
+
+
+def test_a_row_shows_the_clean_accuracy_of_its_own_run(tmp_path, monkeypatch):
+    """Table 11 runs one defence twice, on other images and by another criterion."""
+    monkeypatch.setattr(paper_drawing, "RESULTS", tmp_path)
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path)
+    runs = list(dict.fromkeys(cell.run for cell in cells("table11", "cpu")))
+    shown = {run: f"{11 + place}.0" for place, run in enumerate(runs)}
+    results_file.write("paper_table11_cpu", worst={}, cells=[
+        {"run": cell.run, "defence": cell.defence, "attack": cell.attack,
+         "accuracy": {"value": float(shown[cell.run]) / 100, "low": 0.0, "high": 1.0}}
+        for cell in cells("table11", "cpu")
+    ])  # fmt: skip
+    _, _, *lines = paper_drawing.table("table11", "cpu").splitlines()
+    for row, line in zip(rows("table11", "cpu"), lines, strict=True):
+        assert not row.cells or line.count(shown[row.cells["standard"].run]) == len(row.cells)
