@@ -159,6 +159,7 @@ def test_the_paired_interval_covers_the_truth():
         ([1.0] * 8, 1 / 256),  # one of the 2^8 ways
         ([1.0] * 7, 1 / 128),
         ([0.5, 0.0, 0.0], 0.5),  # equal images say nothing
+        ([1.0], 0.5),
         ([0.0, 0.0], 1.0),
         ([-1.0] * 4, 1.0),
         ([1.0, -0.5], 0.5),  # both ways of the smaller one, of four

@@ -217,6 +217,8 @@ def chance_of_more(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> float:
         Fisher, The Design of Experiments, 1935, section 21.
     """
     gaps = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    if len(gaps) == 1:  # scipy asks for two, and an image that is equal changes nothing
+        gaps = np.append(gaps, 0.0)
     found = _scipy().permutation_test(
         (gaps,), np.mean, permutation_type="samples", alternative="greater",
         vectorized=True, n_resamples=9999, batch=1000, rng=np.random.default_rng(seed),
