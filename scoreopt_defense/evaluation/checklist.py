@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from scoreopt_defense.evaluation.plan import CLEAN
-from scoreopt_defense.evaluation.results import Result, difference
-from scoreopt_defense.evaluation.statistics import Difference, chance_of_more
+from scoreopt_defense.evaluation.results import Result, aligned, difference
+from scoreopt_defense.evaluation.statistics import chance_of_more
 
 __all__ = ["Check", "checklist"]
 
@@ -114,25 +114,19 @@ class _Checks:
             self.result.shares(self.defence, name) if self.result.rows(self.defence, name) else {}
         )
 
-    def gap(self, weak: str, strong: str) -> tuple[Difference, float] | None:
-        """What the stronger attack left less what the weaker one left, on the same images.
-
-        And how likely chance alone is to make it so much more.
-        """
-        a, b = self.shares(strong), self.shares(weak)
-        both = sorted(a.keys() & b.keys())
-        if not both:
-            return None
-        chance = chance_of_more(*(np.array([of[image] for image in both]) for of in (a, b)))
-        return difference(a, b, confidence=_CONFIDENCE), chance
+    def chance(self, weak: str, strong: str) -> float | None:
+        """How likely chance alone lets the stronger attack leave so much more of both's images."""
+        strong_left, weak_left = aligned(self.shares(strong), self.shares(weak))
+        return chance_of_more(strong_left, weak_left) if len(weak_left) else None
 
     def no_weaker(self, name: str, pairs: list[tuple[str, str]]) -> Check:
         """No pair's second attack leaves more than its first, beyond chance."""
-        gaps = {(weak, strong): gap for weak, strong in pairs if (gap := self.gap(weak, strong))}
-        if not gaps:
+        found = {pair: p for pair in pairs if (p := self.chance(*pair)) is not None}
+        if not found:
             parts = dict.fromkeys(part for pair in pairs for part in pair if not self.shares(part))
             return Check(name, None, f"there is no figure of {' or '.join(parts)}")
-        (weak, strong), (worst, chance) = min(gaps.items(), key=lambda item: item[1][1])
+        (weak, strong), chance = min(found.items(), key=lambda item: item[1])
+        worst = difference(self.shares(strong), self.shares(weak), confidence=_CONFIDENCE)
         return Check(
             name,
             chance > _CHANCE,

@@ -25,7 +25,7 @@ from scoreopt_defense.evaluation.statistics import (
 )
 from scoreopt_defense.evaluation.store import Store, with_lists
 
-__all__ = ["Cell", "Result", "Stage", "WorstCase", "difference"]
+__all__ = ["Cell", "Result", "Stage", "WorstCase", "aligned", "difference"]
 
 _MAJORITY = 0.5
 
@@ -299,9 +299,13 @@ def difference(a: dict[int, float], b: dict[int, float], *, confidence: float = 
     Raises:
         ValueError: if they have none in common.
     """
+    return paired(*aligned(a, b), confidence=confidence)
+
+
+def aligned(a: dict[int, float], b: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The shares of the images that both have, in one order; empty if there are none."""
     both = sorted(a.keys() & b.keys())
-    shares = (np.array([share[image] for image in both]) for share in (a, b))
-    return paired(*shares, confidence=confidence)
+    return np.array([a[image] for image in both]), np.array([b[image] for image in both])
 
 
 def _right(row: dict[str, Any]) -> np.ndarray:
