@@ -16,6 +16,9 @@ from scoreopt_defense._memory import Recording
 
 __all__ = ["Kept", "Runner", "Step", "as_it_is", "autocast_state", "eager", "recompute"]
 
+# Of torch's errors: of a kernel, of a function, and of a compiled network in either of two ways.
+_NO_SECOND_DERIVATIVE = ("not implemented", "differentiate", "donated buffer", "double backward")
+
 #: A pure function of tensors: one step of an algorithm. It may have a method ``smoothed(c)``: the
 #: step that ``gradient="smoothed"`` differentiates in its place.
 Step = Callable[..., Any]
@@ -122,12 +125,13 @@ def _second_derivative() -> Iterator[None]:
         with sdpa_kernel(SDPBackend.MATH), FixedWeights():
             yield
     except RuntimeError as error:
-        if not any(word in str(error) for word in ("not implemented", "differentiate")):
+        if not any(words in str(error) for words in _NO_SECOND_DERIVATIVE):
             raise
         raise RuntimeError(
             "the gradient through every step ('exact', 'smoothed') needs the denoiser's second "
             "derivative, and something in it has "
-            f"none ({error}); the modes 'one-shot' and 'bpda' do without"
+            f"none ({error}); the modes 'one-shot' and 'bpda' do without. A network behind "
+            "torch.compile has none: ScoreOpt(compile=True) takes it as it was"
         ) from error
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from purifiers_table import BASELINES, WITHOUT_NETWORK
 from tolerances import rounding
 from torch import Tensor, nn
-from toys import bent, mid_images, smooth_classifier
+from toys import BentNet, bent, mid_images, smooth_classifier
 
 from scoreopt_defense import (
     ADP,
@@ -316,6 +316,15 @@ def test_denoiser_without_second_derivative_is_named() -> None:
         purifier(x).sum().backward()
     purifier.with_gradient("one-shot")(x).sum().backward()
     assert x.grad is not None
+
+
+def test_compiled_denoiser_is_told_how_to_have_a_second_derivative() -> None:
+    network = torch.compile(BentNet().eval(), backend="aot_eager")
+    denoiser = EDMDenoiser(network, sigma_range=(0.01, 1))
+    purifier, x = ScoreOpt(denoiser, steps=1), mid_images(dtype=torch.float32).requires_grad_()
+    purifier.with_gradient("one-shot")(x).sum().backward()
+    with pytest.raises(RuntimeError, match=r"second derivative.*compile=True"):
+        purifier.with_gradient("exact")(x).sum().backward()
 
 
 class _SeesGradMode(nn.Module):

@@ -20,7 +20,7 @@ from tolerances import adam_rounding, half_rounding, rounding
 from torch import Tensor, nn
 from toys import BentNet, bent, gaussian, mid_images, smooth_classifier
 
-from scoreopt_defense import DefendedModel, OneShot, PurifierPreprocessor, ScoreOpt
+from scoreopt_defense import EOT, DefendedModel, OneShot, PurifierPreprocessor, ScoreOpt
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.purifiers import base
@@ -89,6 +89,20 @@ def test_recorded_whole_by_autograd_a_compiled_step_is_the_plain_one(graphs: lis
     plain = purifier.replace(compile=False).purify(x, Noise.of_batch(1, len(x)))
     assert torch.equal(gradient_of(purified, x), gradient_of(plain, x))
     assert not graphs
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("mode", ["one-shot", "smoothed"])
+def test_a_compiled_model_has_its_purifier_left_out(
+    mode: str, inside: bool, graphs: list[int]
+) -> None:
+    purifier = scoreopt(variant="N", sigma=0.3, gradient=mode, compile=inside, seed=0)
+    model, x = DefendedModel(smooth_classifier(), purifier), mid_images().requires_grad_()
+    whole = torch.compile(EOT(model, 2), mode=None)
+    plain = EOT(model.replace(compile=False, seed=0), 2)
+    for _ in range(2):  # a graph would draw the same noise again
+        assert_same_gradient(gradient_of(whole(x), x), gradient_of(plain(x), x))
+    assert len(graphs) > (3 if inside else 0)  # gradient, update, denoising; and the classifier
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")

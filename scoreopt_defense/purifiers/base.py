@@ -230,6 +230,10 @@ class Purifier(Frozen, ABC):
         Raises:
             TypeError, ValueError: if ``x`` is no such batch, not finite, or past -10 or 10.
         """
+        if torch.compiler.is_compiling():  # a model around it: its noise is no graph's constant
+            return torch.compiler.disable(self.forward)(
+                x, seed=seed, samples=samples, max_batch=max_batch, **options
+            )
         self._warn_of_scale(*check_images(x, channels=self.denoiser.channels))
         check_count("samples", samples)
         if max_batch is not None:
