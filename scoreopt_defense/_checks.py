@@ -14,6 +14,7 @@ __all__ = [
     "check_count",
     "check_flag",
     "check_images",
+    "check_labels",
     "check_positive",
     "check_sigma",
     "check_unit_images",
@@ -67,6 +68,19 @@ def check_unit_images(x: object, *, channels: int | None = None) -> Tensor:
     if low < 0 or high > 1:
         raise ValueError(_wrong_scale(low, high))
     return x
+
+
+def check_labels(y: object, count: int) -> Tensor:
+    """Labels of ``count`` images, whole numbers of any type, as the int64 that losses take."""
+    whole = isinstance(y, Tensor) and not (
+        y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
+    )
+    if not whole or y.shape != (count,):
+        got = f"{y.dtype} of {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"labels must be integers of shape ({count},), got {got}")
+    if count and y.min() < 0:
+        raise ValueError(f"labels must be classes from 0 on, got {int(y.min())}")
+    return y.long()
 
 
 def looks_rescaled(low: float, high: float) -> bool:

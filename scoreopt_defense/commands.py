@@ -104,9 +104,6 @@ def evaluate(
               f"images. The record is {folder / 'run.sqlite'}.")  # fmt: skip
         for summary in summaries(result).values():
             print(f"\n{summary}")
-        for failure in result.failures:
-            print(f"Failed: {failure['attack']} on {failure['defence']}, images "
-                  f"{failure['first']} and on: {failure['error']}")  # fmt: skip
 
 
 def _cores() -> int:

@@ -572,12 +572,21 @@ def test_wrong_settings_are_refused_by_name(make, error, message):
             r"labels must be integers of shape \(4,\), got torch.int",
         ),
         (images(), torch.zeros(4), "labels must be integers .* got torch.float32"),
+        (images(), torch.zeros(4).bool(), "labels must be integers .* got torch.bool"),
         (images(), [0, 0, 0, 0], "labels must be integers .* got list"),
+        (images(), torch.tensor([0, 1, -100, 2]), "labels must be classes from 0 on, got -100"),
     ],
 )
 def test_images_and_labels_are_checked(x, y, message):
     with pytest.raises(ValueError, match=message):
         PGD().run(smooth_classifier(torch.float32), x, y)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+def test_labels_may_be_of_any_whole_type(kind, y):
+    model = smooth_classifier(torch.float32)
+    found = PGD(random_start=False).run(model, images(), y.to(kind))
+    assert torch.equal(found, PGD(random_start=False).run(model, images(), y))
 
 
 def test_an_empty_batch_comes_back(y):

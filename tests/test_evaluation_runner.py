@@ -231,6 +231,13 @@ def test_a_cell_that_failed_altogether_has_no_figure():
     result = run(None, images=(x, torch.tensor([3, 3])), attacks={"bad": Failing()}, trials=1)
     assert result.cell("noisy", "bad").accuracy is None
     assert " -  " in str(result)
+    assert str(result).endswith("\nfailed: bad on noisy, 2 images: KeyError: 'no such thing'")
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+def test_labels_of_any_whole_type_are_the_same_run(kind):
+    x, y = images(8)
+    assert found(run(None, images=(x, y.to(kind)))) == found(run(None, images=(x, y)))
 
 
 def test_a_defence_that_fails_is_recorded_too():
@@ -356,7 +363,13 @@ def test_the_rows_that_networks_see_are_counted():
             TypeError,
             r"images must be \(x, y\), images and labels, got Ten",
         ),
-        ({"images": (images()[0], images()[1][:3])}, ValueError, "labels must be 12 whole"),
+        (
+            {"images": (images()[0], images()[1][:3])},
+            ValueError,
+            r"labels must be integers of shape \(12,\), got torch.int64 of \(3,\)",
+        ),
+        ({"images": (images()[0], images()[1] - 9)}, ValueError, "classes from 0 on, got -9"),
+        ({"images": (images()[0][:0], images()[1][:0])}, ValueError, "images must be at least one"),
         ({"defences": {}}, ValueError, "defences must name at least one"),
         ({"defences": {"m": len}}, TypeError, "defence 'm' must be a torch module"),
         ({"attacks": {"a": 3}}, TypeError, r"attack 'a' must have run\(model, x, y\)"),

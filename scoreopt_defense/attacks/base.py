@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from scoreopt_defense._checks import (
     check_choice,
     check_count,
+    check_labels,
     check_positive,
     check_unit_images,
 )
@@ -58,7 +59,7 @@ class Attack(Settings, ABC):
                 which is shown as ``gradient`` says, or any other module, randomised or not. Nothing
                 of it is changed, and it is attacked in the train or eval mode that it is in.
             x: clean images, shape ``(B, C, H, W)``, float32 or float64, in [0, 1].
-            y: their labels, shape ``(B,)``, integers.
+            y: their labels, shape ``(B,)``, integers from 0.
             start: images to begin from, of the shape of ``x``, in [0, 1], such as those that
                 another attack found: for a class that :attr:`takes_start`. What is outside the ball
                 about ``x`` is projected onto it, and a random start is left out.
@@ -72,9 +73,7 @@ class Attack(Settings, ABC):
             ImportError: without the library; the error names the extra that brings it.
         """
         check_unit_images(x)
-        if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.is_floating_point():
-            got = f"{y.dtype} of {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-            raise ValueError(f"labels must be integers of shape ({len(x)},), got {got}")
+        y = check_labels(y, len(x))
         if start is not None:
             self._check_start(start, x)
         if not len(x):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import check_count, check_unit_images
+from scoreopt_defense._checks import check_count, check_labels, check_unit_images
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.seeding import key_of
@@ -103,11 +103,9 @@ class Materials:
 
     def __post_init__(self) -> None:
         check_unit_images(self.x)
-        if self.y.shape != self.x.shape[:1] or self.y.is_floating_point() or not len(self.y):
-            raise ValueError(
-                f"labels must be {len(self.x)} whole numbers, one an image and at least one, got "
-                f"{self.y.dtype} of shape {tuple(self.y.shape)}"
-            )
+        if not len(self.x):
+            raise ValueError("images must be at least one, got none")
+        object.__setattr__(self, "y", check_labels(self.y, len(self.x)))
         if not self.defences:
             raise ValueError("defences must name at least one, got none")
 

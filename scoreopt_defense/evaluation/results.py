@@ -273,7 +273,10 @@ class Result:
         return [unit for unit in self.store.units() if unit["error"]]
 
     def __str__(self) -> str:
-        """A table: the criterion's figure of each cell, in per cent, with its 95 % interval."""
+        """A table: the criterion's figure of each cell, in per cent, with its 95 % interval.
+
+        Below it, what failed and why: a figure over the attacks that are left flatters.
+        """
         attacks = self.plan.columns
         weakest = [] if self.plan.suites else ["weakest"]  # which is the weaker statement
         lines = [["", *attacks, *weakest]]
@@ -287,10 +290,15 @@ class Result:
                 figures.append(self.weakest(defence) if enough else None)
             lines.append([defence, *map(_percent, figures)])
         widths = [max(map(len, column)) for column in zip(*lines)]
-        return "\n".join(
-            "  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip()
-            for line in lines
-        )
+        table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        failed: Counter[tuple[str, str, str]] = Counter()
+        for unit in self.failures:
+            failed[unit["attack"], unit["defence"], unit["error"]] += unit["images"]
+        said = [
+            f"failed: {attack} on {defence}, {images} images: {error}"
+            for (attack, defence, error), images in failed.items()
+        ]
+        return "\n".join(table + said)
 
 
 def difference(a: dict[int, float], b: dict[int, float], *, confidence: float = 0.95) -> Difference:
