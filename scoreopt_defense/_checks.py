@@ -25,6 +25,7 @@ __all__ = [
 # does SparseFool. Nothing but another scale, such as pixels to 255, comes as far as this.
 _FARTHEST = 10.0
 _UNSUSPICIOUS = (-0.1, 1.1)
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def check_images(x: object, *, channels: int | None = None) -> tuple[float, float]:
@@ -72,10 +73,7 @@ def check_unit_images(x: object, *, channels: int | None = None) -> Tensor:
 
 def check_labels(y: object, count: int) -> Tensor:
     """Labels of ``count`` images, whole numbers of any type, as the int64 that losses take."""
-    whole = isinstance(y, Tensor) and not (
-        y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
-    )
-    if not whole or y.shape != (count,):
+    if not isinstance(y, Tensor) or y.dtype not in _WHOLE or y.shape != (count,):
         got = f"{y.dtype} of {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"labels must be integers of shape ({count},), got {got}")
     if count and y.min() < 0:
