@@ -125,14 +125,12 @@ def _beside(
 
 def worst_case(cell: Cell, worst: Mapping[str, Any]) -> dict[str, Any] | None:
     """What was exported beside a cell; else the adaptive benchmark's own file, unpaired."""
-    if cell.worst is None:
-        return None
     return worst.get(f"{cell.worst}|{cell.attack}") or _from_file(cell.worst)
 
 
-def _from_file(worst: str) -> dict[str, Any] | None:
+def _from_file(worst: str | None) -> dict[str, Any] | None:
     path = RESULTS / f"adaptive_{worst}.json"
-    if not path.exists():
+    if worst is None or not path.exists():
         return None
     return json.loads(path.read_text())["suites"]["adaptive"][worst.rpartition("_")[0]]
 
@@ -215,7 +213,7 @@ def picture(name: str, scale: str) -> tuple[str, ...]:
             axis.set_ylim(0, 100)
             axis.grid(alpha=0.3)
             if axis.lines:
-                axis.legend(fontsize=7)
+                axis.legend(fontsize=7, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
         axes[0].set_ylabel("accuracy, %")
         path = RESULTS / f"paper_{name}_{scale}"
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
@@ -247,7 +245,7 @@ def _curve(axis: Any, of: list[Row], found: Mapping[Any, Any], spec: dict[str, A
         low, high = ([100 * share[end] for _, share in there] for end in ("low", "high"))
         axis.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
     axis.set_xscale("log" if vary != "eot" else "linear")
-    worst = next((row.cells["robust"].worst for row in of if row.cells["robust"].worst), None)
-    about = _from_file(worst) if worst else None  # of the same defence
-    if about and colour:
-        axis.axhline(100 * about["accuracy"]["value"], ls=":", color=colour, label=WORST)
+    beside = [(row.at, _from_file(row.cells["robust"].worst)) for row in of]
+    worst = [(at, 100 * about["accuracy"]["value"]) for at, about in beside if about]
+    if worst and colour:  # of the same defence: other steps are another
+        axis.plot(*zip(*worst), ":", marker="x", ms=5, color=colour, label=WORST)
