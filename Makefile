@@ -24,10 +24,12 @@ paper-table: $(VENV)/dev.stamp  ## TABLE=table01 SCALE=cpu CIFAR10=path: benchma
 	$(BIN)/python benchmarks/paper_tables.py $(TABLE) $(CIFAR10) --scale $(SCALE) \
 		--workers $(WORKERS) $(NETWORKS)
 
+# A file's tests stay in one process, as they share what is made once.
 test: $(VENV)/dev.stamp  ## the default tests and the doctests; under 10 minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-# The instructions of a CPU without AVX-512, on one that has it; does nothing on one without.
+# The instructions of a CPU without AVX-512, on one that has it, which changes nothing on one without;
+# in one process, whose tensors are computed by as many threads as there are cores.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 test-avx2: $(VENV)/dev.stamp  ## the default tests as on a CPU without AVX-512; under 10 minutes

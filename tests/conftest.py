@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,8 @@ from toys import bent, gaussian, labels, mid_images, smooth_classifier
 
 settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("suite")
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as there are cores
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -229,7 +229,9 @@ BAD_SETTINGS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"), BAD_SETTINGS, ids=[f"{n}={v!r}" for n, v, _ in BAD_SETTINGS]
+    ("name", "value", "message"),
+    BAD_SETTINGS,
+    ids=[f"{n}={getattr(v, '__name__', repr(v))}" for n, v, _ in BAD_SETTINGS],
 )
 def test_a_bad_setting_is_refused_when_the_purifier_is_made(name, value, message):
     with pytest.raises(ValueError, match=message):
