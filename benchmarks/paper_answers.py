@@ -64,7 +64,7 @@ def _headline(table: str) -> list[str]:
     printed = row.published.get(column) or row.published.get("robust")
     said = printed + ("" if printed and "%" in printed else " %") if printed else spec["claim"]
     cell = row.cells[column]
-    ours = cells_of(table, "cpu").get((cell.run, cell.attack))
+    ours = cells_of(table, "cpu").get(cell.key)
     worst = worst_case(cell, measured(table, "cpu")["worst"])
     return [
         f"{name}: {column}", said,
@@ -127,7 +127,7 @@ def _gap(a: tuple[str, str, str], b: tuple[str, str, str], group: str = "") -> D
     found = []
     for table, name, column in (a, b):
         cell = _row(table, name, group).cells[column]
-        found.append(cells_of(table, "cpu").get((cell.run, cell.attack)))
+        found.append(cells_of(table, "cpu").get(cell.key))
     return None if None in found else less(*found)
 
 

@@ -117,6 +117,11 @@ class Cell:
         name = f"{self.defence} under {attack}{judged}, {self.images} images, {self.trials} trials"
         return "".join(c if c.isalnum() or c in " -.,=+" else "_" for c in name)
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is found by: a run has other attacks too, and a defence other runs."""
+        return self.run, self.attack
+
     def config(self, source: str) -> Config:
         """The configuration of its run."""
         clean = {"clean": source}  # of corrupted images that are read from files
@@ -365,4 +370,4 @@ def cells(
         raise ValueError(f"{table} has no row {', '.join(map(repr, sorted(other)))}, but {known}")
     made = (c for r in every if named is None or r.name in named for c in r.cells.values())
     chosen = (c if images is None else replace(c, images=images) for c in made)
-    return list({(c.run, c.attack): c for c in chosen}.values())
+    return list({c.key: c for c in chosen}.values())

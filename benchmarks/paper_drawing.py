@@ -29,7 +29,7 @@ def measured(table: str, scale: str) -> dict[str, Any]:
 
 
 def cells_of(table: str, scale: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """The exported cells, by the names of run and attack."""
+    """The exported cells, each by its :attr:`Cell.key`."""
     return {(c["run"], c["attack"]): c for c in measured(table, scale)["cells"]}
 
 
@@ -100,7 +100,7 @@ def _ours(
     row: Row, column: str, found: Mapping[tuple[str, str], dict[str, Any]]
 ) -> dict[str, Any] | None:
     cell = row.cells.get(column)
-    return found.get((cell.run, cell.attack)) if cell else None
+    return found.get(cell.key) if cell else None
 
 
 def _beside(

@@ -46,7 +46,7 @@ def run(table: str, args: argparse.Namespace) -> None:
     seconds = 0.0
     there = _exported(args.scale)[0] if args.missing else {}
     every = cells(table, args.scale, **_chosen(args))
-    missing = [c for c in every if not _judged_so(c, there.get((c.run, c.attack)))]
+    missing = [c for c in every if not _judged_so(c, there.get(c.key))]
     for cell in {c.run: c for c in missing}.values():
         config = cell.config(args.source)
         materials = config.materials()
@@ -95,7 +95,7 @@ def export(table: str, args: argparse.Namespace) -> Path:
     for cell in cells(table, args.scale, **_settings(args)):
         folder = args.runs / args.scale / cell.run
         part = "defences" if _ships(cell) else "others"
-        figures = exported.get((cell.run, cell.attack))
+        figures = exported.get(cell.key)
         if (folder / "run.sqlite").exists():
             with Store(folder) as store:
                 result = Result(store)
@@ -121,7 +121,7 @@ def export(table: str, args: argparse.Namespace) -> Path:
 
 
 def _exported(scale: str) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[str, Any]]:
-    """The cells that any table exported before, by run and attack, and their plans."""
+    """The cells that any table exported before, each by its key, and their plans."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     plan: dict[str, Any] = {"defences": {}, "others": {}, "attacks": {}}
     for table in TABLES:
