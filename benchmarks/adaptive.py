@@ -58,6 +58,8 @@ MIDDLE = {"steps": 20, "eot": 4, "queries": 200, "probed": 16}
 LARGE = {"steps": 20, "eot": 8, "queries": 200, "probed": 32}
 BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows not named
     "linf": {
+        "undefended": LARGE,
+        "adversarial-training": LARGE,
         "one-shot": LARGE,
         "scoreopt-o": LARGE,
         "scoreopt-n": LARGE,
@@ -65,8 +67,18 @@ BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows
         "scoreopt-n-no-jacobian-5": LARGE,
         "scoreopt-n-stopped": LARGE,
         "diffpure": MIDDLE,
+        "gdmp": MIDDLE,
+        "adp": MIDDLE,
     },
-    "l2": {},
+    "l2": {
+        "undefended": LARGE,
+        "adversarial-training": LARGE,
+        "one-shot": LARGE,
+        "scoreopt-o": MIDDLE,
+        "diffpure": MIDDLE,
+        "gdmp": MIDDLE,
+        "adp": MIDDLE,
+    },
 }
 
 
