@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import check_count
+from scoreopt_defense._checks import check_count, check_labels, check_positive
 from scoreopt_defense._optional import optional
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.gradients import BPDA, GRADIENTS, Gradient, OneShotGradient
@@ -51,13 +51,14 @@ def input_gradient(
     Args:
         model: differentiated in its purifier's mode.
         x: images, shape ``(B, C, H, W)``, in [0, 1].
-        y: labels, shape ``(B,)``.
+        y: labels, shape ``(B,)``, integers from 0.
         samples: purifications k that the logits are averaged over, times the model's votes.
         seed: of the noise; the same seed shows every mode the same function.
 
     Returns:
         Shape of ``x``.
     """
+    y = check_labels(y, len(x))
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         loss = F.cross_entropy(model(x, seed=seed, samples=samples), y, reduction="sum")
@@ -106,7 +107,7 @@ def gradient_agreement(
     Args:
         model: for most references its denoiser must be twice differentiable.
         x: images, shape ``(B, C, H, W)``, in [0, 1].
-        y: labels, shape ``(B,)``.
+        y: labels, shape ``(B,)``, integers from 0.
         modes: which ones, by name or as objects.
         reference: what they are compared with, likewise.
         samples: purifications that each gradient is averaged over.
@@ -172,7 +173,7 @@ def gradient_noise(
     Args:
         model: differentiated in its purifier's mode.
         x: images, shape ``(B, C, H, W)``, in [0, 1].
-        y: labels, shape ``(B,)``.
+        y: labels, shape ``(B,)``, integers from 0.
         samples: the values of k, each at least 1.
         seed: of the noise; gradient r uses ``seed + r``.
     """
@@ -239,10 +240,11 @@ def optimization_curves(
         purifier: a ScoreOpt.
         classifier: from images in [0, 1] to logits.
         x: images, shape ``(B, C, H, W)``, in [0, 1].
-        y: labels, shape ``(B,)``.
+        y: labels, shape ``(B,)``, integers from 0.
         probes: noise draws, within the purifier's noise levels, that the loss is averaged over.
         seed: of the noise.
     """
+    y = check_labels(y, len(x))
     x_a = 2 * x - 1
     probe = Noise.of_batch(seed + 1, len(x), device=x.device)
     steps: list[dict[str, Any]] = []
@@ -310,13 +312,15 @@ def loss_along(
     Args:
         model: differentiated in its purifier's mode, once, at ``x``.
         x: images, shape ``(B, C, H, W)``, in [0, 1].
-        y: labels, shape ``(B,)``.
+        y: labels, shape ``(B,)``, integers from 0.
         eps: farthest l-infinity distance.
         points: distances from 0 to ``eps``.
         samples: purifications that gradient and logits are averaged over.
         seed: of the gradient's noise and the random direction; the loss is taken under other
             noise, the same at every distance.
     """
+    y = check_labels(y, len(x))
+    check_positive("eps", eps)
     attack = input_gradient(model, x, y, samples=samples, seed=seed).sign()
     generator = torch.Generator().manual_seed(seed)
     random = (torch.randint(2, x.shape, generator=generator) * 2 - 1).to(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -421,3 +421,12 @@ class TestDiagnostics:
         torch.testing.assert_close(found.attack[0], found.random[0])
         assert (found.attack[-1] > found.random[-1]).all()
         assert found.plot().get_xlabel()
+
+    @pytest.mark.parametrize("measure", [input_gradient, partial(loss_along, eps=0.1, points=2)])
+    def test_labels_of_any_whole_type_are_taken_and_no_others(
+        self, measure: Callable, model: DefendedModel, x: Tensor, y: Tensor
+    ) -> None:
+        assert str(measure(model, x, y.int(), seed=1)) == str(measure(model, x, y, seed=1))
+        for wrong in (y.float(), y[:1], y - 10):
+            with pytest.raises(ValueError, match="labels must be"):
+                measure(model, x, wrong)
