@@ -182,6 +182,21 @@ class TestAdaptive:
         assert (one.random_start, one.restarts, more.restarts) == (True, 1, compared)
         assert more.replace(restarts=1) == one
 
+    @pytest.mark.parametrize("deterministic", [True, False])
+    @pytest.mark.parametrize("noisy", [True, False])
+    def test_what_is_random_in_a_defence_is_averaged_over(
+        self, deterministic: bool, noisy: bool
+    ) -> None:
+        """A random classifier behind a purifier that is none, too: one sample would flatter it."""
+        purifier = OneShot(bent(), sigma=0.3, deterministic=deterministic)
+        model = DefendedModel(
+            Noisy().eval() if noisy else smooth_classifier(torch.float32), purifier
+        )
+        stages = Adaptive(eot=4).member(model, images()[0]).stages
+        averaged = "PGD+EOT, exact" in stages
+        assert averaged == (noisy or not deterministic)
+        assert stages["PGD+EOT, exact" if averaged else "PGD, exact"].eot == (4 if averaged else 1)
+
     def test_the_worst_case_is_no_better_than_what_was_found(self, whole: Result) -> None:
         """Judged anew, an image that was wrong in each of 3 purifications may be right again."""
         for defence in whole.plan.defences:

@@ -230,9 +230,9 @@ def _cost(attack: Any) -> float:
 
 @torch.no_grad()
 def _is_random(model: nn.Module, x: Tensor) -> bool:
-    """Whether a model answers twice in two ways."""
+    """Whether a model answers twice in two ways, be it by its purifier or its classifier."""
     if isinstance(model, DefendedModel):
-        return not model.purifier.deterministic
+        return not model.purifier.deterministic or _is_random(model.classifier, x)
     with seeded(0):  # the global generators stay as they were
         weight = next(model.parameters(), x)
         few = x[:2].to(weight.device)
