@@ -69,7 +69,7 @@ class _How(NamedTuple):
         """Images, weight and bias in the type that autocast, where it is on, gives them."""
         given = [self.x, self.weight, self.bias]
         device = self.x.device.type
-        if not torch.is_autocast_enabled(device):
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             return given
         dtype = torch.get_autocast_dtype(device)
         return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in given]

@@ -161,7 +161,12 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def autocast_state(device_type: str) -> dict[str, Any]:
-    """What ``torch.autocast`` takes to be as it is now."""
+    """What ``torch.autocast`` takes to be as it is now.
+
+    A device that has no autocast is unaffected, and the CPU's is as it is now.
+    """
+    if not torch.amp.is_autocast_available(device_type):
+        device_type = "cpu"
     return {
         "device_type": device_type,
         "enabled": torch.is_autocast_enabled(device_type),

@@ -8,14 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from toys import mid_images
 
-from scoreopt_defense import ScoreOpt
 from scoreopt_defense import noise as module
-from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.noise import Noise, Stream, _log, threefry
 
 stats = pytest.importorskip("scipy.stats")
@@ -184,44 +179,6 @@ def test_streams_are_known_by_their_start_and_apart():
     assert calls == [again.next_call() for _ in range(4)]
     assert twins == [again.next_twin() for _ in range(4)]
     assert len({*calls, *twins, Stream(4).next_call(), Stream().next_call()}) == 10
-
-
-class Devices(TorchDispatchMode):
-    """Which devices the operations' tensors are on."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.count = set(), 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        leaves = tree_leaves((args, kwargs, result))
-        self.seen |= {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
-        self.count += 1
-        return result
-
-
-def test_noise_is_made_on_the_images_device_alone():
-    """On fake tensors of a GPU that need not be there, which refuse to be read."""
-    with FakeTensorMode(), Devices() as devices:
-        like = torch.empty(4, 3, 8, 8, device="cuda")
-        noise = Noise.of_batch(2**40, 2, 2, device="cuda")[:4]
-        noise.level((0.2, 0.4), 1, like), noise.eps_1(0, like), noise.eps_2(0, 1, like)
-    assert devices.count > 100
-    assert devices.seen == {"cuda"}
-
-
-@pytest.mark.parametrize("variant", ["O", "N"])
-def test_no_operation_of_a_purification_crosses_devices(variant):
-    """On the meta device, whose tensors cannot be read: autograd needs a GPU that is there."""
-    denoiser = EDMDenoiser(lambda x_t, sigma: torch.tanh(x_t), sigma_range=(0.01, 2.0))
-    purifier = ScoreOpt(denoiser, variant=variant, loss="sr", steps=2, sigma=(0.2, 0.4))
-    with Devices() as devices:
-        x_a = torch.empty(4, 3, 8, 8, device="meta")
-        with torch.no_grad():
-            purifier.purify(x_a, Noise.of_batch(0, 4, device="meta"))
-    assert devices.count > 100
-    assert devices.seen == {"meta"}
 
 
 @pytest.mark.slow

@@ -124,7 +124,8 @@ class ADP(Purifier):
 
     def score(self, x: Tensor) -> Tensor:
         """The score times its noise level."""
-        return (self.denoiser(x, self.settings.level) - x) / self.settings.level
+        level = x.new_full((1,), self.settings.level)  # where the images are: nothing to copy
+        return (self.denoiser(x, level) - x) / level
 
     def step_size(self, g: Tensor, g_ahead: Tensor) -> Tensor:
         r""":math:`\lambda / \kappa`, shape ``(B, 1)``, within its bounds."""
