@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from devices import Devices
 from purifiers_table import PURIFIERS, WITHOUT_NOISE
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from toys import bent, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, ScoreOpt, pretrained
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.purifiers import base
-
-
-class Devices(TorchDispatchMode):
-    """Which devices the operations' tensors are on, but for numbers, which any device takes."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.count = set(), 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        leaves = tree_leaves((args, kwargs, result))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim]
-        self.seen |= {tensor.device.type for tensor in tensors}
-        self.count += 1
-        return result
 
 
 def test_noise_is_made_on_the_images_device_alone():

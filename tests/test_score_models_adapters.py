@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from devices import Devices
 from tolerances import depth_of, everything_in_float64, half_rounding, rounding
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -615,6 +616,14 @@ def test_times_survive_a_cast_to_half_precision():
     sigma = torch.tensor([0.3, 7.0])
     expected = denoiser.timestep(sigma)
     assert torch.equal(denoiser.half().timestep(sigma), expected)
+
+
+def test_the_table_of_times_moves_with_the_network():
+    """Copied to the device at each step, it would keep torch.compile's CUDA graphs away."""
+    denoiser = DDPMDenoiser(Tiny(), ABAR).to("meta")
+    with Devices() as devices:
+        denoiser(torch.empty(2, 3, 8, 8, device="meta"), torch.empty(2, device="meta"))
+    assert devices.seen == {"meta"}
 
 
 # --- labels, ranges, errors ---------------------------------------------------------------------

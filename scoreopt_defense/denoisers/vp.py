@@ -84,6 +84,15 @@ class DDPMDenoiser(ClassConditionalDenoiser):
         # No buffers: half() and bfloat16() would round them, and the times with them.
         self.log_sigmas, self.times = log_sigmas, times
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DDPMDenoiser:
+        """Move the table with the network: copied at each step it would keep CUDA graphs away."""
+        super()._apply(fn, recurse)
+        device = fn(torch.empty(0)).device
+        self.log_sigmas, self.times = (
+            _exact(part, device) for part in (self.log_sigmas, self.times)
+        )
+        return self
+
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         alpha = (1 + sigma**2).rsqrt()
         z = (alpha * x_t).to(network_dtype(self.net, x_t.dtype))
@@ -102,10 +111,14 @@ class DDPMDenoiser(ClassConditionalDenoiser):
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The fractional time of each noise level: shape ``(B,)`` to ``(B,)``, float32."""
-        exact = torch.float32 if sigma.device.type == "mps" else torch.float64  # MPS has no float64
-        knots = self.log_sigmas.to(sigma.device, exact)
-        times, target = self.times.to(knots), sigma.to(exact).log()
+        knots, times = (_exact(part, sigma.device) for part in (self.log_sigmas, self.times))
+        target = sigma.to(knots).log()
         after = torch.searchsorted(knots, target).clamp(1, len(knots) - 1)
         before = after - 1
         fraction = (target - knots[before]) / (knots[after] - knots[before])
         return torch.lerp(times[before], times[after], fraction.clamp(0, 1)).float()
+
+
+def _exact(values: Tensor, device: torch.device) -> Tensor:
+    """Values on a device in its most exact type: MPS has no float64."""
+    return values.to(device, torch.float32 if device.type == "mps" else torch.float64)
