@@ -9,16 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoreopt_defense._checks import check_choice
 from scoreopt_defense.recomputation import Runner
 
-__all__ = ["MODES", "Compiled", "compiled"]
+__all__ = ["MODES", "OLDEST", "Compiled", "check_compile", "compiled"]
 
 #: What ``compile=`` may be by name: torch.compile's modes.
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+#: The first torch whose compiler takes a step whole.
+OLDEST = "2.7"
 _GRAPHS_OVERWRITE = ("reduce-overhead", "max-autotune")  # their outputs at the next replay
 # Dynamo keeps this many graphs of a step for all denoisers, losses and batches together (three
 # sizes of batches: 1, below 16, and larger), and raises beyond; its own limit is 8.
 _GRAPHS = 64
+
+
+def check_compile(value: object) -> None:
+    """``value`` is a flag or a mode, and torch is recent enough for it."""
+    if not isinstance(value, bool):
+        check_choice("compile", value, MODES)
+    if value and torch.__version__ < OLDEST:
+        raise ValueError(f"compile needs torch {OLDEST} or later, and this is {torch.__version__}")
 
 
 def compiled(run: Runner, mode: bool | str = True) -> Runner:
@@ -49,9 +60,7 @@ class Compiled:
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
             return self.eager(*inputs)
-        config = torch._dynamo.config
-        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
-        with config.patch({limit: _GRAPHS}):  # the latter up to torch 2.4
+        with torch._dynamo.config.patch(recompile_limit=_GRAPHS):
             outputs = self._step(*_as_at_any_step(inputs, tensors[0].device))
         if self.mode not in _GRAPHS_OVERWRITE:
             return outputs

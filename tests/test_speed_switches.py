@@ -18,9 +18,11 @@ from purifiers_table import BASELINES
 from test_exact_gradient import assert_same_gradient, gradient_of, label_of
 from tolerances import adam_rounding, half_rounding, rounding
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 from toys import BentNet, bent, gaussian, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, PurifierPreprocessor, ScoreOpt
+from scoreopt_defense.compilation import OLDEST
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.purifiers import base
@@ -41,6 +43,8 @@ def scoreopt(**settings: Any) -> ScoreOpt:
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Compiled graphs so far; what compiles them is Dynamo without a code generator."""
+    if torch.__version__ < OLDEST:
+        pytest.skip(f"compile= needs torch {OLDEST}")
     torch._dynamo.reset()
     made: list[int] = []
 
@@ -248,6 +252,13 @@ def test_an_image_that_has_stopped_costs_nothing() -> None:
 def test_what_cannot_be_set_is_refused(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         scoreopt(**settings)
+
+
+def test_a_torch_that_cannot_compile_a_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.1+cpu"))
+    with pytest.raises(ValueError, match=r"compile needs torch 2\.7 or later, and this is 2\.6\.1"):
+        scoreopt(compile=True)
+    scoreopt(compile=False)
 
 
 # Batches, precision and memory format

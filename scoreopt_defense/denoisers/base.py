@@ -56,7 +56,8 @@ class Denoiser(nn.Module, ABC):
             raise ValueError(
                 f"x_t must have shape (B, {self.channels or 'C'}, H, W), got {tuple(x_t.shape)}"
             )
-        device = next((p.device for p in self.parameters()), x_t.device)
+        devices = [p.device for p in self.parameters()]  # torch 2.7 compiles no next(..., default)
+        device = devices[0] if devices else x_t.device
         if device != x_t.device:
             raise ValueError(
                 f"the denoiser's network is on {device} and the images are on {x_t.device}: move "

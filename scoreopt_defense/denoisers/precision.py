@@ -14,7 +14,8 @@ __all__ = ["network_dtype", "network_precision"]
 def network_dtype(net: object, default: torch.dtype) -> torch.dtype:
     """Type of a network's weights: what its images are cast to."""
     parameters = net.parameters() if isinstance(net, nn.Module) else iter(())
-    return next((p.dtype for p in parameters if p.is_floating_point()), default)
+    types = [p.dtype for p in parameters if p.is_floating_point()]  # a list: see Denoiser.forward
+    return types[0] if types else default
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from scoreopt_defense._checks import (
     check_positive,
     check_sigma,
 )
-from scoreopt_defense.compilation import MODES, compiled
+from scoreopt_defense.compilation import check_compile, compiled
 from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
@@ -123,8 +123,7 @@ class ScoreOptSettings(PurifierSettings):
                     "tol is for variant 'N': in ScoreOpt-O each loss is under another noise, and "
                     "does not settle"
                 )
-        if not isinstance(self.compile, bool):
-            check_choice("compile", self.compile, MODES)
+        check_compile(self.compile)
 
     @classmethod
     def options(cls) -> dict[str, Options]:
@@ -167,7 +166,7 @@ class ScoreOpt(Purifier):
             of it, and costs nothing from then on. None stops none.
         compile: carry the steps out through ``torch.compile``; or a mode of its, such as
             ``"reduce-overhead"``, which replays them as CUDA graphs. The first call takes a minute
-            or more. Values differ by rounding; the backward pass is not compiled.
+            or more. Values differ by rounding; the backward pass is not compiled. Needs torch 2.7.
         gradient, deterministic, max_batch, autocast, channels_last, seed: as in
             :class:`~scoreopt_defense.purifiers.base.PurifierSettings`.
 
