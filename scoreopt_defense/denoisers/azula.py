@@ -12,7 +12,9 @@ from scoreopt_defense.denoisers.data_range import check_data_range, on_data_rang
 
 __all__ = ["AzulaDenoiser"]
 
-_HALVINGS = 50  # of the time interval [0, 1]: float64 ends there
+# The time interval [0, 1] is cut into so many pieces, one of them again, and so on: 54 bits, where
+# float64 ends, in a fifth of the operations that halving takes.
+_PIECES, _ROUNDS = 64, 9
 
 
 class AzulaDenoiser(Denoiser):
@@ -68,15 +70,17 @@ class AzulaDenoiser(Denoiser):
         return self.net(alpha.reshape_as(sigma) * x_t, time, **self.conditioning).mean
 
     def time(self, sigma: Tensor) -> Tensor:
-        """The time of each noise level, shape ``(B,)`` to ``(B,)``, by bisection."""
+        """The time of each noise level, shape ``(B,)`` to ``(B,)``, by cutting intervals up."""
         exact = torch.float32 if sigma.device.type == "mps" else torch.float64  # MPS has no float64
-        target = sigma.to(exact).log()
+        target = sigma.to(exact).log()[:, None]
         low, high = torch.zeros_like(target), torch.ones_like(target)
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            above = _log_sigma(self.net.schedule, middle) > target
-            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        return (low + high) / 2
+        cuts = torch.linspace(0, 1, _PIECES + 1, dtype=exact, device=sigma.device)
+        for _ in range(_ROUNDS):
+            times = torch.lerp(low, high, cuts)
+            below = (_log_sigma(self.net.schedule, times) <= target).sum(1, keepdim=True)
+            after = below.clamp(1, _PIECES)
+            low, high = times.gather(1, after - 1), times.gather(1, after)
+        return ((low + high) / 2).flatten()
 
 
 def _log_sigma(schedule: Any, time: Tensor) -> Tensor:
