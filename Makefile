@@ -12,7 +12,7 @@ SCALE ?= cpu
 WORKERS ?= 1
 NETWORKS := $(if $(CLASSIFIER),--classifier $(CLASSIFIER)) $(if $(DENOISER),--denoiser $(DENOISER))
 
-.PHONY: demo paper-table test test-avx2 lint clean
+.PHONY: demo paper-table test test-avx2 test-oldest lint clean
 
 demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 2 minutes
 	mkdir -p runs
@@ -35,6 +35,9 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS
 test-avx2: $(VENV)/dev.stamp  ## the default tests as on a CPU without AVX-512; under 10 minutes
 	$(AVX2) $(BIN)/python -m pytest
 
+test-oldest:  ## the default tests on the oldest releases that pyproject.toml allows
+	PIP_CONSTRAINT=$(CURDIR)/tests/oldest.txt $(MAKE) test VENV=.venv-oldest
+
 lint: $(VENV)/dev.stamp  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,4 +50,4 @@ $(VENV)/%.stamp: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-oldest runs
