@@ -38,6 +38,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "scoreopt-o": purified("ScoreOpt", preset=f"{NAME}/O"),
     "scoreopt-n": purified("ScoreOpt", preset=f"{NAME}/N"),
     "scoreopt-n-before-at": purified("ScoreOpt", f"{NAME}-at", preset=f"{NAME}/N"),
+    # of Table 11; its file is named by the variable RESNET
+    "scoreopt-n-before-resnet": purified(
+        "ScoreOpt", "python:paper_third_party:resnet", preset=f"{NAME}/N"
+    ),
     "scoreopt-n-no-jacobian": purified("ScoreOpt", preset=f"{NAME}/fast"),
     "scoreopt-n-no-jacobian-5": purified("ScoreOpt", preset=f"{NAME}/strong"),
     "scoreopt-n-stopped": purified("ScoreOpt", preset=f"{NAME}/balanced"),

@@ -234,7 +234,7 @@ class _Maker:
         defence = self._defence(name, values)
         columns = self.spec["columns"] | values.get("columns", {})
         return {
-            column: self._cell(*defence, name, told, values)
+            column: self._cell(*defence, told, values)
             for column, told in columns.items()
             if told not in ("mean", "")
         }
@@ -264,9 +264,7 @@ class _Maker:
             section["overrides"] = section.get("overrides", {}) | most | settings
         return label, section
 
-    def _cell(
-        self, label: str, section: dict[str, Any], defence: str, told: Any, values: dict[str, Any]
-    ) -> Cell:
+    def _cell(self, label: str, section: dict[str, Any], told: Any, values: dict[str, Any]) -> Cell:
         """Of one column, which is an attack's name, or that with settings under ``attack``."""
         threat = values.get("threat", "")
         given = {"attack": told} if isinstance(told, str) else dict(told)
@@ -274,7 +272,7 @@ class _Maker:
         if base == "clean":  # judged in every run: in that of the column "robust"
             columns = self.spec["columns"] | values.get("columns", {})
             first = next(c for c in columns.values() if c not in ("clean", "mean", ""))
-            met = self._cell(label, section, defence, first, values)
+            met = self._cell(label, section, first, values)
             return replace(met, attack="clean", worst=None)
         if base.startswith("corruptions/"):
             files = {"files": self.cifar10_c} if self.cifar10_c else {}
@@ -296,9 +294,9 @@ class _Maker:
         if asks and self.scale.autocast:
             sections["autocast"] = self.scale.autocast
         norm = ATTACKS[base].as_dict().get("norm")
-        is_a_row = self.name == "cpu" and label == defence and defence in ROWS
+        row = _row_of(section) if self.name == "cpu" else None
         in_its_ball = norm in THREATS and "eps" not in budget
-        worst = f"{defence}_{norm}" if is_a_row and in_its_ball else None
+        worst = f"{row}_{norm}" if row and in_its_ball else None
         return self._made(label, section, name, {name: sections}, values, asks=asks, worst=worst)
 
     def _made(
@@ -318,6 +316,12 @@ class _Maker:
             judged=judged, images=self.spec.get(f"images_{self.name}", self.scale.images[asks]),
             trials=trials, rest=self.scale.rest, worst=worst,
         )  # fmt: skip
+
+
+def _row_of(section: dict[str, Any]) -> str | None:
+    """The adaptive benchmark's row of the same defence, if it has one."""
+    same = ({"overrides": {}} | own == {"overrides": {}} | section for own in ROWS.values())
+    return next((row for row, found in zip(ROWS, same) if found), None)
 
 
 WORDS = {"weight": "lambda", "eot": "replicates"}
