@@ -412,6 +412,17 @@ def test_an_image_that_is_not_broken_comes_back_attacked(name):
     assert (margins[1] < margins[0] - 0.01).all()
 
 
+def test_of_two_classes_autoattack_has_cross_entropy_alone():
+    x, y = images(), torch.tensor([0, 1, 0, 1])
+    classifier = smooth_classifier(torch.float32, classes=2)
+    both = attack("autoattack-rand-linf", **LINF, **SHORT)
+    x_adv = run(both, "bare", x, y, classifier=classifier)
+    clean, attacked = (F.cross_entropy(classifier(z), y, reduction="none") for z in (x, x_adv))
+    assert (attacked > clean).all()
+    with pytest.raises(IndexError):
+        run(attack("APGD", loss="dlr", **LINF, **SHORT), "bare", x, y, classifier=classifier)
+
+
 def test_the_sampled_answer_is_the_mean_of_eot_evaluations(y):
     """So that the loss is that of the mean logits, as the authors' code has it."""
     seen = []

@@ -68,7 +68,12 @@ class _AutoPGD(BoundedAttack):
                 model, norm=_NORMS[self.norm], eps=self.eps, steps=self.steps, loss=loss
             )
             attack.set_device(x.device)
-            highest, _, _, wrong = attack.attack_single_run(x, y)
+            try:
+                highest, _, _, wrong = attack.attack_single_run(x, y)
+            except IndexError:  # the DLR loss has no third logit to divide by
+                if not found:
+                    raise
+                continue
             found += [highest.detach(), wrong.detach()]
         return strongest(model, found, y)
 
@@ -115,10 +120,8 @@ class AutoAttack(_AutoPGD):
 
     Args:
         norm, eps, gradient, eot, steps, restarts: as in
-            :class:`~scoreopt_defense.attacks.base.BoundedAttack`; ``steps`` of each of the two.
-
-    Raises:
-        IndexError: from a call, by the DLR loss, if there are fewer than three classes.
+            :class:`~scoreopt_defense.attacks.base.BoundedAttack`; ``steps`` of each of the two. Of
+            two classes there is no DLR loss, and cross-entropy stands alone.
 
     Reference:
         Croce and Hein, ICML 2020.
