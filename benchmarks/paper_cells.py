@@ -320,8 +320,8 @@ class _Maker:
 
 def _row_of(section: dict[str, Any]) -> str | None:
     """The adaptive benchmark's row of the same defence, if it has one."""
-    same = ({"overrides": {}} | own == {"overrides": {}} | section for own in ROWS.values())
-    return next((row for row, found in zip(ROWS, same) if found), None)
+    plain: dict[str, Any] = {"overrides": {}}
+    return next((row for row, own in ROWS.items() if plain | own == plain | section), None)
 
 
 WORDS = {"weight": "lambda", "eot": "replicates"}
