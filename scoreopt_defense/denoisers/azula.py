@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scoreopt_defense.denoisers.base import Denoiser
 from scoreopt_defense.denoisers.data_range import check_data_range, on_data_range
+from scoreopt_defense.denoisers.precision import most_exact
 
 __all__ = ["AzulaDenoiser"]
 
@@ -71,7 +72,7 @@ class AzulaDenoiser(Denoiser):
 
     def time(self, sigma: Tensor) -> Tensor:
         """The time of each noise level, shape ``(B,)`` to ``(B,)``, by cutting intervals up."""
-        exact = torch.float32 if sigma.device.type == "mps" else torch.float64  # MPS has no float64
+        exact = most_exact(sigma.device)
         target = sigma.to(exact).log()[:, None]
         low, high = torch.zeros_like(target), torch.ones_like(target)
         cuts = torch.linspace(0, 1, _PIECES + 1, dtype=exact, device=sigma.device)

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from scoreopt_defense.denoisers.precision import first_of
+
 __all__ = ["Denoiser"]
 
 
@@ -56,8 +58,7 @@ class Denoiser(nn.Module, ABC):
             raise ValueError(
                 f"x_t must have shape (B, {self.channels or 'C'}, H, W), got {tuple(x_t.shape)}"
             )
-        devices = [p.device for p in self.parameters()]  # torch 2.7 compiles no next(..., default)
-        device = devices[0] if devices else x_t.device
+        device = first_of((p.device for p in self.parameters()), x_t.device)
         if device != x_t.device:
             raise ValueError(
                 f"the denoiser's network is on {device} and the images are on {x_t.device}: move "

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["network_dtype", "network_precision"]
+__all__ = ["first_of", "most_exact", "network_dtype", "network_precision"]
+
+T = TypeVar("T")
+
+
+def first_of(values: Iterable[T], default: T) -> T:
+    """``next(iter(values), default)``, in a form that torch 2.7 compiles."""
+    for value in values:
+        return value
+    return default
+
+
+def most_exact(device: torch.device) -> torch.dtype:
+    """The most exact type of a device: MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def network_dtype(net: object, default: torch.dtype) -> torch.dtype:
     """Type of a network's weights: what its images are cast to."""
     parameters = net.parameters() if isinstance(net, nn.Module) else iter(())
-    types = [p.dtype for p in parameters if p.is_floating_point()]  # a list: see Denoiser.forward
-    return types[0] if types else default
+    return first_of((p.dtype for p in parameters if p.is_floating_point()), default)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoreopt_defense._checks import check_choice
 from scoreopt_defense.denoisers.labels import ClassConditionalDenoiser
-from scoreopt_defense.denoisers.precision import network_dtype
+from scoreopt_defense.denoisers.precision import most_exact, network_dtype
 
 __all__ = ["DDPMDenoiser"]
 
@@ -87,11 +87,12 @@ class DDPMDenoiser(ClassConditionalDenoiser):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DDPMDenoiser:
         """Move the table with the network: copied at each step it would keep CUDA graphs away."""
         super()._apply(fn, recurse)
-        device = fn(torch.empty(0)).device
-        self.log_sigmas, self.times = (
-            _exact(part, device) for part in (self.log_sigmas, self.times)
-        )
+        self.log_sigmas, self.times = self._table(fn(torch.empty(0)).device)
         return self
+
+    def _table(self, device: torch.device) -> list[Tensor]:
+        """The noise levels and their times, on a device."""
+        return [part.to(device, most_exact(device)) for part in (self.log_sigmas, self.times)]
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         alpha = (1 + sigma**2).rsqrt()
@@ -111,14 +112,9 @@ class DDPMDenoiser(ClassConditionalDenoiser):
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The fractional time of each noise level: shape ``(B,)`` to ``(B,)``, float32."""
-        knots, times = (_exact(part, sigma.device) for part in (self.log_sigmas, self.times))
+        knots, times = self._table(sigma.device)
         target = sigma.to(knots).log()
         after = torch.searchsorted(knots, target).clamp(1, len(knots) - 1)
         before = after - 1
         fraction = (target - knots[before]) / (knots[after] - knots[before])
         return torch.lerp(times[before], times[after], fraction.clamp(0, 1)).float()
-
-
-def _exact(values: Tensor, device: torch.device) -> Tensor:
-    """Values on a device in its most exact type: MPS has no float64."""
-    return values.to(device, torch.float32 if device.type == "mps" else torch.float64)
