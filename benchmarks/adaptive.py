@@ -42,6 +42,17 @@ ROWS: dict[str, dict[str, Any]] = {
     "scoreopt-n-before-resnet": purified(
         "ScoreOpt", "python:paper_third_party:resnet", preset=f"{NAME}/N"
     ),
+    # of Table 12, for the threat that it names there
+    "scoreopt-o-low": purified("ScoreOpt", preset=f"{NAME}/O", overrides={"sigma": [0.10, 0.30]}),
+    "scoreopt-o-wide": purified("ScoreOpt", preset=f"{NAME}/O", overrides={"sigma": [0.10, 0.35]}),
+    "scoreopt-o-high": purified("ScoreOpt", preset=f"{NAME}/O", overrides={"sigma": [0.20, 0.40]}),
+    "scoreopt-o-10": purified("ScoreOpt", preset=f"{NAME}/O", overrides={"lr": 0.08, "steps": 10}),
+    "scoreopt-n-low": purified("ScoreOpt", preset=f"{NAME}/N", overrides={"sigma": [0.12, 0.12]}),
+    "scoreopt-n-high": purified("ScoreOpt", preset=f"{NAME}/N", overrides={"sigma": [0.18, 0.18]}),
+    "scoreopt-n-10": purified("ScoreOpt", preset=f"{NAME}/N", overrides={"steps": 10}),
+    "scoreopt-n-10-high": purified(
+        "ScoreOpt", preset=f"{NAME}/N", overrides={"steps": 10, "sigma": [0.18, 0.18]}
+    ),
     "scoreopt-n-no-jacobian": purified("ScoreOpt", preset=f"{NAME}/fast"),
     "scoreopt-n-no-jacobian-5": purified("ScoreOpt", preset=f"{NAME}/strong"),
     "scoreopt-n-stopped": purified("ScoreOpt", preset=f"{NAME}/balanced"),
