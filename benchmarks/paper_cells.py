@@ -73,7 +73,7 @@ SCALES = {
     "cpu": Scale(
         classifier=NAME,
         denoiser=NAME,
-        defences=ROWS | {"menet": {"classifier": NAME, "purifier": "MENet"}},
+        defences=ROWS,
         budgets={"stadv": {"eot": 3}},  # at 4 its row takes over half an hour
         autocast="bfloat16",
         images=(128, 64),

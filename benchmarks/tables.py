@@ -136,6 +136,7 @@ ROWS = {
     "undefended": "undefended",
     "adversarial-training": "adversarial training",
     "one-shot": "one-shot",
+    "menet": "ME-Net's preprocessing",
     "scoreopt-o": "ScoreOpt-O",
     "scoreopt-n": "ScoreOpt-N",
     "scoreopt-n-before-at": "ScoreOpt-N before adversarial training",
