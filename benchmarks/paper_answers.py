@@ -13,14 +13,12 @@ from paper_drawing import (
     NOT_YET,
     budgets,
     cells_of,
-    less,
     measured,
     percent,
-    points,
     slopes,
     worst_case,
 )
-from table_text import markdown
+from table_text import less, markdown, points
 
 from scoreopt_defense.evaluation.statistics import Difference
 

@@ -10,12 +10,10 @@ from typing import Any
 import table_text
 from paper_cells import Cell, Row, rows, specification
 from results_file import RESULTS
-from table_text import markdown
+from table_text import markdown, points
 from timing import slope
 
 from scoreopt_defense._optional import optional
-from scoreopt_defense.evaluation.results import difference
-from scoreopt_defense.evaluation.statistics import Difference
 
 NOT_YET, NOT_RUN = "not run yet", "not run"
 WORST = "worst case"
@@ -33,27 +31,8 @@ def cells_of(table: str, scale: str) -> dict[tuple[str, str], dict[str, Any]]:
     return {(c["run"], c["attack"]): c for c in measured(table, scale)["cells"]}
 
 
-def shares(cell: Mapping[str, Any]) -> dict[int, float]:
-    """Of an exported cell: how far each image is right, by its place."""
-    return {i: int(count) / cell["of"] for i, count in enumerate(cell["right"].split())}
-
-
-def less(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
-    """One exported cell less another, over the same images."""
-    return difference(shares(a), shares(b))
-
-
 #: A share with its interval, in per cent; an attack that failed has none.
 percent = partial(table_text.percent, missing="failed")
-
-
-def points(found: Any) -> str:
-    """A difference with its interval, in points of per cent."""
-    value, low, high = (
-        100 * (found[name] if isinstance(found, dict) else getattr(found, name))
-        for name in ("value", "low", "high")
-    )
-    return f"{value:+.1f} ({low:+.0f} to {high:+.0f})"
 
 
 def table(name: str, scale: str = "cpu") -> str:

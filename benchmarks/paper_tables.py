@@ -29,6 +29,7 @@ import paper_timing
 import precision
 from paper_cells import SCALES, TABLES, Cell, cells, specification
 from results_file import RESULTS, write
+from table_text import less
 
 from scoreopt_defense import data, pretrained
 from scoreopt_defense._memory import keep_freed_memory
@@ -189,7 +190,7 @@ def _worst(cell: Cell, figures: dict[str, Any], source: str | None) -> dict[str,
         chosen = [counts[i] for i in ours if i is not None]
         if len(chosen) == cell.images and "-" not in chosen:
             about |= {"of": suite["of"], "right": " ".join(chosen)}
-            about["difference"] = _rounded(paper_drawing.less(figures, about))
+            about["difference"] = _rounded(less(figures, about))
     return about
 
 

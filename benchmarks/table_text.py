@@ -8,7 +8,10 @@ from typing import Any
 
 from results_file import RESULTS
 
-__all__ = ["markdown", "percent", "results"]
+from scoreopt_defense.evaluation.results import difference
+from scoreopt_defense.evaluation.statistics import Difference
+
+__all__ = ["less", "markdown", "percent", "points", "results", "shares"]
 
 
 def results(name: str) -> dict[str, Any]:
@@ -26,3 +29,29 @@ def percent(share: Mapping[str, float] | None, digits: int = 1, *, missing: str 
         return missing
     low, high = (f"{100 * share[end]:.0f}" for end in ("low", "high"))
     return f"{100 * share['value']:.{digits}f} ({low} to {high})"
+
+
+def points(found: Difference | Mapping[str, float]) -> str:
+    """A difference with its interval, in points of per cent."""
+    value, low, high = (
+        100 * (found[name] if isinstance(found, Mapping) else getattr(found, name))
+        for name in ("value", "low", "high")
+    )
+    return f"{value:+.1f} ({low:+.0f} to {high:+.0f})"
+
+
+def shares(cell: Mapping[str, Any]) -> dict[int, float]:
+    """Of an exported cell or suite: how far each image is right, by its place."""
+    return {i: int(count) / cell["of"] for i, count in enumerate(cell["right"].split())}
+
+
+def less(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
+    """One exported cell or suite less another, over the same images.
+
+    Raises:
+        ValueError: if they are of different numbers of images.
+    """
+    ours, theirs = shares(a), shares(b)
+    if len(ours) != len(theirs):
+        raise ValueError(f"{len(ours)} images cannot be paired with {len(theirs)}")
+    return difference(ours, theirs)

@@ -21,7 +21,7 @@ from typing import Any
 from frontier import point_of
 from results_file import RESULTS
 from speed_tables import SPEED_TABLES
-from table_text import markdown, percent, results
+from table_text import less, markdown, percent, points, results
 
 SURROGATES = ("one-shot", "bpda")
 
@@ -111,7 +111,7 @@ def attack_search(name: str = "attack_search") -> str:
             return [""] * 3
         row = less.get((attack, defence))
         return [percent(cell["accuracy"]), percent(cell["majority"]),
-                "" if row is None else _points(row)]  # fmt: skip
+                "" if row is None else points(row)]  # fmt: skip
 
     rows = [
         [attack, *(part for defence in defences for part in columns(attack, defence))]
@@ -122,12 +122,6 @@ def attack_search(name: str = "attack_search") -> str:
                      for what in (", %", ", by majority", ", less the reference"))],
         [row for row in rows if any(row[1:])],
     )  # fmt: skip
-
-
-def _points(row: dict[str, float]) -> str:
-    """A difference with its interval, in points of per cent."""
-    low, high = round(100 * row["low"]), round(100 * row["high"])
-    return f"{100 * row['value']:+.1f} ({low:+d} to {high:+d})"
 
 
 NORMS = {"linf": "l-infinity 8/255", "l2": "l2 0.5"}
@@ -166,16 +160,21 @@ def _clean(export: dict[str, Any]) -> dict[str, float]:
     return clean
 
 
+def _budget(export: dict[str, Any]) -> str:
+    """Steps and samples of a row's attacks by gradients."""
+    attacks = export["plan"]["attacks"]
+    budget = next(attacks[a] for a in attacks if a.startswith("adaptive/APGD"))
+    return f"{budget['steps']} x {budget['eot']}"
+
+
 def _worst_cases(norm: str) -> str:
     rows = []
     for name, export, suite in _adaptive(norm):
         again = next(s for s in suite["survival"] if s["resubmissions"] == 8)
-        attacks = export["plan"]["attacks"]
-        budget = next(attacks[a] for a in attacks if a.startswith("adaptive/APGD"))
         rows.append(
             [name, percent(_clean(export)), f"**{percent(suite['accuracy'])}**",
              percent(suite["majority"]), f"{100 * again['value']:.1f}", suite["checks"],
-             f"{budget['steps']} x {budget['eot']}"]
+             _budget(export)]
         )  # fmt: skip
     head = ["defence", "clean, %", "robust, %", "majority, %", "right 8 times, %", "checks",
             "steps x samples"]  # fmt: skip
@@ -190,6 +189,43 @@ def adaptive_linf() -> str:
 def adaptive_l2() -> str:
     """Worst cases over the adaptive suite, l2."""
     return _worst_cases("l2")
+
+
+#: What the others are compared with.
+COMPARED = ("one-shot", "ScoreOpt-N", "DiffPure", "adversarial training")
+
+
+def adaptive_pairs() -> str:
+    """Worst cases less others' of the same images; where a file has no record an image, none."""
+    rows = []
+    for norm, said in NORMS.items():
+        suites = {name: suite for name, _, suite in _adaptive(norm) if "right" in suite}
+        for name, suite in suites.items():
+            pairs = [
+                points(less(suite, suites[other])) if other in suites and other != name else "-"
+                for other in COMPARED
+            ]
+            rows.append([name, said, *pairs])
+    return markdown(["defence", "norm", *(f"less {other}" for other in COMPARED)], rows)
+
+
+def adaptive_budgets() -> str:
+    """What more samples took, of the rows that were run at fewer of them before."""
+    rows = []
+    for norm, said in NORMS.items():
+        for name, export, suite in _adaptive(norm):
+            (row,) = export["suites"]["adaptive"]
+            for path in sorted(RESULTS.glob(f"adaptive_{row}_{norm}_*x*.json")):
+                before = results(path.stem)["suites"]["adaptive"][row]
+                both = "right" in before and "right" in suite
+                rows.append(
+                    [name, said, path.stem.rpartition("_")[2].replace("x", " x "),
+                     percent(before["accuracy"]), _budget(export), percent(suite["accuracy"]),
+                     points(less(suite, before)) if both else "-"]
+                )  # fmt: skip
+    return markdown(
+        ["defence", "norm", "steps x samples", "robust, %", "then", "robust, %", "points"], rows
+    )
 
 
 def adaptive_found_by() -> str:
@@ -387,6 +423,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "attack_search_long": partial(attack_search, "attack_search_long"),
     "adaptive_linf": adaptive_linf,
     "adaptive_l2": adaptive_l2,
+    "adaptive_pairs": adaptive_pairs,
+    "adaptive_budgets": adaptive_budgets,
     "adaptive_found_by": adaptive_found_by,
     "adaptive_failed": adaptive_failed,
     "frontier_presets": frontier_presets,

@@ -22,6 +22,7 @@ import paper_tables
 import paper_timing
 import results_file
 from paper_cells import SCALES, TABLES, cells, rows, specification
+from table_text import less, shares
 
 from scoreopt_defense import data
 from scoreopt_defense.denoisers import EDMDenoiser
@@ -193,7 +194,7 @@ def test_the_papers_scale_runs_end_to_end_on_two_images(table, small, monkeypatc
     assert {(c["defence"], c["attack"]) for c in found["cells"]} == wanted
     for cell in found["cells"]:
         assert cell["failed"] == 0
-        counts = paper_drawing.shares(cell).values()
+        counts = shares(cell).values()
         assert cell["accuracy"]["value"] == pytest.approx(sum(counts) / 2, abs=1e-4)
     drawn = paper_drawing.table(table, "paper")
     assert paper_drawing.NOT_YET not in drawn
@@ -282,7 +283,9 @@ def test_table_6_is_timed_and_drawn(small, monkeypatch):
 def test_a_difference_is_paired_over_images():
     a = {"right": "8 4 0", "of": 8}
     b = {"right": "4 4 0", "of": 8}
-    assert paper_drawing.less(a, b).value == pytest.approx(0.5 / 3)
+    assert less(a, b).value == pytest.approx(0.5 / 3)
+    with pytest.raises(ValueError, match="3 images cannot be paired with 2"):
+        less(a, {"right": "4 0", "of": 8})
 
 
 def test_a_row_shows_the_clean_accuracy_of_its_own_run(tmp_path, monkeypatch):
