@@ -262,7 +262,7 @@ def test_a_worst_case_is_paired_over_the_images_that_both_met(tmp_path, monkeypa
     assert "difference" not in paper_tables._worst(cell, {"right": "4 4", "of": 4}, None)
 
 
-@pytest.mark.parametrize("table", ["table07", "table08", "table11", "table12"])
+@pytest.mark.parametrize("table", ["table07", "table08", "table11", "table12", "figure3"])
 def test_the_adaptive_benchmark_has_a_row_of_each_scoreopt_of(table):
     ours = [c for c in cells(table, "cpu") if c.section.get("purifier") == "ScoreOpt"]
     assert ours
