@@ -126,10 +126,8 @@ def _exported(scale: str) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[s
     found: dict[tuple[str, str], dict[str, Any]] = {}
     plan: dict[str, Any] = {"defences": {}, "others": {}, "attacks": {}}
     for table in TABLES:
-        written = paper_drawing.measured(table, scale)
-        for cell in written["cells"]:
-            found[cell["run"], cell["attack"]] = cell
-        for part, described in written.get("plan", {}).items():
+        found |= paper_drawing.cells_of(table, scale)
+        for part, described in paper_drawing.measured(table, scale).get("plan", {}).items():
             plan[part] |= described
     return found, plan
 
