@@ -2,9 +2,11 @@
 
     python benchmarks/adaptive.py path/to/cifar10/test/images --norm linf --row scoreopt-n
     python benchmarks/adaptive.py path/to/cifar10/test/images    # every row, in both norms
+    python benchmarks/adaptive.py path/to/images --norm linf --row scoreopt-n-low --images 64
 
 A row is a run of ``scoreopt evaluate``'s runner, of 128 images, in ``runs/adaptive``; stopped and
-started again, it goes on. Its figures are written to ``results/adaptive_<row>_<norm>.json``, and
+started again, it goes on. The third is one that stands beside figures of 64 images alone, in Table
+12 or Figure 3. Its figures are written to ``results/adaptive_<row>_<norm>.json``, and
 ``scoreopt report runs/adaptive/<row>-<norm>`` makes a page of it.
 """
 
