@@ -205,10 +205,21 @@ def _surrogates() -> Lines:
                 yield said, _gap(*both, norm)
 
 
+def _hyper_parameters() -> Lines:
+    for variant, steps in product(("ScoreOpt-N", "ScoreOpt-O"), (1, 2, 10, 20)):
+        both = (f"{variant}, steps {n}" for n in (steps, 5))
+        yield f"{variant}: {steps} less 5 steps, worst case", _worst_gap("figure3", *both)
+    high, low = "ScoreOpt-N, sigma 0.60", "ScoreOpt-N, sigma 0.40"
+    said = "ScoreOpt-N: noise level 0.18 less 0.12"
+    yield f"{said}, BPDA+EOT", _gap(*(("table12", name, "robust") for name in (high, low)))
+    yield f"{said}, worst case", _worst_gap("table12", high, low)
+
+
 _QUESTIONS: dict[str, Any] = {
     "1. Does ScoreOpt-N beat denoising?": _against_denoising,
     "2. Figure 2: does Diff decay, does SR hold, is MSE touchy?": _losses,
     "3. Table 6: how long is a step?": _speed,
     "4. Figures 4, 5: do replicates matter?": _replicates,
     "5. 4.2.2: is the surrogate sound beyond one step?": _surrogates,
+    "6. Figure 3, Table 12: do other steps or noise move the worst case?": _hyper_parameters,
 }
