@@ -103,13 +103,13 @@ def attack_search(name: str = "attack_search") -> str:
     found = results(name)
     defences, images = list(found["plan"]["defences"]), found["plan"]["images"]["shape"][0]
     cells = {(cell["attack"], cell["defence"]): cell for cell in found["cells"]}
-    less = {(row["attack"], row["defence"]): row for row in found["less_reference"]}
+    beside = {(row["attack"], row["defence"]): row for row in found["less_reference"]}
 
     def columns(attack: str, defence: str) -> list[str]:
         cell = cells.get((attack, defence))
         if cell is None or cell["accuracy"]["n"] < images:
             return [""] * 3
-        row = less.get((attack, defence))
+        row = beside.get((attack, defence))
         return [percent(cell["accuracy"]), percent(cell["majority"]),
                 "" if row is None else points(row)]  # fmt: skip
 
