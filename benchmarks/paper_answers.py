@@ -13,6 +13,7 @@ from paper_drawing import (
     NOT_YET,
     budgets,
     cells_of,
+    keyed,
     measured,
     percent,
     slopes,
@@ -62,8 +63,8 @@ def _headline(table: str) -> list[str]:
     printed = row.published.get(column) or row.published.get("robust")
     said = printed + ("" if printed and "%" in printed else " %") if printed else spec["claim"]
     cell = row.cells[column]
-    ours = cells_of(table, "cpu").get(cell.key)
-    worst = worst_case(cell, measured(table, "cpu")["worst"])
+    written = measured(table, "cpu")
+    ours, worst = keyed(written).get(cell.key), worst_case(cell, written["worst"])
     return [
         f"{name}: {column}", said,
         percent(ours["accuracy"]) + " %" if ours else NOT_YET,

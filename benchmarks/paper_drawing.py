@@ -28,7 +28,12 @@ def measured(table: str, scale: str) -> dict[str, Any]:
 
 def cells_of(table: str, scale: str) -> dict[tuple[str, str], dict[str, Any]]:
     """The exported cells, each by its :attr:`Cell.key`."""
-    return {(c["run"], c["attack"]): c for c in measured(table, scale)["cells"]}
+    return keyed(measured(table, scale))
+
+
+def keyed(written: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The same of what :func:`measured` gave, where more of that is asked for."""
+    return {(c["run"], c["attack"]): c for c in written["cells"]}
 
 
 #: A share with its interval, in per cent; an attack that failed has none.
@@ -40,7 +45,8 @@ def table(name: str, scale: str = "cpu") -> str:
     spec = specification(name)
     if spec.get("kind") == "timing":
         return _timing(name, scale)
-    found, worst = cells_of(name, scale), measured(name, scale)["worst"]
+    written = measured(name, scale)
+    found, worst = keyed(written), written["worst"]
     every, columns = rows(name, scale), list(spec["columns"])
     has_group = any(row.group for row in every)
     printed = [c for c in columns if any(row.published.get(c) for row in every)]

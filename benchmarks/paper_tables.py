@@ -126,8 +126,9 @@ def _exported(scale: str) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[s
     found: dict[tuple[str, str], dict[str, Any]] = {}
     plan: dict[str, Any] = {"defences": {}, "others": {}, "attacks": {}}
     for table in TABLES:
-        found |= paper_drawing.cells_of(table, scale)
-        for part, described in paper_drawing.measured(table, scale).get("plan", {}).items():
+        written = paper_drawing.measured(table, scale)
+        found |= paper_drawing.keyed(written)
+        for part, described in written.get("plan", {}).items():
             plan[part] |= described
     return found, plan
 
