@@ -18,7 +18,6 @@ again, on fewer images at 8 times the gradients:
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import shlex
 import sys
@@ -30,7 +29,7 @@ import precision
 import torch
 import torchattacks
 from held_out import add_arguments, held_out
-from results_file import weights, write
+from results_file import rounded, weights, write
 from torch import Tensor, nn
 
 from scoreopt_defense import DefendedModel, ScoreOpt, data, pretrained
@@ -232,17 +231,10 @@ def differences(result: Result) -> list[dict[str, Any]]:
     }
     return [
         {"defence": defence, "attack": attack}
-        | _rounded(difference(result.shares(defence, attack), result.shares(defence, REFERENCE)))
+        | rounded(difference(result.shares(defence, attack), result.shares(defence, REFERENCE)))
         for defence, attack in sorted(complete)
         if (defence, REFERENCE) in complete and attack not in (REFERENCE, "clean")
     ]
-
-
-def _rounded(found: Any) -> dict[str, Any]:
-    return {
-        name: round(value, 4) if isinstance(value, float) else value
-        for name, value in dataclasses.asdict(found).items()
-    }
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -19,7 +19,6 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import paper_drawing
 import paper_timing
 import precision
 from paper_cells import SCALES, TABLES, Cell, cells, specification
-from results_file import RESULTS, write
+from results_file import RESULTS, rounded, write
 from table_text import less
 
 from scoreopt_defense import data, pretrained
@@ -38,7 +37,6 @@ from scoreopt_defense.evaluation.evaluate import evaluate_plan
 from scoreopt_defense.evaluation.progress import duration, progress
 from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.runner import Stopped
-from scoreopt_defense.evaluation.statistics import Difference
 from scoreopt_defense.evaluation.store import Store
 
 
@@ -189,7 +187,7 @@ def _worst(cell: Cell, figures: dict[str, Any], source: str | None) -> dict[str,
         chosen = [counts[i] for i in ours if i is not None]
         if len(chosen) == cell.images and "-" not in chosen:
             about |= {"of": suite["of"], "right": " ".join(chosen)}
-            about["difference"] = _rounded(less(figures, about))
+            about["difference"] = rounded(less(figures, about))
     return about
 
 
@@ -197,10 +195,6 @@ def _worst(cell: Cell, figures: dict[str, Any], source: str | None) -> dict[str,
 def _pixels(source: str, images: int) -> list[bytes]:
     """Each image that a run of so many meets, to know it by."""
     return [image.numpy().tobytes() for image in data.load(source, n=images).x]
-
-
-def _rounded(found: Difference) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in asdict(found).items()}
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

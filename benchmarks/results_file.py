@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from scoreopt_defense import pretrained
 from scoreopt_defense.evaluation.about import machine
+from scoreopt_defense.evaluation.statistics import Difference
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -30,6 +32,11 @@ def mean(values: Tensor) -> dict[str, float]:
     half = 1.96 * values.std().item() / len(values) ** 0.5
     value = values.mean().item()
     return {"value": round(value, 4), "low": round(value - half, 4), "high": round(value + half, 4)}
+
+
+def rounded(found: Difference) -> dict[str, float]:
+    """A difference as it is written."""
+    return {name: round(value, 4) for name, value in asdict(found).items()}
 
 
 def write(name: str, **contents: Any) -> Path:
