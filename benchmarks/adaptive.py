@@ -111,7 +111,7 @@ def configuration(
 ) -> Config:
     """One row of the table, in one norm."""
     suite = {"suite": "adaptive", "restarts": 1, "autocast": precision.autocast(float32)}
-    suite |= BUDGETS[norm].get(row, SMALL)
+    suite |= BUDGETS[norm].get(row, SMALL) | {"keep_mb": 2000}
     return Config.model_validate(
         {
             "batch": 32,

@@ -85,12 +85,7 @@ class Settings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of :meth:`as_dict`, for objects that are the library's own."""
-        return cls.of(
-            **{
-                name: _restored(name, value, cls._known(name)) if isinstance(value, dict) else value
-                for name, value in values.items()
-            }
-        )
+        return cls.of(**values)
 
     @classmethod
     def _known(cls, name: str) -> Names:
@@ -102,14 +97,18 @@ class Settings:
 
 
 def chosen(setting: str, value: Any, options: Options) -> Any:
-    """The object of that name, or the object that was passed in.
+    """The object of that name, of that name and settings (``{"name": ..., ...}``), or passed in.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if it is none of them.
     """
     if isinstance(value, str):
-        check_choice(setting, value, options.named)
-        return options.named[value]()
+        value = {"name": value}
+    if isinstance(value, Mapping):
+        given = dict(value)
+        name = given.pop("name", None)
+        check_choice(setting, name, options.named)
+        return options.named[name](**given)
     if isinstance(value, type) or not isinstance(value, options.kind):
         raise ValueError(
             f"{setting} must be one of {list(options.named)}, got {value!r}; or an object that is "
@@ -146,13 +145,6 @@ def _that_count(value: Any) -> dict[str, Any]:
     if not dataclasses.is_dataclass(value):
         return vars(value)
     return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare}
-
-
-def _restored(setting: str, value: dict[str, Any], named: Names) -> Any:
-    fields = dict(value)
-    name = fields.pop("name", None)
-    check_choice(f"{setting}'s name", name, named)
-    return named[name](**fields)
 
 
 class Frozen(nn.Module):

@@ -529,6 +529,12 @@ def test_it_comes_back_from_its_json(how):
     assert attacks.from_dict(how.as_dict()) == how
 
 
+def test_a_gradient_with_settings_is_a_name_and_those():
+    """As a configuration file has it."""
+    made = attack("pgd-eot-linf", gradient={"name": "smoothed", "c": 0.5})
+    assert made == attack("pgd-eot-linf", gradient=gradients.Smoothed(c=0.5))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -548,6 +554,7 @@ def test_it_comes_back_from_its_json(how):
         (lambda: attack("stadv", norm="linf"), ValueError, r"norm must be one of \['flow'\]"),
         (lambda: PGD(gradient="bdpa"), ValueError, "gradient must be one of.*'surrogate'.*'bdpa'"),
         (lambda: PGD(gradient=8), ValueError, "gradient must be one of.*GradientOrView"),
+        (lambda: PGD(gradient={"c": 1}), ValueError, "gradient must be one of.*got None"),
         (lambda: PGD(steps=0), ValueError, "steps must be a whole number of at least 1, got 0"),
         (lambda: PGD(eot=1.5), ValueError, "eot must be a whole number of at least 1, got 1.5"),
         (lambda: PGD(restarts=0), ValueError, "restarts must be a whole number"),

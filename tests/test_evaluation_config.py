@@ -167,7 +167,7 @@ def test_an_override_may_be_an_object_with_settings():
     made = purifier_of("ScoreOpt", "mnist-tiny", "mnist-tiny/O", given)
     assert made is not None
     assert made.settings.loss == MSE(weight=0.25)
-    with pytest.raises(ValueError, match="loss's name must be one of"):
+    with pytest.raises(ValueError, match="loss must be one of"):
         purifier_of("ScoreOpt", "mnist-tiny", "mnist-tiny/O", {"loss": {"name": "l1"}})
 
 

@@ -120,7 +120,7 @@ def test_json_is_read_by_the_same_rules():
     plain = ScoreOptSettings().as_dict()
     with pytest.raises(ValueError, match="lr must be a finite number above 0"):
         ScoreOptSettings.from_dict(plain | {"lr": -5})
-    with pytest.raises(ValueError, match=r"loss's name must be one of.*got 'l2'"):
+    with pytest.raises(ValueError, match=r"loss must be one of.*got 'l2'"):
         ScoreOptSettings.from_dict(plain | {"loss": {"name": "l2"}})
     with pytest.raises(TypeError, match="no setting 'weight'"):
         ScoreOptSettings.from_dict(plain | {"weight": 1})

@@ -197,6 +197,20 @@ class TestAdaptive:
         assert averaged == (noisy or not deterministic)
         assert stages["PGD+EOT, exact" if averaged else "PGD, exact"].eot == (4 if averaged else 1)
 
+    def test_memory_for_time_changes_no_name_and_no_key(self) -> None:
+        model = DefendedModel(smooth_classifier(torch.float32), OneShot(bent(), sigma=0.3))
+        members = [Adaptive(keep_mb=mb).member(model, images()[0]) for mb in (0, 50)]
+        described = [
+            {
+                name: attack.as_dict()
+                for name, attack in [*member.stages.items(), *member.probes.values()]
+            }
+            for member in members
+        ]
+        assert described[0] == described[1]
+        kept = members[1].stages["PGD+EOT, exact"].gradient.keep_mb
+        assert kept == members[1].probes["white-box"][1].gradient.keep_mb == 50
+
     def test_the_worst_case_is_no_better_than_what_was_found(self, whole: Result) -> None:
         """Judged anew, an image that was wrong in each of 3 purifications may be right again."""
         for defence in whole.plan.defences:
@@ -264,6 +278,7 @@ class TestAdaptive:
             ({"steps": 1}, "steps must be a whole number of at least 2, got 1"),
             ({"queries": 5}, "queries must be a whole number of at least 20, got 5"),
             ({"autocast": "half"}, "autocast must be one of"),
+            ({"keep_mb": -1}, "keep_mb must be a finite number at least 0, got -1"),
         ],
     )
     def test_wrong_settings_are_refused(self, settings: dict, message: str) -> None:

@@ -16,6 +16,7 @@ from scoreopt_defense.evaluation.chain import WorstCase
 from scoreopt_defense.evaluation.plan import Chain
 from scoreopt_defense.evaluation.probes import Bare, Descent, Gradients, gradient_modes
 from scoreopt_defense.evaluation.seeding import seeded
+from scoreopt_defense.gradients import Exact, Smoothed
 from scoreopt_defense.purifiers import Purifier
 from scoreopt_defense.settings import Settings
 
@@ -68,6 +69,8 @@ class Adaptive(Settings):
             box has half the steps, of half the samples: it is run eight times over.
         autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: cheaper
             gradients; the judging is in full precision.
+        keep_mb: of the exact and smoothed gradients, as in
+            :class:`~scoreopt_defense.gradients.Exact`: memory for time; no result depends on it.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -84,6 +87,7 @@ class Adaptive(Settings):
     queries: int = 1000
     probed: int = 32
     autocast: str | None = None
+    keep_mb: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,6 +96,7 @@ class Adaptive(Settings):
         for name, least in {"steps": 2, "eot": 1, "restarts": 1, "queries": 20}.items():
             self._set(name, check_count(name, getattr(self, name), least=least))
         self._set("probed", check_count("probed", self.probed, least=0))
+        check_positive("keep_mb", self.keep_mb, zero=True)
 
     def member(self, model: nn.Module, x: Tensor) -> Member:
         """The suite for one defence; ``x`` are images that it may be asked about."""
@@ -148,6 +153,11 @@ class _Budget:
         self.shared = self.threat | {"autocast": suite.autocast}
         self.averaged, self.alone = ("+EOT", "") if eot > 1 else ("", ", no EOT")
 
+    def shown(self, mode: str) -> Any:
+        """A mode, with what memory it may take."""
+        kind = {"exact": Exact, "smoothed": Smoothed}.get(mode)
+        return mode if kind is None else kind(keep_mb=self.suite.keep_mb)
+
     def transfers(self) -> dict[str, Any]:
         """Attacks on the classifier alone."""
         name = f"transfer-pgd-{self.suite.norm}"
@@ -165,9 +175,9 @@ class _Budget:
         budget = self.shared | {"steps": self.suite.steps, "eot": self.eot}
         stages = {f"Square{self.alone}": self.square()} | (self.transfers() if ours else {})
         for mode in self.modes:
-            pgd = self.library.FoolboxPGD(gradient=mode, **budget)
+            pgd = self.library.FoolboxPGD(gradient=self.shown(mode), **budget)
             stages[f"PGD{self.averaged}, {mode}"] = pgd
-            apgd = self.library.AutoAttack(gradient=mode, **budget)
+            apgd = self.library.AutoAttack(gradient=self.shown(mode), **budget)
             stages[f"APGD{self.averaged}, {mode}"] = apgd
         if self.suite.norm == "linf":
             samples = self.suite.queries // 10
@@ -176,7 +186,7 @@ class _Budget:
             surrogate = self.library.PGD(gradient="surrogate", **budget)
             stages[f"PGD{self.averaged} at the surrogate"] = surrogate
         restarts = {"random_start": True, "restarts": self.suite.restarts}
-        last = self.library.PGD(gradient=self.best, **budget, **restarts)
+        last = self.library.PGD(gradient=self.shown(self.best), **budget, **restarts)
         return stages | {
             f"PGD{self.averaged}, {self.best}, restarts": last,
             "": WorstCase(**self.threat),
@@ -187,7 +197,8 @@ class _Budget:
         eot = max(min(2, self.eot), self.eot // 2)
 
         def pgd(**settings: Any) -> Any:
-            given = self.shared | {"steps": steps, "eot": eot, "gradient": self.best} | settings
+            shown = self.shown(self.best)
+            given = self.shared | {"steps": steps, "eot": eot, "gradient": shown} | settings
             # few steps must reach the ball's border too, as Madry et al. choose them
             return self.library.PGD(step_size=max(0.25, 2.5 / given["steps"]), **given)
 
