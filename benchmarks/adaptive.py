@@ -99,6 +99,7 @@ BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows
         "one-shot": LARGE,
         "menet": LARGE,
         "scoreopt-o": MIDDLE,
+        "scoreopt-n": MIDDLE,
         "diffpure": MIDDLE,
         "gdmp": MIDDLE,
         "adp": MIDDLE,
