@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
+from adaptive_tables import ROWS, adaptive, clean
 from paper_cells import Row, rows, specification
 from paper_cost import downloads, hours
 from paper_drawing import (
@@ -74,6 +75,28 @@ def _headline(table: str) -> list[str]:
 
 def _ratio(found: dict[str, float], over: str, under: str) -> str:
     return f"{found[over] / found[under]:.2f} times" if over in found else NOT_YET
+
+
+def verdicts() -> str:
+    """What BPDA+EOT leaves of each defence, and what the adaptive suite does: Table 1's rows."""
+    written = measured("table01", "cpu")
+    ours, suites = keyed(written), {name: found for name, *found in adaptive("linf")}
+    found = []
+    for row in rows("table01", "cpu"):
+        cell = row.cells.get("robust")
+        worst = worst_case(cell, written["worst"]) if cell else None
+        if cell and cell.worst and worst and "difference" in worst:
+            name = ROWS[cell.worst.rpartition("_")[0]]
+            export, suite = suites[name]
+            shares = clean(export), ours[cell.key]["accuracy"], suite["accuracy"]
+            found.append((name, *shares, worst["difference"]))
+    return markdown(
+        ["defence", "clean, %", "BPDA+EOT, %", "worst case, %", "BPDA+EOT less worst case"],
+        [
+            [name, percent(clear, 0), percent(left, 0), f"**{percent(least, 0)}**", points(gap)]
+            for name, clear, left, least, gap in sorted(found, key=lambda row: -row[3]["value"])
+        ],
+    )
 
 
 def commands() -> str:

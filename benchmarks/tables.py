@@ -268,7 +268,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **ADAPTIVE_TABLES,
     **SPEED_TABLES,
     **{f"paper_{part}": partial(_answers, part)
-       for part in ("summary", "commands", "allowed", "questions")},
+       for part in ("summary", "verdicts", "commands", "allowed", "questions")},
     **{f"paper_{name}": partial(_of_the_paper, name) for name in PAPER},
 }  # fmt: skip
 
