@@ -66,4 +66,4 @@ class Recording(saved_tensors_hooks):
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
             self.bytes += storage.nbytes()
-        return kept
+        return kept.detach()  # itself would lead back to the graph that holds it, for ever
