@@ -71,10 +71,11 @@ THREATS: dict[str, dict[str, Any]] = {
     "linf": {"norm": "linf", "eps": "8/255"},
     "l2": {"norm": "l2", "eps": 0.5},
 }
-# What the paper's budget (20 steps of 20 samples; 1,000 queries and two restarts are ours) is
-# cut to, so that a row takes less than an hour of two cores; of one budget, more steps of fewer
-# samples break more (attack_search.py). Attacks compute in bfloat16, or by --float32 in float32, as
-# what judges them always does.
+# What the paper's budget (20 steps of 20 samples; 1,000 queries and two restarts are ours) is cut
+# to, so that a row takes less than an hour of two cores, or half of one if it only stands beside a
+# table; of one budget, more steps of fewer samples break more (attack_search.py). Attacks compute
+# in bfloat16, or by --float32 in float32, as what judges them always does.
+SMALLEST = {"steps": 10, "eot": 2, "queries": 100, "probed": 16}
 SMALL = {"steps": 20, "eot": 2, "queries": 100, "probed": 16}
 MIDDLE = {"steps": 20, "eot": 4, "queries": 200, "probed": 16}
 LARGE = {"steps": 20, "eot": 8, "queries": 200, "probed": 32}
@@ -92,6 +93,8 @@ BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows
         "diffpure": MIDDLE,
         "gdmp": MIDDLE,
         "adp": MIDDLE,
+        "scoreopt-o-20-steps": SMALLEST,
+        "scoreopt-n-20-steps": SMALLEST,
     },
     "l2": {
         "undefended": LARGE,
@@ -103,6 +106,8 @@ BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows
         "diffpure": MIDDLE,
         "gdmp": MIDDLE,
         "adp": MIDDLE,
+        "scoreopt-n-10-steps": SMALLEST,
+        "scoreopt-n-10-steps-high": SMALLEST,
     },
 }
 
