@@ -153,11 +153,13 @@ def _gap(a: tuple[str, str, str], b: tuple[str, str, str], group: str = "") -> D
     return None if None in found else less(*found)
 
 
-def _worst_gap(table: str, a: str, b: str, group: str = "") -> Difference | None:
-    """The same of worst cases."""
+def _worst_gap(
+    table: str, a: str, b: str, group: str = "", column: str = "robust"
+) -> Difference | None:
+    """The same of worst cases; ``column`` is one that they stand beside."""
     worst, found = measured(table, "cpu")["worst"], []
     for name in (a, b):
-        cell = _row(table, name, group).cells["robust"]
+        cell = _row(table, name, group).cells[column]
         found.append(worst.get(f"{cell.worst}|{cell.attack}"))
     if any(about is None or "right" not in about for about in found):
         return None
@@ -233,6 +235,10 @@ def _hyper_parameters() -> Lines:
     for variant, steps in product(("ScoreOpt-N", "ScoreOpt-O"), (1, 2, 10, 20)):
         both = (f"{variant}, steps {n}" for n in (steps, 5))
         yield f"{variant}: {steps} less 5 steps, worst case", _worst_gap("figure3", *both)
+    for variant in ("ScoreOpt-N", "ScoreOpt-O"):
+        both = (f"{variant}, steps {n}" for n in (1, 5))
+        gap = _worst_gap("section422", *both, "l2", "surrogate")
+        yield f"{variant}, l2: 1 less 5 steps, worst case", gap
     high, low = "ScoreOpt-N, sigma 0.60", "ScoreOpt-N, sigma 0.40"
     said = "ScoreOpt-N: noise level 0.18 less 0.12"
     yield f"{said}, BPDA+EOT", _gap(*(("table12", name, "robust") for name in (high, low)))
