@@ -32,7 +32,7 @@ test: $(VENV)/dev.stamp  ## the default tests and the doctests; under 10 minutes
 # in one process, whose tensors are computed by as many threads as there are cores.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-test-avx2: $(VENV)/dev.stamp  ## the default tests as on a CPU without AVX-512; under 10 minutes
+test-avx2: $(VENV)/dev.stamp  ## the default tests as on a CPU without AVX-512; some 10 minutes
 	$(AVX2) $(BIN)/python -m pytest
 
 test-oldest:  ## the default tests on the oldest releases that pyproject.toml allows
