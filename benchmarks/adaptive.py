@@ -116,8 +116,8 @@ def configuration(
     row: str, norm: str, source: str, images: int, seed: int, float32: bool = False
 ) -> Config:
     """One row of the table, in one norm."""
-    suite = {"suite": "adaptive", "restarts": 1, "autocast": precision.autocast(float32)}
-    suite |= BUDGETS[norm].get(row, SMALL) | {"keep_mb": 2000}
+    suite = {"suite": "adaptive", "restarts": 1, "keep_mb": 2000}
+    suite |= {"autocast": precision.autocast(float32)} | BUDGETS[norm].get(row, SMALL)
     return Config.model_validate(
         {
             "batch": 32,

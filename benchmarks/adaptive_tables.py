@@ -29,7 +29,7 @@ ROWS = {
 }
 
 
-def adaptive(norm: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+def _adaptive(norm: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """What was measured in a norm: the row's name, its export, and its suite's part of that."""
     found = []
     for row, name in ROWS.items():
@@ -54,7 +54,7 @@ def _budget(export: dict[str, Any]) -> str:
 
 def _worst_cases(norm: str) -> str:
     rows = []
-    for name, export, suite in adaptive(norm):
+    for name, export, suite in _adaptive(norm):
         again = next(s for s in suite["survival"] if s["resubmissions"] == 8)
         rows.append(
             [name, percent(clean(export)), f"**{percent(suite['accuracy'])}**",
@@ -84,7 +84,7 @@ def adaptive_pairs() -> str:
     """Worst cases less others' of the same images; where a file has no record an image, none."""
     rows = []
     for norm, said in NORMS.items():
-        suites = {name: suite for name, _, suite in adaptive(norm) if "right" in suite}
+        suites = {name: suite for name, _, suite in _adaptive(norm) if "right" in suite}
         for name, suite in suites.items():
             pairs = [
                 points(less(suite, suites[other])) if other in suites and other != name else "-"
@@ -98,7 +98,7 @@ def adaptive_budgets() -> str:
     """What more samples took, of the rows that were run at fewer of them before."""
     rows = []
     for norm, said in NORMS.items():
-        for name, export, suite in adaptive(norm):
+        for name, export, suite in _adaptive(norm):
             (row,) = export["suites"]["adaptive"]
             for path in sorted(RESULTS.glob(f"adaptive_{row}_{norm}_*x*.json")):
                 before = results(path.stem)["suites"]["adaptive"][row]
@@ -117,7 +117,7 @@ def adaptive_found_by() -> str:
     """Which attacks took the images that the suite took."""
     rows = []
     for norm, said in NORMS.items():
-        for name, _, suite in adaptive(norm):
+        for name, _, suite in _adaptive(norm):
             taking = sorted(suite["stages"], key=lambda stage: -stage["taken"])
             by = [
                 f"{stage['attack'].removeprefix('adaptive/')} {stage['taken']} ({stage['alone']})"
@@ -133,7 +133,7 @@ def adaptive_failed() -> str:
     rows = [
         [name, said, check["name"], check["figure"]]
         for norm, said in NORMS.items()
-        for name, _, suite in adaptive(norm)
+        for name, _, suite in _adaptive(norm)
         for check in suite["checklist"]
         if check["status"] == "FAIL"
     ]
@@ -152,7 +152,7 @@ PRESET_ROWS = {
 
 def frontier_presets() -> str:
     """Each preset's point, and what the adaptive suite leaves of it."""
-    measured = {name: rest for name, *rest in adaptive("linf")}
+    measured = {name: rest for name, *rest in _adaptive("linf")}
     lines = []
     for name, row in PRESET_ROWS.items():
         point = point_of(name)

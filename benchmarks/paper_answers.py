@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from adaptive_tables import ROWS, adaptive, clean
+from adaptive_tables import ROWS, clean
 from paper_cells import Row, rows, specification
 from paper_cost import downloads, hours
 from paper_drawing import (
@@ -20,7 +20,7 @@ from paper_drawing import (
     slopes,
     worst_case,
 )
-from table_text import less, markdown, points
+from table_text import less, markdown, points, results
 
 from scoreopt_defense.evaluation.statistics import Difference
 
@@ -79,17 +79,15 @@ def _ratio(found: dict[str, float], over: str, under: str) -> str:
 
 def verdicts() -> str:
     """What BPDA+EOT leaves of each defence, and what the adaptive suite does: Table 1's rows."""
-    written = measured("table01", "cpu")
-    ours, suites = keyed(written), {name: found for name, *found in adaptive("linf")}
-    found = []
+    written, found = measured("table01", "cpu"), []
+    ours = keyed(written)
     for row in rows("table01", "cpu"):
         cell = row.cells.get("robust")
         worst = worst_case(cell, written["worst"]) if cell else None
         if cell and cell.worst and worst and "difference" in worst:
-            name = ROWS[cell.worst.rpartition("_")[0]]
-            export, suite = suites[name]
-            shares = clean(export), ours[cell.key]["accuracy"], suite["accuracy"]
-            found.append((name, *shares, worst["difference"]))
+            alone = clean(results(f"adaptive_{cell.worst}"))
+            shares = alone, ours[cell.key]["accuracy"], worst["accuracy"]
+            found.append((ROWS[cell.worst.rpartition("_")[0]], *shares, worst["difference"]))
     return markdown(
         ["defence", "clean, %", "BPDA+EOT, %", "worst case, %", "BPDA+EOT less worst case"],
         [
