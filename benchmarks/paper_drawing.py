@@ -26,13 +26,8 @@ def measured(table: str, scale: str) -> dict[str, Any]:
     return nothing | (json.loads(path.read_text()) if path.exists() else {})
 
 
-def cells_of(table: str, scale: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """The exported cells, each by its :attr:`Cell.key`."""
-    return keyed(measured(table, scale))
-
-
 def keyed(written: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    """The same of what :func:`measured` gave, where more of that is asked for."""
+    """The cells of what :func:`measured` gave, each by its :attr:`Cell.key`."""
     return {(c["run"], c["attack"]): c for c in written["cells"]}
 
 
@@ -182,7 +177,7 @@ def picture(name: str, scale: str) -> tuple[str, ...]:
     """``results/paper_<figure>_<scale>.svg`` and ``.png``: accuracy in per cent, a panel each."""
     matplotlib = optional("matplotlib", extra="plots")
     figures = optional("matplotlib.figure", extra="plots")
-    spec, found = specification(name), cells_of(name, scale)
+    spec, found = specification(name), keyed(measured(name, scale))
     curves: dict[str, list[Row]] = {}
     for row in rows(name, scale):
         curves.setdefault(row.curve, []).append(row)
