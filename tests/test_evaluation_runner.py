@@ -240,13 +240,15 @@ def test_labels_of_any_whole_type_are_the_same_run(kind):
     assert found(run(None, images=(x, y.to(kind)))) == found(run(None, images=(x, y)))
 
 
-def test_a_defence_that_fails_is_recorded_too():
+def test_a_defence_that_fails_is_recorded_too(capsys):
     class Broken(torch.nn.Module):
         def forward(self, x):
             return x.flatten(1)[:, :4] * float("nan")
 
-    result = evaluate(Broken(), images(4))
+    result = evaluate(Broken(), images(4), batch=2, progress=Lines(every=0.0))
     assert "logits that are not finite" in result.failures[0]["error"]
+    said = capsys.readouterr().err
+    assert "1 units left\n" in said  # and no time, as none is known
 
 
 @pytest.mark.parametrize("error", ["cuda", "cpu"])
@@ -446,6 +448,21 @@ def test_whoever_watches_sees_the_rows_of_each_unit(workers):
     run(None, progress=told, workers=workers, trials=1)
     assert all(seen == counted > 0 for seen, counted in told.events)
     assert set(told.seen) == {seen for seen, _ in told.events}  # each in its own place
+
+
+def test_the_time_left_goes_by_what_an_image_of_each_cell_took():
+    ahead = {("slow", "m"): 10, ("quick", "m"): 30, ("new", "m"): 4}
+    met = {("slow", "m"): 5, ("quick", "m"): 15}
+    took = {("slow", "m"): 50.0, ("quick", "m"): 30.0}
+    foretold = 10 * 10.0 + 30 * 2.0 + 4 * (80.0 / 20)
+    assert display._multiple(ahead, met, took) == pytest.approx(foretold / 80.0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_lines_say_when_nothing_is_left(workers, capsys):
+    run(None, progress=Lines(every=0.0), workers=workers, trials=1)
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].endswith("complete, about 0 s left")
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +13,8 @@ from scoreopt_defense.evaluation.plan import Plan, Unit
 from scoreopt_defense.evaluation.units import Outcome
 
 __all__ = ["Lines", "Progress", "duration", "progress"]
+
+_Cell = tuple[str, str]  # attack, defence
 
 
 class Progress:
@@ -47,23 +50,31 @@ class Lines(Progress):
 
     def start(self, plan: Plan, done: set[int]) -> None:
         self.left = _left(plan, done)
-        self.total, self.before = sum(1 for _ in plan.units()), len(done)
-        self.done, self.started, self.said = len(done), time.monotonic(), time.monotonic()
+        self.ahead: Counter[_Cell] = Counter()  # images; those met, and what they took
+        self.met: Counter[_Cell] = Counter()
+        self.took: dict[_Cell, float] = {}
+        for unit in plan.units():
+            self.ahead[_cell(unit)] += _size(unit) * (unit.index not in done)
+        self.total, self.done = sum(1 for _ in plan.units()), len(done)
+        self.started = self.said = time.monotonic()
         self.note(f"{self.total} units, {self.done} of them recorded before")
 
     def advance(self, outcome: Outcome) -> None:
-        cell = outcome.unit.attack, outcome.unit.defence
+        cell, images = _cell(outcome.unit), _size(outcome.unit)
         self.done, self.left[cell] = self.done + 1, self.left[cell] - 1
+        self.ahead[cell] -= images
+        if not outcome.error:
+            self.met[cell] += images
+            self.took[cell] = self.took.get(cell, 0.0) + outcome.seconds
         now = time.monotonic()
         if self.left[cell] and now - self.said < self.every:
             return
         self.said = now
-        each = (now - self.started) / (self.done - self.before)
         state = f"{self.left[cell]} units left" if self.left[cell] else "complete"
-        self.note(
-            f"{self.done}/{self.total} units, {cell[0]} on {cell[1]} {state}, about "
-            f"{duration(each * (self.total - self.done))} left"
-        )
+        if self.took:
+            still = (now - self.started) * _multiple(self.ahead, self.met, self.took)
+            state += f", about {duration(still)} left"
+        self.note(f"{self.done}/{self.total} units, {cell[0]} on {cell[1]} {state}")
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -88,9 +99,9 @@ class Bars(Progress):
                 return super().get_renderables()
 
         self.seen: Sequence[int] | None = None
-        self.cells: dict[tuple[str, str], Any] = {}
+        self.cells: dict[_Cell, Any] = {}
         self.flying: dict[int, tuple[Any, float]] = {}
-        self.each: dict[tuple[str, str], float] = {}  # rows, or seconds, of an image of a cell
+        self.each: dict[_Cell, float] = {}  # rows, or seconds, of an image of a cell
         self.bars = Moving(
             bars.TextColumn("{task.description}"),
             bars.BarColumn(),
@@ -112,7 +123,7 @@ class Bars(Progress):
 
     def begin(self, unit: Unit) -> None:
         self._land(unit)
-        each = self.each.get((unit.attack, unit.defence))
+        each = self.each.get(_cell(unit))
         total = None if each is None else max(1, round(each * _size(unit)))
         measure = "about, by seconds" if self.seen is None else "by network rows"
         task = self.bars.add_task(f"  {unit}, {measure}", total=total)
@@ -129,7 +140,7 @@ class Bars(Progress):
             self.bars.remove_task(self.flying.pop(unit.index)[0])
 
     def advance(self, outcome: Outcome) -> None:
-        cell = outcome.unit.attack, outcome.unit.defence
+        cell = _cell(outcome.unit)
         self._land(outcome.unit)
         if not outcome.error:
             took = outcome.seconds if self.seen is None else sum(outcome.calls.values())
@@ -166,16 +177,32 @@ def _console() -> Any:
     return Console(stderr=True)
 
 
+def _cell(unit: Unit) -> _Cell:
+    return unit.attack, unit.defence
+
+
 def _size(unit: Unit) -> int:
     return unit.images[1] - unit.images[0]
 
 
-def _left(plan: Plan, done: set[int]) -> dict[tuple[str, str], int]:
-    left: dict[tuple[str, str], int] = {}
+def _left(plan: Plan, done: set[int]) -> dict[_Cell, int]:
+    left: dict[_Cell, int] = {}
     for unit in plan.units():
-        cell = unit.attack, unit.defence
-        left[cell] = left.get(cell, 0) + (unit.index not in done)
+        left[_cell(unit)] = left.get(_cell(unit), 0) + (unit.index not in done)
     return left
+
+
+def _multiple(
+    ahead: Mapping[_Cell, int], met: Mapping[_Cell, int], took: Mapping[_Cell, float]
+) -> float:
+    """How long the images ahead will take, over how long those met did.
+
+    An image takes what the others of its cell did, and where none was met yet what all did.
+    """
+    whole = sum(took.values())
+    of_all = whole / sum(met.values())
+    each = {cell: seconds / met[cell] for cell, seconds in took.items()}
+    return sum(images * each.get(cell, of_all) for cell, images in ahead.items()) / whole
 
 
 def duration(seconds: float) -> str:
