@@ -49,7 +49,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "scoreopt-n-before-resnet": purified(
         "ScoreOpt", "python:paper_third_party:resnet", preset=f"{NAME}/N"
     ),
-    # of Table 12, each for the threat that it names there, and of Figure 3
+    # of Table 12, each for the threat that it names there, and of Figures 2 and 3
     "scoreopt-o-low": changed("O", sigma=[0.10, 0.30]),
     "scoreopt-o-wide": changed("O", sigma=[0.10, 0.35]),
     "scoreopt-o-high": changed("O", sigma=[0.20, 0.40]),
@@ -59,6 +59,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "scoreopt-n-10-steps-high": changed("N", steps=10, sigma=[0.18, 0.18]),
     **{f"scoreopt-o-{k}-steps": changed("O", steps=k) for k in (1, 2, 10, 20)},
     **{f"scoreopt-n-{k}-steps": changed("N", steps=k) for k in (1, 2, 10, 20)},
+    "scoreopt-o-sr": changed("O", loss="sr"),
+    "scoreopt-o-sr-20-steps": changed("O", loss="sr", steps=20),
+    "diffpure-20-steps": purified("DiffPure", overrides={"sigma": 0.25, "steps": 20}),  # Table 2
     "scoreopt-n-no-jacobian": purified("ScoreOpt", preset=f"{NAME}/fast"),
     "scoreopt-n-no-jacobian-5": purified("ScoreOpt", preset=f"{NAME}/strong"),
     "scoreopt-n-stopped": purified("ScoreOpt", preset=f"{NAME}/balanced"),
@@ -95,6 +98,7 @@ BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows
         "adp": MIDDLE,
         "scoreopt-o-20-steps": SMALLEST,
         "scoreopt-n-20-steps": SMALLEST,
+        "scoreopt-o-sr-20-steps": SMALLEST,
     },
     "l2": {
         "undefended": LARGE,

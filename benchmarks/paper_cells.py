@@ -321,7 +321,10 @@ class _Maker:
 def _row_of(section: dict[str, Any]) -> str | None:
     """The adaptive benchmark's row of the same defence, if it has one."""
     plain: dict[str, Any] = {"overrides": {}}
-    return next((row for row, own in ROWS.items() if plain | own == plain | section), None)
+    asked = plain | section
+    if PRESETS.get(section.get("preset", ""), {}).get("variant") == "O":  # Diff anyway
+        asked["overrides"] = _changed(asked["overrides"], {"loss": "diff"})
+    return next((row for row, own in ROWS.items() if plain | own == asked), None)
 
 
 WORDS = {"weight": "lambda", "eot": "replicates"}

@@ -172,7 +172,8 @@ def _criterion(judging: Mapping[str, Any]) -> dict[str, Any]:
 def _worst(cell: Cell, figures: dict[str, Any], source: str | None) -> dict[str, Any] | None:
     """The adaptive benchmark's figure of the same defence, and ours less it.
 
-    Over the same images where those and its record are at hand; else of means over each's own.
+    Over the images that both met where those and its record are at hand; else of means over each's
+    own.
     """
     file = RESULTS / f"adaptive_{cell.worst}.json"
     if not file.exists():
@@ -183,11 +184,15 @@ def _worst(cell: Cell, figures: dict[str, Any], source: str | None) -> dict[str,
     if source and "right" in suite:
         counts = suite["right"].split()
         places = {image: i for i, image in enumerate(_pixels(source, len(counts)))}
-        ours = [places.get(image) for image in _pixels(source, cell.images)]
-        chosen = [counts[i] for i in ours if i is not None]
-        if len(chosen) == cell.images and "-" not in chosen:
-            about |= {"of": suite["of"], "right": " ".join(chosen)}
-            about["difference"] = rounded(less(figures, about))
+        both = [
+            (ours, counts[places[image]])
+            for ours, image in zip(figures["right"].split(), _pixels(source, cell.images))
+            if image in places
+        ]
+        if both and all("-" not in pair for pair in both):
+            ours, worst = (" ".join(column) for column in zip(*both))
+            about |= {"of": suite["of"], "right": worst}
+            about["difference"] = rounded(less({"of": figures["of"], "right": ours}, about))
     return about
 
 

@@ -246,7 +246,7 @@ def test_a_worst_case_is_paired_over_the_images_that_both_met(tmp_path, monkeypa
     suite = {"accuracy": {"value": 0.5}, "checks": "passed", "of": 2, "right": "2 1 0 1"}
     written = {"suites": {"adaptive": {"scoreopt-n": suite}}}
     (tmp_path / "adaptive_scoreopt-n_linf.json").write_text(json.dumps(written))
-    images = {4: [0.0, 0.1, 0.2, 0.3], 2: [0.2, 0.0], 1: [0.9]}
+    images = {4: [0.0, 0.1, 0.2, 0.3], 3: [0.2, 0.9, 0.0], 2: [0.2, 0.0], 1: [0.9]}
 
     def load(source, n):
         x = torch.tensor(images[n]).reshape(-1, 1, 1, 1)
@@ -257,6 +257,10 @@ def test_a_worst_case_is_paired_over_the_images_that_both_met(tmp_path, monkeypa
     about = paper_tables._worst(cell, {"right": "4 4", "of": 4}, "images")
     assert about["right"] == "0 2"
     assert about["difference"]["value"] == 0.5
+    more = dataclasses.replace(cell, images=3)  # of which it met two
+    about = paper_tables._worst(more, {"right": "4 1 2", "of": 4}, "images")
+    assert about["right"] == "0 2"
+    assert about["difference"]["value"] == 0.25
     alone = dataclasses.replace(cell, images=1)  # one that the benchmark did not meet
     assert "difference" not in paper_tables._worst(alone, {"right": "4", "of": 4}, "images")
     assert "difference" not in paper_tables._worst(cell, {"right": "4 4", "of": 4}, None)
@@ -267,6 +271,13 @@ def test_the_adaptive_benchmark_has_a_row_of_each_scoreopt_of(table):
     ours = [c for c in cells(table, "cpu") if c.section.get("purifier") == "ScoreOpt"]
     assert ours
     assert all(cell.worst for cell in ours if cell.attack != "clean")
+
+
+def test_a_loss_that_is_the_default_is_the_same_row():
+    beside = {row.name: row.cells["robust"].worst for row in rows("figure2", "cpu")}
+    assert beside["Diff, steps 5"] == "scoreopt-o_linf"
+    assert beside["SR, steps 5"] == "scoreopt-o-sr_linf"
+    assert beside["MSE, steps 5"] is None
 
 
 def test_table_6_is_timed_and_drawn(small, monkeypatch):
