@@ -74,6 +74,10 @@ ROWS = {
     "pgd-eot-smoothed-l2": Row(
         attack("pgd-eot-smoothed-l2", **L2, **SHORT), modes={gradients.Smoothed}
     ),
+    "pgd-eot-shortened": Row(
+        attack("pgd-eot-linf", gradient={"name": "shortened", "steps": 1}, **LINF, **SHORT),
+        modes={gradients.Smoothed},
+    ),
     "spsa": Row(attack("spsa", steps=4, samples=20, chunk=8, **LINF), **BLACK_BOX),
     "stadv": Row(attack("stadv", eps=0.2, steps=8, eot=2)),
     "autoattack-rand-linf": Row(attack("autoattack-rand-linf", **LINF, **SHORT)),

@@ -14,6 +14,7 @@ from toy_evaluation import Noisy, defences, found, images, run
 from toys import bent, smooth_classifier
 
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, attacks
+from scoreopt_defense.attacks import views
 from scoreopt_defense.evaluation import Judging, Result, evaluate
 from scoreopt_defense.evaluation.chain import Carried, WorstCase, carried
 from scoreopt_defense.evaluation.checklist import checklist
@@ -196,6 +197,24 @@ class TestAdaptive:
         averaged = "PGD+EOT, exact" in stages
         assert averaged == (noisy or not deterministic)
         assert stages["PGD+EOT, exact" if averaged else "PGD, exact"].eot == (4 if averaged else 1)
+
+    @pytest.mark.parametrize(("steps", "expected"), [(1, False), (2, False), (3, True), (20, True)])
+    def test_a_defence_of_more_than_two_steps_is_attacked_at_two(
+        self, steps: int, expected: bool
+    ) -> None:
+        model = DefendedModel(smooth_classifier(torch.float32), ScoreOpt(bent(), steps=steps))
+        stages = Adaptive().member(model, images()[0]).stages
+        assert ("PGD+EOT at 2 steps" in stages) == expected
+        shown = views.shown(views.Shortened(), model)
+        assert shown.purifier.settings == model.purifier.settings.replace(
+            steps=min(2, steps), gradient="smoothed"
+        )
+
+    def test_a_purifier_without_steps_cannot_be_shortened(self) -> None:
+        model = DefendedModel(smooth_classifier(torch.float32), OneShot(bent(), sigma=0.3))
+        with pytest.raises(ValueError, match="OneShot has no number of steps to shorten"):
+            views.shown(views.Shortened(), model)
+        assert not any("2 steps" in n for n in Adaptive().member(model, images()[0]).stages)
 
     def test_memory_for_time_changes_no_name_and_no_key(self) -> None:
         model = DefendedModel(smooth_classifier(torch.float32), OneShot(bent(), sigma=0.3))

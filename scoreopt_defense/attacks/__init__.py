@@ -62,7 +62,7 @@ from scoreopt_defense.attacks.corruptions import TABLE_5, Corruptions
 from scoreopt_defense.attacks.foolbox import FoolboxPGD, Noise
 from scoreopt_defense.attacks.mister_ed import StAdv
 from scoreopt_defense.attacks.torchattacks import APGD, PGD, SPSA, AutoAttack, Square
-from scoreopt_defense.attacks.views import AsItIs, Classifier, Surrogate, View
+from scoreopt_defense.attacks.views import AsItIs, Classifier, Shortened, Surrogate, View
 from scoreopt_defense.gradients import BPDA, Smoothed
 
 __all__ = [
@@ -83,6 +83,7 @@ __all__ = [
     "FoolboxPGD",
     "Noise",
     "ProjectedGradientAttack",
+    "Shortened",
     "Square",
     "StAdv",
     "Surrogate",

@@ -143,8 +143,9 @@ class BoundedAttack(Attack):
         gradient: what the attack is shown of a defended model, by name or as an object. A mode of
             :mod:`scoreopt_defense.gradients` (``"one-shot"``, ``"bpda"``, ``"exact"``,
             ``"smoothed"``, ``"none"``): the real defence, differentiated so. ``"surrogate"``:
-            one-shot denoising in its place, forward and backward. ``"classifier"``: the classifier
-            alone. ``"as-it-is"``: what was passed in. Any other module is attacked as it is.
+            one-shot denoising in its place, forward and backward. ``"shortened"``: the same defence
+            of two steps. ``"classifier"``: the classifier alone. ``"as-it-is"``: what was passed
+            in. Any other module is attacked as it is.
         eot: random evaluations that each answer of the model is the mean logits of.
         steps: of the method.
         restarts: the method is run so many times, and of each image the :func:`strongest` result

@@ -8,17 +8,21 @@ only when it judges the result. One of your own has the method ``shown``.
 from __future__ import annotations
 
 from abc import ABC
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from scoreopt_defense._checks import check_count
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.gradients import GRADIENTS, Gradient
+from scoreopt_defense.gradients import GRADIENTS, Gradient, Smoothed
 from scoreopt_defense.purifiers import Purifier
 from scoreopt_defense.settings import Options
 
-__all__ = ["AsItIs", "Classifier", "GradientOrView", "Surrogate", "View", "shown", "views"]
+__all__ = [
+    *("AsItIs", "Classifier", "GradientOrView", "Shortened", "Surrogate", "View"),
+    *("shown", "views"),
+]
 
 
 @runtime_checkable
@@ -46,6 +50,37 @@ class Surrogate:
 
 
 @dataclass(frozen=True)
+class Shortened:
+    """The same defence of fewer steps, differentiated by the smoothed gradient.
+
+    A call costs what its steps do, and against a defence of many steps it finds about as much
+    (docs/gradients.md). One that takes no more steps than these is attacked as it is.
+
+    Args:
+        steps: of the purifier, at most.
+        c, keep_mb: as of :class:`~scoreopt_defense.gradients.Smoothed`.
+
+    Raises:
+        ValueError: when shown a purifier without a setting ``steps``.
+    """
+
+    steps: int = 2
+    c: float = 1.0
+    keep_mb: float = field(default=0.0, compare=False)  # which changes no gradient
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        Smoothed(self.c, self.keep_mb)
+
+    def shown(self, model: DefendedModel) -> nn.Module:
+        taken = getattr(model.purifier.settings, "steps", None)
+        if taken is None:
+            raise ValueError(f"{type(model.purifier).__name__} has no number of steps to shorten")
+        gradient = Smoothed(self.c, self.keep_mb)
+        return model.replace(steps=min(self.steps, taken), gradient=gradient)
+
+
+@dataclass(frozen=True)
 class AsItIs:
     """The very module that was passed in, differentiated as its owner set it."""
 
@@ -63,8 +98,8 @@ class GradientOrView(ABC):  # noqa: B024, a union of two protocols
 
 def views() -> Options:
     """What an attack's ``gradient`` may be, and by which name."""
-    own = {"classifier": Classifier, "surrogate": Surrogate, "as-it-is": AsItIs}
-    return Options(GRADIENTS | own, GradientOrView)
+    own = {"classifier": Classifier, "surrogate": Surrogate, "shortened": Shortened}
+    return Options(GRADIENTS | own | {"as-it-is": AsItIs}, GradientOrView)
 
 
 def shown(gradient: Gradient | View, model: nn.Module) -> nn.Module:

@@ -27,9 +27,10 @@ _EPS = {"linf": 8 / 255, "l2": 0.5}
 # Passes of a network that an evaluation of the model takes, about, by what an attack is shown: for
 # the order of the stages alone.
 _PASSES = {"classifier": 0.1, "surrogate": 1, "bpda": 10, "one-shot": 11, "none": 10}
-_PASSES |= {"as-it-is": 11, "exact": 40, "smoothed": 40}
+_PASSES |= {"as-it-is": 11, "shortened": 16, "exact": 40, "smoothed": 40}
 # The modes by what they found here, strongest first: docs/robustness.md.
 _STRONGEST = ("smoothed", "exact", "one-shot", "bpda", "as-it-is")
+_SHORT = 2  # steps of a defence that stands in for one of more
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ class Member:
 class Adaptive(Settings):
     """Settings of the adaptive suite.
 
-    Images of the bare classifier and of the one-shot surrogate; PGD with EOT, from the worst image
-    found so far, and AutoAttack for randomised defences, under each gradient mode that the defence
-    offers; Square and SPSA; and restarts. An image that is wrong in every judged purification of
-    some attack leaves the queue. The worst of each image is judged again by fresh purifications:
-    that is robust accuracy.
+    Images of the bare classifier, of the one-shot surrogate, and of the defence of two steps if it
+    takes more; PGD with EOT, from the worst image found so far, and AutoAttack for randomised
+    defences, under each gradient mode that the defence offers; Square and SPSA; and restarts. An
+    image that is wrong in every judged purification of some attack leaves the queue. The worst of
+    each image is judged again by fresh purifications: that is robust accuracy.
 
     Args:
         norm: ``"linf"`` or ``"l2"``.
@@ -108,11 +109,14 @@ class Adaptive(Settings):
                 f"{type(model).__name__}: pass the DefendedModel itself"
             )
         ours, modes = isinstance(model, DefendedModel), gradient_modes(model)
+        steps = 0
+        if isinstance(model, DefendedModel):
+            steps = getattr(model.purifier.settings, "steps", 0)
         budget = _Budget(self, modes, self.eot if _is_random(model, x) else 1)
         probes = budget.probes(ours) if self.probed else {}
         if probes and Descent.fits(model):
             probes["descent"] = "descent", Descent()
-        return Member(budget.stages(ours), probes, _untried(model, modes))
+        return Member(budget.stages(ours, steps), probes, _untried(model, modes))
 
     def chain(
         self, name: str, defences: Mapping[str, nn.Module], x: Tensor
@@ -171,7 +175,7 @@ class _Budget:
         steps = max(1, self.suite.queries // samples - 1)
         return self.library.Square(**self.shared, eot=samples, steps=steps)
 
-    def stages(self, ours: bool) -> dict[str, Any]:
+    def stages(self, ours: bool, steps: int) -> dict[str, Any]:
         budget = self.shared | {"steps": self.suite.steps, "eot": self.eot}
         stages = {f"Square{self.alone}": self.square()} | (self.transfers() if ours else {})
         for mode in self.modes:
@@ -185,6 +189,11 @@ class _Budget:
         if "one-shot" in self.modes:
             surrogate = self.library.PGD(gradient="surrogate", **budget)
             stages[f"PGD{self.averaged} at the surrogate"] = surrogate
+        if steps > _SHORT and "exact" in self.modes:
+            short = self.library.Shortened(steps=_SHORT, keep_mb=self.suite.keep_mb)
+            stages[f"PGD{self.averaged} at {_SHORT} steps"] = self.library.PGD(
+                gradient=short, **budget
+            )
         restarts = {"random_start": True, "restarts": self.suite.restarts}
         last = self.library.PGD(gradient=self.shown(self.best), **budget, **restarts)
         return stages | {

@@ -16,6 +16,7 @@ __all__ = ["Budget", "budgets", "not_run"]
 _SHOWN = {
     "classifier": "the classifier alone: it knows nothing of the defence",
     "surrogate": "one-shot denoising in the defence's place, forward and backward",
+    "shortened": "the defence of fewer steps, differentiated exactly but for a smoothed optimiser",
     "none": "the defence's answers, no gradients",
     "as-it-is": "the defence, in the gradient mode that it has",
 }
