@@ -221,6 +221,10 @@ def _surrogates() -> Lines:
                 both = (("section422", name, column) for column in ("surrogate", against))
                 said = f"{name}, {norm}: left by the surrogate less left by {against}"
                 yield said, _gap(*both, norm)
+            if steps > 1:
+                both = (("section422", name, column) for column in ("two steps", "smoothed"))
+                said = f"{name}, {norm}: left by smoothed at two steps less at all"
+                yield said, _gap(*both, norm)
 
 
 def _hyper_parameters() -> Lines:

@@ -53,8 +53,9 @@ class Surrogate:
 class Shortened:
     """The same defence of fewer steps, differentiated by the smoothed gradient.
 
-    A call costs what its steps do, and against a defence of many steps it finds about as much
-    (docs/gradients.md). One that takes no more steps than these is attacked as it is.
+    A call costs what its steps do. Against ScoreOpt-N of many steps it finds as much as the real
+    gradient, against ScoreOpt-O much less (docs/gradients.md). A defence that takes no more steps
+    than these is attacked as it is.
 
     Args:
         steps: of the purifier, at most.
