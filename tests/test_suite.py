@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from toy_evaluation import Noisy, defences, found, images, run
 from toys import bent, smooth_classifier
 
-from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, attacks
+from scoreopt_defense import ADP, GDMP, DefendedModel, DiffPure, OneShot, ScoreOpt, attacks
 from scoreopt_defense.attacks import views
 from scoreopt_defense.evaluation import Judging, Result, evaluate
 from scoreopt_defense.evaluation.chain import Carried, WorstCase, carried
@@ -209,6 +209,16 @@ class TestAdaptive:
         assert shown.purifier.settings == model.purifier.settings.replace(
             steps=min(2, steps), gradient="smoothed"
         )
+
+    @pytest.mark.parametrize("kind", [ADP, DiffPure, GDMP, ScoreOpt])
+    def test_every_purifier_of_steps_is_differentiated_at_two(self, kind: type) -> None:
+        purifier = kind(bent(), steps=5, seed=0)
+        model = DefendedModel(smooth_classifier(torch.float32), purifier)
+        x = images()[0][:2].requires_grad_()
+        views.shown(views.Shortened(), model)(x).logsumexp(1).sum().backward()
+        assert x.grad.isfinite().all()
+        assert x.grad.abs().max() > 0
+        assert purifier.settings.steps == 5
 
     def test_a_purifier_without_steps_cannot_be_shortened(self) -> None:
         model = DefendedModel(smooth_classifier(torch.float32), OneShot(bent(), sigma=0.3))
