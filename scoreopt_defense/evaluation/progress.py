@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -50,11 +50,9 @@ class Lines(Progress):
 
     def start(self, plan: Plan, done: set[int]) -> None:
         self.left = _left(plan, done)
-        self.ahead: Counter[_Cell] = Counter()  # images; those met, and what they took
+        self.ahead = _left(plan, done, _size)  # images; those met, and what they took
         self.met: Counter[_Cell] = Counter()
-        self.took: dict[_Cell, float] = {}
-        for unit in plan.units():
-            self.ahead[_cell(unit)] += _size(unit) * (unit.index not in done)
+        self.took: defaultdict[_Cell, float] = defaultdict(float)
         self.total, self.done = sum(1 for _ in plan.units()), len(done)
         self.started = self.said = time.monotonic()
         self.note(f"{self.total} units, {self.done} of them recorded before")
@@ -65,7 +63,7 @@ class Lines(Progress):
         self.ahead[cell] -= images
         if not outcome.error:
             self.met[cell] += images
-            self.took[cell] = self.took.get(cell, 0.0) + outcome.seconds
+            self.took[cell] += outcome.seconds
         now = time.monotonic()
         if self.left[cell] and now - self.said < self.every:
             return
@@ -185,10 +183,13 @@ def _size(unit: Unit) -> int:
     return unit.images[1] - unit.images[0]
 
 
-def _left(plan: Plan, done: set[int]) -> dict[_Cell, int]:
-    left: dict[_Cell, int] = {}
+def _left(
+    plan: Plan, done: set[int], measure: Callable[[Unit], int] = lambda unit: 1
+) -> Counter[_Cell]:
+    """How many units, or what else they measure, are not done of each cell."""
+    left: Counter[_Cell] = Counter()
     for unit in plan.units():
-        left[_cell(unit)] = left.get(_cell(unit), 0) + (unit.index not in done)
+        left[_cell(unit)] += measure(unit) * (unit.index not in done)
     return left
 
 

@@ -30,7 +30,6 @@ _PASSES = {"classifier": 0.1, "surrogate": 1, "bpda": 10, "one-shot": 11, "none"
 _PASSES |= {"as-it-is": 11, "shortened": 16, "exact": 40, "smoothed": 40}
 # The modes by what they found here, strongest first: docs/robustness.md.
 _STRONGEST = ("smoothed", "exact", "one-shot", "bpda", "as-it-is")
-_SHORT = 2  # steps of a defence that stands in for one of more
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,8 @@ class Adaptive(Settings):
                 f"{type(model).__name__}: pass the DefendedModel itself"
             )
         ours, modes = isinstance(model, DefendedModel), gradient_modes(model)
-        steps = 0
-        if isinstance(model, DefendedModel):
-            steps = getattr(model.purifier.settings, "steps", 0)
+        settings = model.purifier.settings if isinstance(model, DefendedModel) else None
+        steps = getattr(settings, "steps", 0)
         budget = _Budget(self, modes, self.eot if _is_random(model, x) else 1)
         probes = budget.probes(ours) if self.probed else {}
         if probes and Descent.fits(model):
@@ -158,8 +156,9 @@ class _Budget:
         self.averaged, self.alone = ("+EOT", "") if eot > 1 else ("", ", no EOT")
 
     def shown(self, mode: str) -> Any:
-        """A mode, with what memory it may take."""
-        kind = {"exact": Exact, "smoothed": Smoothed}.get(mode)
+        """What an attack is shown by that name, with what memory it may take."""
+        kinds = {"exact": Exact, "smoothed": Smoothed, "shortened": self.library.Shortened}
+        kind = kinds.get(mode)
         return mode if kind is None else kind(keep_mb=self.suite.keep_mb)
 
     def transfers(self) -> dict[str, Any]:
@@ -189,11 +188,10 @@ class _Budget:
         if "one-shot" in self.modes:
             surrogate = self.library.PGD(gradient="surrogate", **budget)
             stages[f"PGD{self.averaged} at the surrogate"] = surrogate
-        if steps > _SHORT and "exact" in self.modes:
-            short = self.library.Shortened(steps=_SHORT, keep_mb=self.suite.keep_mb)
-            stages[f"PGD{self.averaged} at {_SHORT} steps"] = self.library.PGD(
-                gradient=short, **budget
-            )
+        short = self.shown("shortened")
+        if steps > short.steps and "exact" in self.modes:
+            at_fewer = self.library.PGD(gradient=short, **budget)
+            stages[f"PGD{self.averaged} at {short.steps} steps"] = at_fewer
         restarts = {"random_start": True, "restarts": self.suite.restarts}
         last = self.library.PGD(gradient=self.shown(self.best), **budget, **restarts)
         return stages | {
