@@ -25,7 +25,7 @@ from scoreopt_defense.evaluation.evaluate import evaluate_plan
 from scoreopt_defense.evaluation.export import to_json
 from scoreopt_defense.evaluation.progress import progress
 
-NAME = "cifar10-tiny"
+NAME, RESNET = "cifar10-tiny", "python:paper_third_party:resnet"
 
 
 def purified(kind: str, classifier: str = NAME, **settings: Any) -> dict[str, Any]:
@@ -46,9 +46,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "scoreopt-n": purified("ScoreOpt", preset=f"{NAME}/N"),
     "scoreopt-n-before-at": purified("ScoreOpt", f"{NAME}-at", preset=f"{NAME}/N"),
     # of Table 11; its file is named by the variable RESNET
-    "scoreopt-n-before-resnet": purified(
-        "ScoreOpt", "python:paper_third_party:resnet", preset=f"{NAME}/N"
-    ),
+    "resnet": {"classifier": RESNET},
+    "scoreopt-n-before-resnet": purified("ScoreOpt", RESNET, preset=f"{NAME}/N"),
     # of Table 12, each for the threat that it names there, and of Figures 2 and 3
     "scoreopt-o-low": changed("O", sigma=[0.10, 0.30]),
     "scoreopt-o-wide": changed("O", sigma=[0.10, 0.35]),
@@ -59,8 +58,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "scoreopt-n-10-steps-high": changed("N", steps=10, sigma=[0.18, 0.18]),
     **{f"scoreopt-o-{k}-steps": changed("O", steps=k) for k in (1, 2, 10, 20)},
     **{f"scoreopt-n-{k}-steps": changed("N", steps=k) for k in (1, 2, 10, 20)},
+    "scoreopt-o-mse": changed("O", loss="mse"),
+    **{f"scoreopt-o-mse-{k}-steps": changed("O", loss="mse", steps=k) for k in (10, 20)},
     "scoreopt-o-sr": changed("O", loss="sr"),
-    "scoreopt-o-sr-20-steps": changed("O", loss="sr", steps=20),
+    **{f"scoreopt-o-sr-{k}-steps": changed("O", loss="sr", steps=k) for k in (1, 10, 20)},
     "diffpure-20-steps": purified("DiffPure", overrides={"sigma": 0.25, "steps": 20}),  # Table 2
     "scoreopt-n-no-jacobian": purified("ScoreOpt", preset=f"{NAME}/fast"),
     "scoreopt-n-no-jacobian-5": purified("ScoreOpt", preset=f"{NAME}/strong"),
@@ -85,6 +86,7 @@ LARGE = {"steps": 20, "eot": 8, "queries": 200, "probed": 32}
 BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows not named
     "linf": {
         "undefended": LARGE,
+        "resnet": LARGE,
         "adversarial-training": LARGE,
         "one-shot": LARGE,
         "menet": LARGE,
@@ -98,6 +100,7 @@ BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows
         "adp": MIDDLE,
         "scoreopt-o-20-steps": SMALLEST,
         "scoreopt-n-20-steps": SMALLEST,
+        "scoreopt-o-mse-20-steps": SMALLEST,
         "scoreopt-o-sr-20-steps": SMALLEST,
     },
     "l2": {

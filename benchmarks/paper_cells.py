@@ -294,7 +294,7 @@ class _Maker:
         if asks and self.scale.autocast:
             sections["autocast"] = self.scale.autocast
         norm = ATTACKS[base].as_dict().get("norm")
-        row = _row_of(section) if self.name == "cpu" else None
+        row = values.get("worst") or _row_of(section) if self.name == "cpu" else None
         in_its_ball = norm in THREATS and "eps" not in budget
         worst = f"{row}_{norm}" if row and in_its_ball else None
         return self._made(label, section, name, {name: sections}, values, asks=asks, worst=worst)
