@@ -19,6 +19,7 @@ ROWS = {
     "scoreopt-o": "ScoreOpt-O",
     "scoreopt-n": "ScoreOpt-N",
     "scoreopt-n-before-at": "ScoreOpt-N before adversarial training",
+    "resnet": "another's ResNet-56, undefended",
     "scoreopt-n-before-resnet": "ScoreOpt-N before another's ResNet-56",
     "scoreopt-n-no-jacobian": "ScoreOpt-N of 2 steps without the Jacobian",
     "scoreopt-n-no-jacobian-5": "ScoreOpt-N of 5 steps without the Jacobian",
