@@ -21,7 +21,7 @@ from typing import Any
 from adaptive_tables import ADAPTIVE_TABLES
 from results_file import RESULTS
 from speed_tables import SPEED_TABLES
-from table_text import markdown, percent, points, results
+from table_text import less, markdown, percent, points, results
 
 SURROGATES = ("one-shot", "bpda")
 
@@ -235,6 +235,22 @@ def left_out() -> str:
     )
 
 
+def more_steps() -> str:
+    """What is left of a defence of more steps; differences are paired over the images."""
+    cells = results("more_steps")["cells"]
+    found = {(cell["attack"], cell["defence"]): cell for cell in cells}
+    attacks, (first, *others) = (list(dict.fromkeys(names)) for names in zip(*found))
+    steps = [name.rpartition(", ")[2] for name in (first, *others)]
+    return markdown(
+        ["attack", *steps, *(f"{more} less {steps[0]}" for more in steps[1:])],
+        [
+            [attack, *(percent(found[attack, name]["accuracy"]) for name in (first, *others)),
+             *(points(less(found[attack, other], found[attack, first])) for other in others)]
+            for attack in attacks
+        ],
+    )  # fmt: skip
+
+
 def _of_the_paper(name: str) -> str:
     """A table of the paper beside ours at cpu scale, its picture, and what differs by design."""
     import paper_drawing  # what it needs is not needed for the others
@@ -265,6 +281,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "every_attack": every_attack,
     "every_class": every_class,
     "left_out": left_out,
+    "more_steps": more_steps,
     **ADAPTIVE_TABLES,
     **SPEED_TABLES,
     **{f"paper_{part}": partial(_answers, part)

@@ -615,6 +615,12 @@ class TestSuite:
             (defence, attack) for attack in suite_run.plan.columns
             for defence in suite_run.plan.defences
         ]  # fmt: skip
+        for cell in read[
+            "cells"
+        ]:  # judged at the last image, so that a cell's mean is its accuracy
+            counts = [int(count) / cell["of"] for count in cell["right"].split()]
+            assert len(counts) == suite_run.plan.count
+            assert round(np.mean(counts), 4) == cell["accuracy"]["value"]
         assert read["weakest"] == {}
         for defence, about in read["suites"]["adaptive"].items():
             one = summary(suite_run, defence, "adaptive")

@@ -44,8 +44,8 @@ def to_json(result: Result, path: str | Path) -> int:
     """Write a run's figures, its plan and the machine; returns how many cells there are.
 
     A suite's stages and checklist are under ``"suites"``; among the cells is its sum alone. Of each
-    image, in order, ``"right"`` is in how many of ``"of"`` purifications its worst case was judged
-    right, ``-`` where none was: two defences of the same images can be paired by it.
+    image, in order, ``"right"`` is in how many of ``"of"`` judgements it was right, ``-`` where
+    none was made: two cells of the same images can be paired by it.
     """
 
     def figure(share: Proportion | None) -> dict[str, float] | None:
@@ -55,7 +55,7 @@ def to_json(result: Result, path: str | Path) -> int:
         {"defence": c.defence, "attack": c.attack, "accuracy": figure(c.robust),
          "majority": figure(c.majority), "failed": c.failed,
          "denoiser_calls": c.denoiser_calls, "classifier_calls": c.classifier_calls,
-         "seconds": round(c.seconds, 1)}
+         "seconds": round(c.seconds, 1), **_right(result, c.defence, c.attack)}
         for c in result.cells
     ]  # fmt: skip
     suites: dict[str, dict[str, Any]] = {name: {} for name in result.plan.suites}
