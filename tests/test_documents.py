@@ -49,7 +49,8 @@ def test_figures_about_shipped_weights_are_about_those_that_ship_now(path):
     assert found.get("weights") in [None, *shipped]
     if "plan" in found:  # a run that was exported
         measured = set(_digests(found["plan"]["defences"]))
-        assert measured or _is_of_another(found["plan"])
+        alone = {section.get("module") for section in found["plan"]["defences"].values()}
+        assert measured or found["plan"].get("others") or alone <= set(NOT_OURS)
         assert measured <= {
             described(getattr(pretrained, kind)(name))["weights"]
             for kind in ("classifier", "denoiser")
@@ -59,12 +60,6 @@ def test_figures_about_shipped_weights_are_about_those_that_ship_now(path):
 
 #: Another's classifier, and what stands where a purifier has no network.
 NOT_OURS = ("CIFARResNet", "NoDenoiser")
-
-
-def _is_of_another(plan: dict) -> bool:
-    """Whether a run is of networks that do not ship, and of no other."""
-    modules = {section.get("module") for section in plan["defences"].values()}
-    return bool(plan.get("others")) or modules <= set(NOT_OURS)
 
 
 def _digests(part: object) -> Iterator[str]:
