@@ -15,6 +15,7 @@ from typing import Any
 
 from adaptive import NAME, ROWS, THREATS
 
+from scoreopt_defense import purifiers
 from scoreopt_defense.attacks import ATTACKS, TABLE_5, paper_budget
 from scoreopt_defense.evaluation.config import Config, tomllib
 from scoreopt_defense.presets import PRESETS
@@ -207,7 +208,8 @@ class _Maker:
         for at in points:
             changed, curve = dict(values), values["name"]
             if at is not None:
-                changed |= values.get("at", {}).get(f"{at:g}", {})  # what this point alone has
+                for part in (self.spec, values):  # what this point alone has
+                    changed |= part.get("at", {}).get(f"{at:g}", {})
                 where = "attack" if vary == "eot" else "settings"
                 given = dict(changed.get(where, {}))
                 varied = {vary: at}
@@ -318,13 +320,22 @@ class _Maker:
         )  # fmt: skip
 
 
-def _row_of(section: dict[str, Any]) -> str | None:
+def _row_of(section: Mapping[str, Any]) -> str | None:
     """The adaptive benchmark's row of the same defence, if it has one."""
-    plain: dict[str, Any] = {"overrides": {}}
-    asked = plain | section
-    if PRESETS.get(section.get("preset", ""), {}).get("variant") == "O":  # Diff anyway
-        asked["overrides"] = _changed(asked["overrides"], {"loss": "diff"})
-    return next((row for row, own in ROWS.items() if plain | own == asked), None)
+    asked = _in_full(section)
+    return next((row for row, own in ROWS.items() if _in_full(own) == asked), None)
+
+
+def _in_full(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A defence with every setting of its purifier, be it given, of its preset or the default."""
+    named = {key: value for key, value in section.items() if key not in ("preset", "overrides")}
+    return named | ({"settings": settings_of(section)} if "purifier" in section else {})
+
+
+def settings_of(section: Mapping[str, Any]) -> purifiers.PurifierSettings:
+    """The settings of a section's purifier."""
+    given = PRESETS.get(section.get("preset", ""), {}) | section.get("overrides", {})
+    return getattr(purifiers, section["purifier"]).Settings.from_dict(given)
 
 
 WORDS = {"weight": "lambda", "eot": "replicates"}

@@ -6,13 +6,11 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-from paper_cells import Cell, cells, specification
+from paper_cells import Cell, cells, settings_of, specification
 from paper_speed import gpu_hours, overheads
 from table_text import results
 
-from scoreopt_defense import purifiers
 from scoreopt_defense.attacks import Attack, attack
-from scoreopt_defense.presets import PRESETS
 
 #: The gradient to a network's input over its forward pass, in operations: of each that
 #: ``speed.py paper`` counts it is 1.00 to 1.01, as weights are given none.
@@ -82,8 +80,7 @@ def _passes(section: Any) -> float:
     kind = section.get("purifier", "none")
     if kind == "none":
         return 0
-    given = PRESETS.get(section.get("preset", ""), {}) | section.get("overrides", {})
-    settings = getattr(purifiers, kind).Settings.from_dict(given)
+    settings = settings_of(section)
     if kind == "ScoreOpt":
         compares = getattr(settings.loss, "compares", False)
         once_more = settings.variant == "N"

@@ -278,6 +278,7 @@ def test_a_loss_that_is_the_default_is_the_same_row():
     beside = {row.name: row.cells["robust"].worst for row in rows("figure2", "cpu")}
     assert beside["Diff, steps 5"] == "scoreopt-o_linf"
     assert beside["SR, steps 5"] == "scoreopt-o-sr_linf"
+    assert beside["SR at 20 steps, lambda 1"] == "scoreopt-o-sr-20-steps_linf"
     assert beside["Diff, steps 100"] is None
 
 
