@@ -56,13 +56,23 @@ ROWS: dict[str, dict[str, Any]] = {
     "scoreopt-n-low": changed("N", sigma=[0.12, 0.12]),
     "scoreopt-n-high": changed("N", sigma=[0.18, 0.18]),
     "scoreopt-n-10-steps-high": changed("N", steps=10, sigma=[0.18, 0.18]),
-    **{f"scoreopt-o-{k}-steps": changed("O", steps=k) for k in (1, 2, 10, 20)},
+    **{f"scoreopt-o-{k}-steps": changed("O", steps=k) for k in (1, 2, 10, 20, 100)},
     **{f"scoreopt-n-{k}-steps": changed("N", steps=k) for k in (1, 2, 10, 20)},
     "scoreopt-o-mse": changed("O", loss="mse"),
-    **{f"scoreopt-o-mse-{k}-steps": changed("O", loss="mse", steps=k) for k in (10, 20)},
+    **{f"scoreopt-o-mse-{k}-steps": changed("O", loss="mse", steps=k) for k in (10, 20, 100)},
     "scoreopt-o-sr": changed("O", loss="sr"),
-    **{f"scoreopt-o-sr-{k}-steps": changed("O", loss="sr", steps=k) for k in (1, 10, 20)},
-    "diffpure-20-steps": purified("DiffPure", overrides={"sigma": 0.25, "steps": 20}),  # Table 2
+    **{f"scoreopt-o-sr-{k}-steps": changed("O", loss="sr", steps=k) for k in (1, 10, 20, 100)},
+    **{
+        f"scoreopt-o-{loss}-lambda-{weight:g}": changed(
+            "O", loss={"name": loss, "weight": weight}, steps=20
+        )
+        for loss in ("mse", "sr")
+        for weight in (0.01, 0.1, 10.0)
+    },
+    **{  # of Table 2
+        f"diffpure-{k}-steps": purified("DiffPure", overrides={"sigma": 0.25, "steps": k})
+        for k in (20, 40, 80, 100)
+    },
     "scoreopt-n-no-jacobian": purified("ScoreOpt", preset=f"{NAME}/fast"),
     "scoreopt-n-no-jacobian-5": purified("ScoreOpt", preset=f"{NAME}/strong"),
     "scoreopt-n-stopped": purified("ScoreOpt", preset=f"{NAME}/balanced"),
@@ -79,42 +89,27 @@ THREATS: dict[str, dict[str, Any]] = {
 # to, so that a row takes less than an hour of two cores, or half of one if it only stands beside a
 # table; of one budget, more steps of fewer samples break more (attack_search.py). Attacks compute
 # in bfloat16, or by --float32 in float32, as what judges them always does.
+LEAST = {"steps": 10, "eot": 1, "queries": 50, "probed": 0}
 SMALLEST = {"steps": 10, "eot": 2, "queries": 100, "probed": 16}
 SMALL = {"steps": 20, "eot": 2, "queries": 100, "probed": 16}
 MIDDLE = {"steps": 20, "eot": 4, "queries": 200, "probed": 16}
 LARGE = {"steps": 20, "eot": 8, "queries": 200, "probed": 32}
+_REFERENCES = ("undefended", "adversarial-training", "one-shot", "menet")
 BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows not named
     "linf": {
-        "undefended": LARGE,
-        "resnet": LARGE,
-        "adversarial-training": LARGE,
-        "one-shot": LARGE,
-        "menet": LARGE,
-        "scoreopt-o": LARGE,
-        "scoreopt-n": LARGE,
-        "scoreopt-n-no-jacobian": LARGE,
-        "scoreopt-n-no-jacobian-5": LARGE,
-        "scoreopt-n-stopped": LARGE,
-        "diffpure": MIDDLE,
-        "gdmp": MIDDLE,
-        "adp": MIDDLE,
-        "scoreopt-o-20-steps": SMALLEST,
-        "scoreopt-n-20-steps": SMALLEST,
-        "scoreopt-o-mse-20-steps": SMALLEST,
-        "scoreopt-o-sr-20-steps": SMALLEST,
+        **dict.fromkeys((*_REFERENCES, "resnet", "scoreopt-o", "scoreopt-n"), LARGE),
+        **dict.fromkeys((row for row in ROWS if "jacobian" in row or "stopped" in row), LARGE),
+        **dict.fromkeys(("diffpure", "gdmp", "adp"), MIDDLE),
+        **dict.fromkeys((f"scoreopt-{k}-20-steps" for k in ("n", "o", "o-mse", "o-sr")), SMALLEST),
+        **dict.fromkeys((row for row in ROWS if "lambda" in row), SMALLEST),
+        **dict.fromkeys((row for row in ROWS if "-100-" in row), LEAST),
+        "diffpure-40-steps": SMALLEST,
+        "diffpure-80-steps": LEAST,
     },
     "l2": {
-        "undefended": LARGE,
-        "adversarial-training": LARGE,
-        "one-shot": LARGE,
-        "menet": LARGE,
-        "scoreopt-o": MIDDLE,
-        "scoreopt-n": MIDDLE,
-        "diffpure": MIDDLE,
-        "gdmp": MIDDLE,
-        "adp": MIDDLE,
-        "scoreopt-n-10-steps": SMALLEST,
-        "scoreopt-n-10-steps-high": SMALLEST,
+        **dict.fromkeys(_REFERENCES, LARGE),
+        **dict.fromkeys(("scoreopt-o", "scoreopt-n", "diffpure", "gdmp", "adp"), MIDDLE),
+        **dict.fromkeys((row for row in ROWS if "n-10-steps" in row), SMALLEST),
     },
 }
 

@@ -16,12 +16,13 @@ from torch import nn
 pytest.importorskip("pydantic")
 pytest.importorskip("torchattacks")
 
+import paper_cells
 import paper_cost
 import paper_drawing
 import paper_tables
 import paper_timing
 import results_file
-from adaptive import ROWS
+from adaptive import ROWS, changed
 from paper_cells import SCALES, TABLES, cells, rows, specification
 from table_text import less, shares
 
@@ -279,7 +280,8 @@ def test_a_loss_that_is_the_default_is_the_same_row():
     assert beside["Diff, steps 5"] == "scoreopt-o_linf"
     assert beside["SR, steps 5"] == "scoreopt-o-sr_linf"
     assert beside["SR at 20 steps, lambda 1"] == "scoreopt-o-sr-20-steps_linf"
-    assert beside["Diff, steps 100"] is None
+    assert beside["SR at 20 steps, lambda 0.1"] == "scoreopt-o-sr-lambda-0.1_linf"
+    assert paper_cells._row_of(changed("O", steps=3)) is None
 
 
 def test_a_row_that_names_its_worst_case_is_that_defence():
