@@ -153,7 +153,7 @@ def _gap(
         cell, written = _row(table, name, group).cells[column], measured(table, "cpu")
         key = f"{cell.worst}|{cell.attack}"
         found.append(written["worst"].get(key) if worst else keyed(written).get(cell.key))
-    if any(about is None or "right" not in about for about in found):
+    if any(not about or "right" not in about or not about["accuracy"] for about in found):
         return None
     return less(*found)
 
@@ -183,9 +183,16 @@ def _losses() -> Lines:
         for column in ("standard", "robust"):
             last, before = (("figure2", f"{loss}, steps {n}", column) for n in (100, 5))
             yield f"{loss}: 100 steps less 5, {column}", _gap(last, before)
+        for steps in (20, 100):
+            both = (("figure2", f"{loss}, steps {n}", "robust") for n in (steps, 5))
+            yield f"{loss}: {steps} steps less 5, worst case", _gap(*both, worst=True)
+    for steps in (5, 20, 100):
+        both = (("figure2", f"{loss}, steps {steps}", "robust") for loss in ("SR", "Diff"))
+        yield f"SR less Diff, {steps} steps, worst case", _gap(*both, worst=True)
     for loss in ("MSE", "SR"):
-        ends = (("figure2", f"{loss} at 20 steps, lambda {n}", "robust") for n in ("10", "0.01"))
+        ends = [("figure2", f"{loss} at 20 steps, lambda {n}", "robust") for n in ("10", "0.01")]
         yield f"{loss}: lambda 10 less 0.01, robust", _gap(*ends)
+        yield f"{loss}: lambda 10 less 0.01, worst case", _gap(*ends, worst=True)
 
 
 def _speed() -> Lines:

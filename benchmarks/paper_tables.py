@@ -157,7 +157,7 @@ def _figures(cell: Cell, result: Result) -> dict[str, Any]:
         "deviation": None if of.deviation is None else round(of.deviation, 4),
         "failed": of.failed, "denoiser calls": of.denoiser_calls,
         "classifier calls": of.classifier_calls, "seconds": round(of.seconds, 1),
-        "of": times, "right": " ".join(str(counts[i]) for i in sorted(counts)),
+        "of": times, "right": " ".join(str(counts.get(i, "-")) for i in range(cell.images)),
     }  # fmt: skip
 
 
@@ -172,8 +172,8 @@ def _criterion(judging: Mapping[str, Any]) -> dict[str, Any]:
 def _worst(cell: Cell, figures: dict[str, Any], source: str | None) -> dict[str, Any] | None:
     """The adaptive benchmark's figure of the same defence, and ours less it.
 
-    Over the images that both met where those and its record are at hand; else of means over each's
-    own.
+    Over the images that both met where those and its record are at hand, ``right`` being of the
+    cell's images; else of means over each's own.
     """
     file = RESULTS / f"adaptive_{cell.worst}.json"
     if not file.exists():
@@ -183,16 +183,11 @@ def _worst(cell: Cell, figures: dict[str, Any], source: str | None) -> dict[str,
     about = {"accuracy": suite["accuracy"], "checks": suite["checks"]}
     if source and "right" in suite:
         counts = suite["right"].split()
-        places = {image: i for i, image in enumerate(_pixels(source, len(counts)))}
-        both = [
-            (ours, counts[places[image]])
-            for ours, image in zip(figures["right"].split(), _pixels(source, cell.images))
-            if image in places
-        ]
-        if both and all("-" not in pair for pair in both):
-            ours, worst = (" ".join(column) for column in zip(*both))
-            about |= {"of": suite["of"], "right": worst}
-            about["difference"] = rounded(less({"of": figures["of"], "right": ours}, about))
+        met = dict(zip(_pixels(source, len(counts)), counts))
+        right = [met.get(image, "-") for image in _pixels(source, cell.images)]
+        if figures["accuracy"] and suite["accuracy"] and set(right) != {"-"}:
+            about |= {"of": suite["of"], "right": " ".join(right)}
+            about["difference"] = rounded(less(figures, about))
     return about
 
 

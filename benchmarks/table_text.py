@@ -41,17 +41,18 @@ def points(found: Difference | Mapping[str, float]) -> str:
 
 
 def shares(cell: Mapping[str, Any]) -> dict[int, float]:
-    """Of an exported cell or suite: how far each image is right, by its place."""
-    return {i: int(count) / cell["of"] for i, count in enumerate(cell["right"].split())}
+    """Of an exported cell or suite: how far each image is right, by its place, if it was judged."""
+    counts = enumerate(cell["right"].split())
+    return {i: int(count) / cell["of"] for i, count in counts if count != "-"}
 
 
 def less(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
-    """One exported cell or suite less another, over the same images.
+    """One exported cell or suite less another, over the images that both were judged on.
 
     Raises:
-        ValueError: if they are of different numbers of images.
+        ValueError: if they are of different selections of images, by their numbers.
     """
-    ours, theirs = shares(a), shares(b)
-    if len(ours) != len(theirs):
-        raise ValueError(f"{len(ours)} images cannot be paired with {len(theirs)}")
-    return difference(ours, theirs)
+    ours, theirs = (len(cell["right"].split()) for cell in (a, b))
+    if ours != theirs:
+        raise ValueError(f"{ours} images cannot be paired with {theirs}")
+    return difference(shares(a), shares(b))

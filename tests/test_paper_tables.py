@@ -256,16 +256,19 @@ def test_a_worst_case_is_paired_over_the_images_that_both_met(tmp_path, monkeypa
 
     monkeypatch.setattr(paper_tables.data, "load", load)
     (cell, *_) = (c for c in cells("table01", "cpu", images=2) if c.worst == "scoreopt-n_linf")
-    about = paper_tables._worst(cell, {"right": "4 4", "of": 4}, "images")
+    figures = {"right": "4 4", "of": 4, "accuracy": {"value": 1.0}}
+    about = paper_tables._worst(cell, figures, "images")
     assert about["right"] == "0 2"
     assert about["difference"]["value"] == 0.5
     more = dataclasses.replace(cell, images=3)  # of which it met two
-    about = paper_tables._worst(more, {"right": "4 1 2", "of": 4}, "images")
-    assert about["right"] == "0 2"
+    about = paper_tables._worst(more, figures | {"right": "4 1 2"}, "images")
+    assert about["right"] == "0 - 2"
     assert about["difference"]["value"] == 0.25
     alone = dataclasses.replace(cell, images=1)  # one that the benchmark did not meet
-    assert "difference" not in paper_tables._worst(alone, {"right": "4", "of": 4}, "images")
-    assert "difference" not in paper_tables._worst(cell, {"right": "4 4", "of": 4}, None)
+    assert "difference" not in paper_tables._worst(alone, figures | {"right": "4"}, "images")
+    failed = figures | {"right": "4 -", "accuracy": None}
+    assert "difference" not in paper_tables._worst(cell, failed, "images")
+    assert "difference" not in paper_tables._worst(cell, figures, None)
 
 
 @pytest.mark.parametrize("table", ["table07", "table08", "table11", "table12", "figure3"])
@@ -320,6 +323,7 @@ def test_a_difference_is_paired_over_images():
     a = {"right": "8 4 0", "of": 8}
     b = {"right": "4 4 0", "of": 8}
     assert less(a, b).value == pytest.approx(0.5 / 3)
+    assert less(a, {"right": "- 4 0", "of": 8}).value == 0.0  # one that the other never met
     with pytest.raises(ValueError, match="3 images cannot be paired with 2"):
         less(a, {"right": "4 0", "of": 8})
 
