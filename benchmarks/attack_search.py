@@ -13,6 +13,12 @@ again, on fewer images at 8 times the gradients:
     python benchmarks/attack_search.py DATA --images 24 --steps 40 --eot 4 \
         --rows "smoothed, c = 1" "twice the steps, half the EOT" \
         "four times the steps, a quarter of the EOT" "step eps / 2" --result attack_search_long
+
+Some of them on purifiers of 20 steps:
+
+    python benchmarks/attack_search.py DATA --images 32 --purifier-steps 20 \
+        --rows "smoothed, c = 1" exact "smoothed, c = 0.3" "smoothed, c = 3" "step eps / 2" \
+        "last 10 steps" --result attack_search_20_steps
 """
 
 from __future__ import annotations
@@ -148,7 +154,9 @@ class Momentum(ProjectedGradientAttack):
         return attack(x, y)
 
 
-def grid(eps: float, steps: int, eot: int, float32: bool = False) -> dict[str, Attack]:
+def grid(
+    eps: float, steps: int, eot: int, float32: bool = False, purifier_steps: int = 0
+) -> dict[str, Attack]:
     """The rows, the most telling first, each differentiating an image ``steps * eot`` times."""
     common: dict[str, Any] = {
         "eps": eps, "steps": steps, "eot": eot, "autocast": precision.autocast(float32)
@@ -188,6 +196,8 @@ def grid(eps: float, steps: int, eot: int, float32: bool = False) -> dict[str, A
     if eot >= 4:
         fourfold = pgd(Smoothed(), steps=4 * steps, eot=eot // 4)
         rows["four times the steps, a quarter of the EOT"] = fourfold
+    if purifier_steps > 10:
+        rows["last 10 steps"] = pgd(Truncated(10))
     return rows
 
 
@@ -203,7 +213,7 @@ def defences(name: str, **overrides: Any) -> dict[str, DefendedModel]:
 
 
 def search(
-    name: str,
+    models: dict[str, DefendedModel],
     images: data.Images,
     attacks: dict[str, Attack],
     *,
@@ -212,8 +222,7 @@ def search(
     seed: int,
     watch: Any = None,
 ) -> Result:
-    """Both defences under each attack: complete, or as far as Ctrl-C let it go."""
-    models = defences(name)
+    """The defences under each attack: complete, or as far as Ctrl-C let it go."""
     try:
         return evaluate(models, images, attacks, out=out, batch=batch, seed=seed, progress=watch)
     except Stopped as stop:
@@ -246,6 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--eps", type=float, default=8 / 255, help="l-infinity bound on [0, 1]")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--eot", type=int, default=2)
+    parser.add_argument("--purifier-steps", type=int, default=0, help="the presets' by default")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     precision.add_argument(parser)
@@ -255,11 +265,13 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     images = held_out(args)
-    attacks = grid(args.eps, args.steps, args.eot, args.float32)
+    attacks = grid(args.eps, args.steps, args.eot, args.float32, args.purifier_steps)
     attacks = {row: attacks[row] for row in args.rows or attacks}
+    given = {"steps": args.purifier_steps} if args.purifier_steps else {}
+    models = defences(args.name, **given)
     out = Path("runs") / args.result
     result = search(
-        args.name, images, attacks, out=out, batch=args.batch, seed=args.seed, watch=progress()
+        models, images, attacks, out=out, batch=args.batch, seed=args.seed, watch=progress()
     )
     print(result)
     with result.store:

@@ -235,14 +235,14 @@ def left_out() -> str:
     )
 
 
-def more_steps() -> str:
-    """What is left of a defence of more steps; differences are paired over the images."""
-    cells = results("more_steps")["cells"]
+def settings_compared(name: str) -> str:
+    """What is left of a defence at several settings, paired over the images with the first's."""
+    cells = results(name)["cells"]
     found = {(cell["attack"], cell["defence"]): cell for cell in cells}
     attacks, (first, *others) = (list(dict.fromkeys(names)) for names in zip(*found))
-    steps = [name.rpartition(", ")[2] for name in (first, *others)]
+    settings = [name.rpartition(", ")[2] for name in (first, *others)]
     return markdown(
-        ["attack", *steps, *(f"{more} less {steps[0]}" for more in steps[1:])],
+        ["attack", *settings, *(f"{other} less {settings[0]}" for other in settings[1:])],
         [
             [attack, *(percent(found[attack, name]["accuracy"]) for name in (first, *others)),
              *(points(less(found[attack, other], found[attack, first])) for other in others)]
@@ -281,7 +281,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "every_attack": every_attack,
     "every_class": every_class,
     "left_out": left_out,
-    "more_steps": more_steps,
+    "more_steps": partial(settings_compared, "more_steps"),
     **ADAPTIVE_TABLES,
     **SPEED_TABLES,
     **{f"paper_{part}": partial(_answers, part)

@@ -82,12 +82,14 @@ def test_it_runs_and_goes_on_where_it_was(tmp_path, monkeypatch):
     rows = [REFERENCE, "DLR loss", "APGD, DLR loss", "momentum", "mean with one-shot",
             "last 2 steps", "floor at the first step"]  # fmt: skip
     command = ["mnist", "--name", "mnist-tiny", "--images", "2", "--steps", "2", "--eot", "2",
-               "--eps", "0.3", "--float32", "--rows", *rows]  # fmt: skip
+               "--eps", "0.3", "--float32", "--purifier-steps", "3", "--rows", *rows]  # fmt: skip
     attack_search.main(command)
     written = (tmp_path / "results" / "attack_search.json").read_text()
     figures = json.loads(written)
     cells = {(cell["defence"], cell["attack"]): cell for cell in figures["cells"]}
     assert len(cells) == 2 * (1 + len(rows))
+    purifiers = (about["purifier"] for about in figures["plan"]["defences"].values())
+    assert {purifier["steps"] for purifier in purifiers} == {3}
     assert all(cell["accuracy"]["n"] == 2 for cell in cells.values())
     for row in figures["less_reference"]:
         names = [(row["defence"], attack) for attack in (row["attack"], REFERENCE)]
