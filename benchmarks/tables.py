@@ -276,6 +276,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cosines": cosines,
     "attack_search": attack_search,
     "attack_search_long": partial(attack_search, "attack_search_long"),
+    "attack_search_20_steps": partial(attack_search, "attack_search_20_steps"),
     "gradient_modes": gradient_modes,
     "mode_cosines": mode_cosines,
     "every_attack": every_attack,
