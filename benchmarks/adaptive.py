@@ -99,7 +99,7 @@ BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows
     "linf": {
         **dict.fromkeys((*_REFERENCES, "resnet", "scoreopt-o", "scoreopt-n"), LARGE),
         **dict.fromkeys((row for row in ROWS if "jacobian" in row or "stopped" in row), LARGE),
-        **dict.fromkeys(("diffpure", "gdmp", "adp"), MIDDLE),
+        **dict.fromkeys(("scoreopt-n-before-at", "diffpure", "gdmp", "adp"), MIDDLE),
         **dict.fromkeys((f"scoreopt-{k}-20-steps" for k in ("n", "o", "o-mse", "o-sr")), SMALLEST),
         **dict.fromkeys((row for row in ROWS if "lambda" in row), SMALLEST),
         **dict.fromkeys((row for row in ROWS if "-100-" in row), LEAST),
@@ -108,7 +108,8 @@ BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows
     },
     "l2": {
         **dict.fromkeys(_REFERENCES, LARGE),
-        **dict.fromkeys(("scoreopt-o", "scoreopt-n", "diffpure", "gdmp", "adp"), MIDDLE),
+        **dict.fromkeys(("scoreopt-o", "scoreopt-n", "scoreopt-n-before-at"), MIDDLE),
+        **dict.fromkeys(("diffpure", "gdmp", "adp"), MIDDLE),
         **dict.fromkeys((row for row in ROWS if "n-10-steps" in row), SMALLEST),
     },
 }
