@@ -95,11 +95,13 @@ SMALL = {"steps": 20, "eot": 2, "queries": 100, "probed": 16}
 MIDDLE = {"steps": 20, "eot": 4, "queries": 200, "probed": 16}
 LARGE = {"steps": 20, "eot": 8, "queries": 200, "probed": 32}
 _REFERENCES = ("undefended", "adversarial-training", "one-shot", "menet")
+_LONGER = ("scoreopt-n-before-at", "diffpure", "gdmp", "adp")
 BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows not named
     "linf": {
         **dict.fromkeys((*_REFERENCES, "resnet", "scoreopt-o", "scoreopt-n"), LARGE),
-        **dict.fromkeys((row for row in ROWS if "jacobian" in row or "stopped" in row), LARGE),
-        **dict.fromkeys(("scoreopt-n-before-at", "diffpure", "gdmp", "adp"), MIDDLE),
+        **dict.fromkeys(("scoreopt-n-no-jacobian", "scoreopt-n-no-jacobian-5"), LARGE),
+        "scoreopt-n-stopped": LARGE,
+        **dict.fromkeys(_LONGER, MIDDLE),
         **dict.fromkeys((f"scoreopt-{k}-20-steps" for k in ("n", "o", "o-mse", "o-sr")), SMALLEST),
         **dict.fromkeys((row for row in ROWS if "lambda" in row), SMALLEST),
         **dict.fromkeys((row for row in ROWS if "-100-" in row), LEAST),
@@ -108,9 +110,8 @@ BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows
     },
     "l2": {
         **dict.fromkeys(_REFERENCES, LARGE),
-        **dict.fromkeys(("scoreopt-o", "scoreopt-n", "scoreopt-n-before-at"), MIDDLE),
-        **dict.fromkeys(("diffpure", "gdmp", "adp"), MIDDLE),
-        **dict.fromkeys((row for row in ROWS if "n-10-steps" in row), SMALLEST),
+        **dict.fromkeys(("scoreopt-o", "scoreopt-n", *_LONGER), MIDDLE),
+        **dict.fromkeys(("scoreopt-n-10-steps", "scoreopt-n-10-steps-high"), SMALLEST),
     },
 }
 

@@ -34,6 +34,7 @@ from scoreopt_defense import data, pretrained
 from scoreopt_defense._memory import keep_freed_memory
 from scoreopt_defense.evaluation.estimate import estimate
 from scoreopt_defense.evaluation.evaluate import evaluate_plan
+from scoreopt_defense.evaluation.export import right_counts
 from scoreopt_defense.evaluation.progress import duration, progress
 from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.runner import Stopped
@@ -145,7 +146,6 @@ def _ships(cell: Cell) -> bool:
 def _figures(cell: Cell, result: Result) -> dict[str, Any]:
     """Of one cell; ``right`` is each image's count of right judgements, of ``of``."""
     of = result.cell(cell.defence, cell.attack)
-    times, counts = result.counts(cell.defence, cell.attack)
     return {
         "run": cell.run, "defence": cell.defence, "attack": cell.attack,
         "images": cell.images, "trials": cell.trials, "criterion": _criterion(result.plan.judging),
@@ -157,7 +157,7 @@ def _figures(cell: Cell, result: Result) -> dict[str, Any]:
         "deviation": None if of.deviation is None else round(of.deviation, 4),
         "failed": of.failed, "denoiser calls": of.denoiser_calls,
         "classifier calls": of.classifier_calls, "seconds": round(of.seconds, 1),
-        "of": times, "right": " ".join(str(counts.get(i, "-")) for i in range(cell.images)),
+        **right_counts(result, cell.defence, cell.attack),
     }  # fmt: skip
 
 

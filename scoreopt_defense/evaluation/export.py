@@ -18,7 +18,7 @@ from scoreopt_defense.evaluation.statistics import Proportion
 from scoreopt_defense.evaluation.store import Store
 from scoreopt_defense.evaluation.summary import summaries
 
-__all__ = ["to_csv", "to_json", "to_parquet"]
+__all__ = ["right_counts", "to_csv", "to_json", "to_parquet"]
 
 
 def to_csv(store: Store, path: str | Path) -> int:
@@ -55,7 +55,7 @@ def to_json(result: Result, path: str | Path) -> int:
         {"defence": c.defence, "attack": c.attack, "accuracy": figure(c.robust),
          "majority": figure(c.majority), "failed": c.failed,
          "denoiser_calls": c.denoiser_calls, "classifier_calls": c.classifier_calls,
-         "seconds": round(c.seconds, 1), **_right(result, c.defence, c.attack)}
+         "seconds": round(c.seconds, 1), **right_counts(result, c.defence, c.attack)}
         for c in result.cells
     ]  # fmt: skip
     suites: dict[str, dict[str, Any]] = {name: {} for name in result.plan.suites}
@@ -65,7 +65,7 @@ def to_json(result: Result, path: str | Path) -> int:
             "accuracy": figure(cell.robust if cell else None),
             "majority": figure(cell.majority if cell else None),
             "survival": [asdict(survival) for survival in cell.survival] if cell else [],
-            **(_right(result, defence, suite) if cell else {}),
+            **(right_counts(result, defence, suite) if cell else {}),
             "checks": found.verdict,
             "checklist": [{"name": c.name, "status": c.status, "figure": c.figure}
                           for c in found.checks],
@@ -91,8 +91,8 @@ def to_json(result: Result, path: str | Path) -> int:
     return len(cells)
 
 
-def _right(result: Result, defence: str, attack: str) -> dict[str, Any]:
-    """The count of right judgements of each image."""
+def right_counts(result: Result, defence: str, attack: str) -> dict[str, Any]:
+    """Each image's count of right judgements, of ``of``, as it is written."""
     of, counts = result.counts(defence, attack)
     return {"of": of, "right": " ".join(str(counts.get(i, "-")) for i in range(result.plan.count))}
 
