@@ -1,13 +1,12 @@
 """Robust accuracy of ScoreOpt and its baselines by the adaptive suite, on tiny CIFAR-10 networks.
 
     python benchmarks/adaptive.py path/to/cifar10/test/images --norm linf --row scoreopt-n
-    python benchmarks/adaptive.py path/to/cifar10/test/images    # every row, in both norms
-    python benchmarks/adaptive.py path/to/images --norm linf --row scoreopt-n-low --images 64
+    python benchmarks/adaptive.py path/to/cifar10/test/images    # every figure, in days
 
-A row is a run of ``scoreopt evaluate``'s runner, of 128 images, in ``runs/adaptive``; stopped and
-started again, it goes on. The third is one that stands beside figures of 64 images alone, in Table
-12 or Figure 3. Its figures are written to ``results/adaptive_<row>_<norm>.json``, and
-``scoreopt report runs/adaptive/<row>-<norm>`` makes a page of it.
+A row is a run of ``scoreopt evaluate``'s runner in ``runs/adaptive``; stopped and started again, it
+goes on. Its figures are written to ``results/adaptive_<row>_<norm>.json``, and ``scoreopt report
+runs/adaptive/<row>-<norm>`` makes a page of it. Rows of docs/robustness.md meet 128 images; those
+that only stand beside a figure of the paper's tables meet as many as that does, 64 mostly.
 """
 
 from __future__ import annotations
@@ -38,7 +37,8 @@ def changed(variant: str, **overrides: Any) -> dict[str, Any]:
     return purified("ScoreOpt", preset=f"{NAME}/{variant}", overrides=overrides)
 
 
-ROWS: dict[str, dict[str, Any]] = {
+# of docs/robustness.md
+MAIN: dict[str, dict[str, Any]] = {
     "undefended": {"classifier": NAME},
     "adversarial-training": {"classifier": f"{NAME}-at"},
     "one-shot": purified("OneShot", overrides={"sigma": 0.25}),
@@ -48,7 +48,16 @@ ROWS: dict[str, dict[str, Any]] = {
     # of Table 11; its file is named by the variable RESNET
     "resnet": {"classifier": RESNET},
     "scoreopt-n-before-resnet": purified("ScoreOpt", RESNET, preset=f"{NAME}/N"),
-    # of Table 12, each for the threat that it names there, and of Figures 2 and 3
+    "scoreopt-n-no-jacobian": purified("ScoreOpt", preset=f"{NAME}/fast"),
+    "scoreopt-n-no-jacobian-5": purified("ScoreOpt", preset=f"{NAME}/strong"),
+    "scoreopt-n-stopped": purified("ScoreOpt", preset=f"{NAME}/balanced"),
+    "menet": {"classifier": NAME, "purifier": "MENet"},
+    "diffpure": purified("DiffPure", overrides={"sigma": 0.25, "steps": 10}),
+    "gdmp": purified("GDMP", overrides={"sigma": 0.25, "steps": 9, "rounds": 1}),
+    "adp": purified("ADP", overrides={"sigma": 0.15, "level": 0.15, "steps": 5, "share": 0.3}),
+}
+# of Table 12, each for the threat that it names there, and of Figures 2 and 3
+BESIDE: dict[str, dict[str, Any]] = {
     "scoreopt-o-low": changed("O", sigma=[0.10, 0.30]),
     "scoreopt-o-wide": changed("O", sigma=[0.10, 0.35]),
     "scoreopt-o-high": changed("O", sigma=[0.20, 0.40]),
@@ -73,14 +82,8 @@ ROWS: dict[str, dict[str, Any]] = {
         f"diffpure-{k}-steps": purified("DiffPure", overrides={"sigma": 0.25, "steps": k})
         for k in (20, 40, 80, 100)
     },
-    "scoreopt-n-no-jacobian": purified("ScoreOpt", preset=f"{NAME}/fast"),
-    "scoreopt-n-no-jacobian-5": purified("ScoreOpt", preset=f"{NAME}/strong"),
-    "scoreopt-n-stopped": purified("ScoreOpt", preset=f"{NAME}/balanced"),
-    "menet": {"classifier": NAME, "purifier": "MENet"},
-    "diffpure": purified("DiffPure", overrides={"sigma": 0.25, "steps": 10}),
-    "gdmp": purified("GDMP", overrides={"sigma": 0.25, "steps": 9, "rounds": 1}),
-    "adp": purified("ADP", overrides={"sigma": 0.15, "level": 0.15, "steps": 5, "share": 0.3}),
 }
+ROWS = MAIN | BESIDE
 THREATS: dict[str, dict[str, Any]] = {
     "linf": {"norm": "linf", "eps": "8/255"},
     "l2": {"norm": "l2", "eps": 0.5},
@@ -96,6 +99,17 @@ MIDDLE = {"steps": 20, "eot": 4, "queries": 200, "probed": 16}
 LARGE = {"steps": 20, "eot": 8, "queries": 200, "probed": 32}
 _REFERENCES = ("undefended", "adversarial-training", "one-shot", "menet")
 _LONGER = ("scoreopt-n-before-at", "diffpure", "gdmp", "adp")
+_IN_L2_TOO = (
+    *_REFERENCES, "scoreopt-o", "scoreopt-n", *_LONGER, "scoreopt-n-before-resnet",
+    "scoreopt-o-1-steps", "scoreopt-n-1-steps", "scoreopt-n-10-steps",
+)  # fmt: skip
+_IN_L2_ALONE = ("scoreopt-n-10-steps-high", "scoreopt-o-high")
+# the rows that a document has, by norm
+STANDING = {
+    "linf": [row for row in ROWS if row not in _IN_L2_ALONE],
+    "l2": [row for row in ROWS if row in _IN_L2_TOO + _IN_L2_ALONE],
+}
+OF_128 = (*MAIN, "scoreopt-o-faster", "scoreopt-o-high")
 BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows not named
     "linf": {
         **dict.fromkeys((*_REFERENCES, "resnet", "scoreopt-o", "scoreopt-n"), LARGE),
@@ -136,9 +150,9 @@ def configuration(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="CIFAR-10 test images")
-    parser.add_argument("--row", choices=ROWS, help="every one by default")
+    parser.add_argument("--row", choices=ROWS, help="every one that a document has by default")
     parser.add_argument("--norm", choices=THREATS, help="both by default")
-    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--images", type=int, help="128, or 64 of a row that stands beside as many")
     parser.add_argument("--seed", type=int, default=0)
     precision.add_argument(parser)
     parser.add_argument("--workers", type=int, default=2)
@@ -146,8 +160,9 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     for norm in [args.norm] if args.norm else THREATS:
-        for row in [args.row] if args.row else ROWS:
-            config = configuration(row, norm, args.source, args.images, args.seed, args.float32)
+        for row in [args.row] if args.row else STANDING[norm]:
+            images = args.images or (128 if row in OF_128 else 64)
+            config = configuration(row, norm, args.source, images, args.seed, args.float32)
             materials = config.materials()
             result = evaluate_plan(
                 config.plan(materials), materials, out=args.runs / f"{row}-{norm}",

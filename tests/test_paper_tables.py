@@ -22,7 +22,7 @@ import paper_drawing
 import paper_tables
 import paper_timing
 import results_file
-from adaptive import ROWS, changed
+from adaptive import OF_128, ROWS, STANDING, changed
 from paper_cells import SCALES, TABLES, cells, rows, specification
 from table_text import less, shares
 
@@ -285,6 +285,19 @@ def test_a_loss_that_is_the_default_is_the_same_row():
     assert beside["SR at 20 steps, lambda 1"] == "scoreopt-o-sr-20-steps_linf"
     assert beside["SR at 20 steps, lambda 0.1"] == "scoreopt-o-sr-lambda-0.1_linf"
     assert paper_cells._row_of(changed("O", steps=3)) is None
+
+
+def test_without_a_row_the_adaptive_benchmark_makes_each_file_that_a_document_reads():
+    made = {f"{row}_{norm}": row for norm, rows in STANDING.items() for row in rows}
+    asked = {cell.worst for table in TABLES for cell in cells(table, "cpu") if cell.worst}
+    files = {
+        path.stem.removeprefix("adaptive_"): json.loads(path.read_text())
+        for norm in STANDING
+        for path in results_file.RESULTS.glob(f"adaptive_*_{norm}.json")
+    }
+    assert asked | files.keys() <= made.keys()
+    for name, found in files.items():
+        assert found["plan"]["images"]["shape"][0] == (128 if made[name] in OF_128 else 64)
 
 
 def test_a_row_that_names_its_worst_case_is_that_defence():
