@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
-from typing import Any
 
 from adaptive_tables import ROWS, clean
 from paper_cells import Row, rows, specification
@@ -117,15 +117,20 @@ def allowed() -> str:
     return markdown(["", "attacks that are cut at cpu scale"], lines)
 
 
-def questions() -> str:
-    """The issue's questions, a comparison a line; differences are paired over images."""
-    lines = [
-        [question, said, points(found) if isinstance(found, Difference) else found or NOT_YET,
-         _verdict(found)]
-        for question, part in _QUESTIONS.items()
-        for said, found in part()
-    ]  # fmt: skip
-    return markdown(["question", "compared", "difference, points (95 %)", "at this scale"], lines)
+def question(number: int) -> str:
+    """What is compared to answer one; differences are paired over images."""
+    return QUESTIONS[number]()
+
+
+def _compared(lines: Callable[[], Lines]) -> str:
+    return markdown(
+        ["compared", "difference, points (95 %)", "at this scale"],
+        [
+            [said, points(found) if isinstance(found, Difference) else found or NOT_YET,
+             _verdict(found)]
+            for said, found in lines()
+        ],
+    )  # fmt: skip
 
 
 def _verdict(found: Difference | str | None) -> str:
@@ -224,18 +229,23 @@ def _replicates() -> Lines:
             yield f"{_short(table)}, {curve}: {most} replicates less 1", _gap(*ends)
 
 
-def _surrogates() -> Lines:
+def _surrogates() -> str:
+    compared = [("surrogate", "exact"), ("surrogate", "smoothed"), ("two steps", "smoothed")]
+
+    def gap(name: str, norm: str, columns: tuple[str, str]) -> str:
+        found = _gap(*(("section422", name, column) for column in columns), norm)
+        return NOT_YET if found is None else points(found)
+
+    lines = []
     for norm, taken in {"l-infinity": (1, 5, 20), "l2": (1, 5)}.items():
         for variant, steps in product(("ScoreOpt-N", "ScoreOpt-O"), taken):
-            name = f"{variant}, steps {steps}"
-            for against in ("exact", "smoothed"):
-                both = (("section422", name, column) for column in ("surrogate", against))
-                said = f"{name}, {norm}: left by the surrogate less left by {against}"
-                yield said, _gap(*both, norm)
-            if steps > 1:
-                both = (("section422", name, column) for column in ("two steps", "smoothed"))
-                said = f"{name}, {norm}: left by smoothed at two steps less at all"
-                yield said, _gap(*both, norm)
+            asked = compared if steps > 1 else compared[:2]
+            gaps = (gap(f"{variant}, steps {steps}", norm, columns) for columns in asked)
+            lines.append([f"{variant}, {norm}", str(steps), *gaps])
+    return markdown(
+        ["defence", "steps", *(f"{a} less {b}" for a, b in compared)],
+        [line + ["-"] * (5 - len(line)) for line in lines],
+    )
 
 
 def _hyper_parameters() -> Lines:
@@ -256,11 +266,11 @@ def _hyper_parameters() -> Lines:
     yield said, _gap(noisier, ten, worst=True)
 
 
-_QUESTIONS: dict[str, Any] = {
-    "1. Does ScoreOpt-N beat denoising?": _against_denoising,
-    "2. Figure 2: does Diff decay, does SR hold, is MSE touchy?": _losses,
-    "3. Table 6: how long is a step?": _speed,
-    "4. Figures 4, 5: do replicates matter?": _replicates,
-    "5. 4.2.2: is the surrogate sound beyond one step?": _surrogates,
-    "6. Figure 3, Table 12: do other steps or noise move the worst case?": _hyper_parameters,
+QUESTIONS: dict[int, Callable[[], str]] = {
+    1: partial(_compared, _against_denoising),
+    2: partial(_compared, _losses),
+    3: partial(_compared, _speed),
+    4: partial(_compared, _replicates),
+    5: _surrogates,
+    6: partial(_compared, _hyper_parameters),
 }

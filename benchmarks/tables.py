@@ -262,10 +262,10 @@ def _of_the_paper(name: str) -> str:
     return "\n\n".join(parts)
 
 
-def _answers(part: str) -> str:
+def _answers(part: str, *told: int) -> str:
     import paper_answers
 
-    return getattr(paper_answers, part)()
+    return getattr(paper_answers, part)(*told)
 
 
 PAPER = sorted(path.stem for path in (RESULTS.parent / "paper").glob("*[0-9].toml"))
@@ -286,7 +286,8 @@ TABLES: dict[str, Callable[[], str]] = {
     **ADAPTIVE_TABLES,
     **SPEED_TABLES,
     **{f"paper_{part}": partial(_answers, part)
-       for part in ("summary", "verdicts", "commands", "allowed", "questions")},
+       for part in ("summary", "verdicts", "commands", "allowed")},
+    **{f"paper_question_{n}": partial(_answers, "question", n) for n in range(1, 7)},
     **{f"paper_{name}": partial(_of_the_paper, name) for name in PAPER},
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,26 @@ def test_a_document_made_anew_from_the_results_is_as_it_is(document):
 def test_every_table_is_in_a_document():
     texts = [document.read_text() for document in DOCUMENTS]
     assert all(any(f"<!-- {name} -->" in text for text in texts) for name in TABLES)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_a_link_leads_somewhere(document):
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", _prose(document)):
+        path, _, heading = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        assert not heading or heading in _headings(target), link
+
+
+def _headings(document: Path) -> set[str]:
+    """What a link names them by: GitHub's rule."""
+    lines = re.findall(r"^#+ (.*)$", _prose(document), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+def _prose(document: Path) -> str:
+    """All of it but its code."""
+    return re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
 
 
 def test_the_tuned_presets_are_the_best_of_the_grid_that_was_measured():
