@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
+from typing import Any
 
 from adaptive_tables import ROWS, clean
 from paper_cells import Row, rows, specification
@@ -117,20 +118,20 @@ def allowed() -> str:
     return markdown(["", "attacks that are cut at cpu scale"], lines)
 
 
-def question(number: int) -> str:
-    """What is compared to answer one; differences are paired over images."""
-    return QUESTIONS[number]()
+def compared(name: str) -> str:
+    """Differences, paired over images: those of a question, or of a table by itself."""
+    return COMPARED[name]()
 
 
-def _compared(lines: Callable[[], Lines]) -> str:
+def _listed(lines: Callable[[], Lines]) -> str:
     return markdown(
         ["compared", "difference, points (95 %)", "at this scale"],
-        [
-            [said, points(found) if isinstance(found, Difference) else found or NOT_YET,
-             _verdict(found)]
-            for said, found in lines()
-        ],
-    )  # fmt: skip
+        [[what, _said(found), _verdict(found)] for what, found in lines()],
+    )
+
+
+def _said(found: Difference | str | None) -> str:
+    return points(found) if isinstance(found, Difference) else found or NOT_YET
 
 
 def _verdict(found: Difference | str | None) -> str:
@@ -153,25 +154,33 @@ def _gap(
 
     Of the worst cases that stand beside the two, if so asked.
     """
-    found = []
-    for table, name, column in (a, b):
-        cell, written = _row(table, name, group).cells[column], measured(table, "cpu")
-        key = f"{cell.worst}|{cell.attack}"
-        found.append(written["worst"].get(key) if worst else keyed(written).get(cell.key))
-    if any(not about or "right" not in about or not about["accuracy"] for about in found):
-        return None
-    return less(*found)
+    return _between(_measured(*a, group, worst=worst), _measured(*b, group, worst=worst))
+
+
+def _measured(
+    table: str, name: str, column: str, group: str, *, worst: bool = False
+) -> dict[str, Any] | None:
+    """What is written of a cell, or of the worst case beside it, if images can be paired by it."""
+    cell, written = _row(table, name, group).cells[column], measured(table, "cpu")
+    key = f"{cell.worst}|{cell.attack}"
+    found = written["worst"].get(key) if worst else keyed(written).get(cell.key)
+    return found if found and "right" in found and found["accuracy"] else None
+
+
+def _between(a: dict[str, Any] | None, b: dict[str, Any] | None) -> Difference | None:
+    return None if a is None or b is None else less(a, b)
 
 
 Lines = Iterator[tuple[str, Difference | str | None]]
-N, ONE, DIFFPURE = "Ours (n), ScoreOpt-N", "one-shot denoising", "Nie et al. [40], DiffPure"
+OURS_O, OURS_N = "Ours (o), ScoreOpt-O", "Ours (n), ScoreOpt-N"
+ONE, DIFFPURE, ADP = "one-shot denoising", "Nie et al. [40], DiffPure", "Yoon et al. [69], ADP"
 
 
 def _against_denoising() -> Lines:
     for name, said in {ONE: "one-shot", DIFFPURE: "DiffPure of 10 steps"}.items():
         yield (f"ScoreOpt-N less {said}, BPDA+EOT",
-               _gap(("table01", N, "robust"), ("table01", name, "robust")))  # fmt: skip
-    ours = "table02", N, "robust"
+               _gap(("table01", OURS_N, "robust"), ("table01", name, "robust")))  # fmt: skip
+    ours = "table02", OURS_N, "robust"
     ten, twenty = (
         ("table02", f"Diffusion-based purification, steps {n}", "robust") for n in (10, 20)
     )
@@ -182,7 +191,7 @@ def _against_denoising() -> Lines:
            _gap(("table03", "Ours, ScoreOpt-N", "robust"), ("table03", DIFFPURE, "robust"),
                 "l-inf"))  # fmt: skip
     for name, said in {ONE: "one-shot", "DiffPure": "DiffPure of 10 steps"}.items():
-        both = ("table07", N, "robust"), ("table07", name, "robust")
+        both = ("table07", OURS_N, "robust"), ("table07", name, "robust")
         yield f"ScoreOpt-N less {said}, transfer PGD", _gap(*both)
         yield f"ScoreOpt-N less {said}, worst case", _gap(*both, worst=True)
 
@@ -213,10 +222,15 @@ def _speed() -> Lines:
     five, hundred = times.get(("Optimization, ScoreOpt-N", 5)), times.get(("Denoising", 100))
     said = f"{hundred / five:.1f} times as fast" if five and hundred else None
     yield "ScoreOpt-N's 5 steps against 100 denoising steps (the paper: 9.2)", said
+    denoised = {n: ("table02", f"Diffusion-based purification, steps {n}", "robust")
+                for n in (10, 40, 80, 100)}  # fmt: skip
     yield ("ScoreOpt-N's 5 steps less 100 denoising steps, BPDA+EOT",
-           _gap(("table02", N, "robust"),
-                ("table02", "Diffusion-based purification, steps 100", "robust"),
-                "1 replicate"))  # fmt: skip
+           _gap(("table02", OURS_N, "robust"), denoised[100], "1 replicate"))  # fmt: skip
+    for n in (40, 80, 100):
+        gap = _gap(denoised[n], denoised[10], "1 replicate")
+        yield f"DiffPure: {n} less 10 steps, BPDA+EOT", gap
+        gap = _gap(denoised[n], denoised[10], "1 replicate", worst=True)
+        yield f"DiffPure: {n} less 10 steps, worst case", gap
 
 
 def _replicates() -> Lines:
@@ -227,28 +241,31 @@ def _replicates() -> Lines:
         for curve in curves:
             ends = ((table, f"{curve}, replicates {n}", "robust") for n in (most, 1))
             yield f"{_short(table)}, {curve}: {most} replicates less 1", _gap(*ends)
+    ten = "table02", "Diffusion-based purification, steps 10", "robust"
+    gap = _between(_measured(*ten, ""), _measured(*ten, "1 replicate"))
+    yield "Table 2, DiffPure of 10 steps: 4 replicates, votes of 50, less 1, votes of 10", gap
 
 
 def _surrogates() -> str:
-    compared = [("surrogate", "exact"), ("surrogate", "smoothed"), ("two steps", "smoothed")]
+    pairs = [("surrogate", "exact"), ("surrogate", "smoothed"), ("two steps", "smoothed")]
 
     def gap(name: str, norm: str, columns: tuple[str, str]) -> str:
-        found = _gap(*(("section422", name, column) for column in columns), norm)
-        return NOT_YET if found is None else points(found)
+        return _said(_gap(*(("section422", name, column) for column in columns), norm))
 
     lines = []
     for norm, taken in {"l-infinity": (1, 5, 20), "l2": (1, 5)}.items():
         for variant, steps in product(("ScoreOpt-N", "ScoreOpt-O"), taken):
-            asked = compared if steps > 1 else compared[:2]
-            gaps = (gap(f"{variant}, steps {steps}", norm, columns) for columns in asked)
-            lines.append([f"{variant}, {norm}", str(steps), *gaps])
-    return markdown(
-        ["defence", "steps", *(f"{a} less {b}" for a, b in compared)],
-        [line + ["-"] * (5 - len(line)) for line in lines],
-    )
+            asked = pairs if steps > 1 else pairs[:2]  # of one step the last is the defence itself
+            gaps = [gap(f"{variant}, steps {steps}", norm, columns) for columns in asked]
+            lines.append([f"{variant}, {norm}", str(steps), *gaps, *["-"] * (3 - len(gaps))])
+    return markdown(["defence", "steps", *(f"{a} less {b}" for a, b in pairs)], lines)
 
 
 def _hyper_parameters() -> Lines:
+    twenty, ten = (("figure3", f"ScoreOpt-N, steps {n}", "robust") for n in (20, 10))
+    yield "ScoreOpt-N: 20 less 10 steps, BPDA+EOT", _gap(twenty, ten)
+    twenty, five = (("figure3", f"ScoreOpt-O, steps {n}", "robust") for n in (20, 5))
+    yield "ScoreOpt-O: 20 less 5 steps, BPDA+EOT", _gap(twenty, five)
     for variant, steps in product(("ScoreOpt-N", "ScoreOpt-O"), (1, 2, 10, 20)):
         both = (("figure3", f"{variant}, steps {n}", "robust") for n in (steps, 5))
         yield f"{variant}: {steps} less 5 steps, worst case", _gap(*both, worst=True)
@@ -259,18 +276,67 @@ def _hyper_parameters() -> Lines:
     said = "ScoreOpt-N: noise level 0.18 less 0.12"
     yield f"{said}, BPDA+EOT", _gap(high, low)
     yield f"{said}, worst case", _gap(high, low, worst=True)
+    faster = "table12", "ScoreOpt-O, learning rate 0.1, 10 steps", "robust"
+    preset = "table07", OURS_O, "robust"
+    said = "ScoreOpt-O: 10 steps at twice the learning rate less the preset, worst case"
+    yield said, _gap(faster, preset, worst=True)
+    high = "table12", "ScoreOpt-O, sigma [0.20, 0.40]", "robust"
+    preset = "table08", OURS_O, "robust"
+    yield "ScoreOpt-O, l2: more noise less the preset's, worst case", _gap(high, preset, worst=True)
     ten, noisier = (("table12", f"ScoreOpt-N, 10 steps{n}", "robust") for n in ("", ", sigma 0.30"))
-    five = ("table08", N, "robust")
+    five = ("table08", OURS_N, "robust")
     yield "ScoreOpt-N, l2: 10 less 5 steps, worst case", _gap(ten, five, worst=True)
     said = "ScoreOpt-N of 10 steps, l2: noise level 0.18 less 0.15, worst case"
     yield said, _gap(noisier, ten, worst=True)
 
 
-QUESTIONS: dict[int, Callable[[], str]] = {
-    1: partial(_compared, _against_denoising),
-    2: partial(_compared, _losses),
-    3: partial(_compared, _speed),
-    4: partial(_compared, _replicates),
-    5: _surrogates,
-    6: partial(_compared, _hyper_parameters),
+def _conventions() -> Lines:
+    """Table 3: against the others, and the authors' convention against the paper's."""
+    ours, real, authors = "Ours, ScoreOpt-N", "robust", "robust, authors' code"
+    for norm in ("l-infinity", "l2"):
+        for other, said in {DIFFPURE: "DiffPure", ADP: "ADP"}.items():
+            gap = _gap(("table03", ours, real), ("table03", other, real), norm)
+            yield f"ScoreOpt-N less {said}, {norm}", gap
+        both = ("table03", ours, authors), ("table03", DIFFPURE, authors)
+        yield f"ScoreOpt-N less DiffPure, {norm}, authors' code", _gap(*both, norm)
+        for name, said in {ours: "ScoreOpt-N", DIFFPURE: "DiffPure", ADP: "ADP"}.items():
+            both = ("table03", name, authors), ("table03", name, real)
+            yield f"{said}, {norm}: by the authors' code less by the paper", _gap(*both, norm)
+
+
+def _corruptions() -> str:
+    ours, bare = "Ours, ScoreOpt-N", "Base WRN-70-16"
+    at_its_level = f"{ONE} at ScoreOpt-N's noise level"
+    pairs = {
+        "ScoreOpt-N less the classifier": (ours, bare),
+        "one pass at 0.15 less the classifier": (at_its_level, bare),
+        "one pass at 0.25 less the classifier": (ONE, bare),
+        "one pass at 0.15 less ScoreOpt-N": (at_its_level, ours),
+    }
+
+    def gap(column: str, names: tuple[str, str]) -> str:
+        return _said(_gap(*(("table05", name, column) for name in names)))
+
+    return markdown(
+        ["", *pairs],
+        [[column, *(gap(column, names) for names in pairs.values())]
+         for column in specification("table05")["columns"]],
+    )  # fmt: skip
+
+
+def _queries() -> Lines:
+    ours = "section43", "Ours, ScoreOpt-N"
+    yield "ScoreOpt-N: under SPSA less clean", _gap((*ours, "robust"), (*ours, "standard"))
+
+
+COMPARED: dict[str, Callable[[], str]] = {
+    "question_1": partial(_listed, _against_denoising),
+    "question_2": partial(_listed, _losses),
+    "question_3": partial(_listed, _speed),
+    "question_4": partial(_listed, _replicates),
+    "question_5": _surrogates,
+    "question_6": partial(_listed, _hyper_parameters),
+    "table03_differences": partial(_listed, _conventions),
+    "table05_differences": _corruptions,
+    "section43_differences": partial(_listed, _queries),
 }

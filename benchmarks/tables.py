@@ -251,6 +251,19 @@ def settings_compared(name: str) -> str:
     )  # fmt: skip
 
 
+def attacks_compared(name: str) -> str:
+    """What each attack leaves of a defence, less what the last one does, paired over the images."""
+    cells = results(name)["cells"]
+    found = {(cell["attack"], cell["defence"]): cell for cell in cells}
+    attacks, defences = (list(dict.fromkeys(names)) for names in zip(*found))
+    *others, last = (attack for attack in attacks if attack != "clean")
+    return markdown(
+        ["defence", *(f"{attack}, less {last}" for attack in others)],
+        [[defence, *(points(less(found[attack, defence], found[last, defence]))
+                     for attack in others)] for defence in defences],
+    )  # fmt: skip
+
+
 def _of_the_paper(name: str) -> str:
     """A table of the paper beside ours at cpu scale, its picture, and what differs by design."""
     import paper_drawing  # what it needs is not needed for the others
@@ -262,7 +275,7 @@ def _of_the_paper(name: str) -> str:
     return "\n\n".join(parts)
 
 
-def _answers(part: str, *told: int) -> str:
+def _answers(part: str, *told: str) -> str:
     import paper_answers
 
     return getattr(paper_answers, part)(*told)
@@ -283,11 +296,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "every_class": every_class,
     "left_out": left_out,
     "more_steps": partial(settings_compared, "more_steps"),
+    "more_steps_attacks": partial(attacks_compared, "more_steps"),
     **ADAPTIVE_TABLES,
     **SPEED_TABLES,
     **{f"paper_{part}": partial(_answers, part)
        for part in ("summary", "verdicts", "commands", "allowed")},
-    **{f"paper_question_{n}": partial(_answers, "question", n) for n in range(1, 7)},
+    **{f"paper_{name}": partial(_answers, "compared", name) for name in (
+        *(f"question_{n}" for n in range(1, 7)),
+        *(f"{table}_differences" for table in ("table03", "table05", "section43")))},
     **{f"paper_{name}": partial(_of_the_paper, name) for name in PAPER},
 }  # fmt: skip
 

@@ -30,6 +30,30 @@ def test_every_table_is_in_a_document():
     assert all(any(f"<!-- {name} -->" in text for text in texts) for name in TABLES)
 
 
+def test_a_figure_in_words_that_has_an_interval_is_one_of_a_table():
+    """In benchmarks/README.md; "10 fewer (5 to 15)" is a table's "-10.3 (-15 to -5)"."""
+    lines = (ROOT / "benchmarks/README.md").read_text().splitlines()
+    tables, words = ("\n".join(line for line in lines if line.startswith("|") is which)
+                     for which in (True, False))  # fmt: skip
+    figures = re.findall(r"([-+]?[\d.]+) \(([-+]?\d+) to ([-+]?\d+)\)", tables)
+    measured = {(float(value), int(low), int(high)) for value, low, high in figures}
+    measured |= {(-value, -high, -low) for value, low, high in measured}
+    said = list(_figures(words))
+    assert len(said) > 30
+    for value, *ends in said:
+        assert any(abs(value - found) < 0.51 for found, *its in measured if its == ends), value
+
+
+def _figures(words: str) -> Iterator[tuple[float, int, int]]:
+    """Of "17 more (8 to 25)" and of "(4, -2 to 9; 17, 8 to 25)"."""
+    for before, within in re.findall(r"([^()]*)\(([^()]*)\)", words):
+        for part in within.split(";"):
+            found = re.search(r"(?:([-+]?[\d.]+)[^\d,]*,\s)?(-?\d+)\sto\s(-?\d+)$", part)
+            if found:
+                value = found[1] or re.findall(r"\d+(?:\.\d+)?", before)[-1]
+                yield float(value), int(found[2]), int(found[3])
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_a_link_leads_somewhere(document):
     for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", _prose(document)):
