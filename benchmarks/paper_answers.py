@@ -173,6 +173,7 @@ def _between(a: dict[str, Any] | None, b: dict[str, Any] | None) -> Difference |
 
 Lines = Iterator[tuple[str, Difference | str | None]]
 OURS_O, OURS_N = "Ours (o), ScoreOpt-O", "Ours (n), ScoreOpt-N"
+ALONE = "Wang et al. [64] alone"
 ONE, DIFFPURE, ADP = "one-shot denoising", "Nie et al. [40], DiffPure", "Yoon et al. [69], ADP"
 
 
@@ -329,6 +330,14 @@ def _queries() -> Lines:
     yield "ScoreOpt-N: under SPSA less clean", _gap((*ours, "robust"), (*ours, "standard"))
 
 
+def _before_adversarial_training() -> Lines:
+    for norm in ("l-infinity", "l2"):
+        both = [("section441", name, "robust") for name in ("ScoreOpt-N before it", ALONE)]
+        yield f"ScoreOpt-N before it less it alone, {norm}, PGD+EOT", _gap(*both, norm)
+        gap = _gap(*both, norm, worst=True)
+        yield f"ScoreOpt-N before it less it alone, {norm}, worst case", gap
+
+
 COMPARED: dict[str, Callable[[], str]] = {
     "question_1": partial(_listed, _against_denoising),
     "question_2": partial(_listed, _losses),
@@ -339,4 +348,5 @@ COMPARED: dict[str, Callable[[], str]] = {
     "table03_differences": partial(_listed, _conventions),
     "table05_differences": _corruptions,
     "section43_differences": partial(_listed, _queries),
+    "section441_differences": partial(_listed, _before_adversarial_training),
 }

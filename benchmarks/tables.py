@@ -303,7 +303,7 @@ TABLES: dict[str, Callable[[], str]] = {
        for part in ("summary", "verdicts", "commands", "allowed")},
     **{f"paper_{name}": partial(_answers, "compared", name) for name in (
         *(f"question_{n}" for n in range(1, 7)),
-        *(f"{table}_differences" for table in ("table03", "table05", "section43")))},
+        *(f"{table}_differences" for table in ("table03", "table05", "section43", "section441")))},
     **{f"paper_{name}": partial(_of_the_paper, name) for name in PAPER},
 }  # fmt: skip
 
