@@ -2,11 +2,13 @@
 
     python benchmarks/adaptive.py path/to/cifar10/test/images --norm linf --row scoreopt-n
     python benchmarks/adaptive.py path/to/cifar10/test/images    # every figure, in days
+    python benchmarks/adaptive.py IMAGES --norm linf --row diffpure --budget least --images 64
 
 A row is a run of ``scoreopt evaluate``'s runner in ``runs/adaptive``; stopped and started again, it
 goes on. Its figures are written to ``results/adaptive_<row>_<norm>.json``, and ``scoreopt report
 runs/adaptive/<row>-<norm>`` makes a page of it. Rows of docs/robustness.md meet 128 images; those
-that only stand beside a figure of the paper's tables meet as many as that does, 64 mostly.
+that only stand beside a figure of the paper's tables meet as many as that does, 64 mostly. The
+last is a row at the budget of a longer one, which it is compared with.
 """
 
 from __future__ import annotations
@@ -97,6 +99,7 @@ SMALLEST = {"steps": 10, "eot": 2, "queries": 100, "probed": 16}
 SMALL = {"steps": 20, "eot": 2, "queries": 100, "probed": 16}
 MIDDLE = {"steps": 20, "eot": 4, "queries": 200, "probed": 16}
 LARGE = {"steps": 20, "eot": 8, "queries": 200, "probed": 32}
+NAMED = {"least": LEAST, "smallest": SMALLEST, "small": SMALL, "middle": MIDDLE, "large": LARGE}
 _REFERENCES = ("undefended", "adversarial-training", "one-shot", "menet")
 _LONGER = ("scoreopt-n-before-at", "diffpure", "gdmp", "adp")
 _IN_L2_TOO = (
@@ -131,11 +134,13 @@ BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows
 
 
 def configuration(
-    row: str, norm: str, source: str, images: int, seed: int, float32: bool = False
-) -> Config:
-    """One row of the table, in one norm."""
+    row: str, norm: str, source: str, images: int, seed: int, float32: bool = False,
+    budget: str | None = None,
+) -> Config:  # fmt: skip
+    """One row of the table, in one norm, at its own budget or at one of ``NAMED``."""
     suite = {"suite": "adaptive", "restarts": 1, "keep_mb": 2000}
-    suite |= {"autocast": precision.autocast(float32)} | BUDGETS[norm].get(row, SMALL)
+    suite |= {"autocast": precision.autocast(float32)}
+    suite |= NAMED[budget] if budget else BUDGETS[norm].get(row, SMALL)
     return Config.model_validate(
         {
             "batch": 32,
@@ -153,6 +158,7 @@ def main() -> None:
     parser.add_argument("--row", choices=ROWS, help="every one that a document has by default")
     parser.add_argument("--norm", choices=THREATS, help="both by default")
     parser.add_argument("--images", type=int, help="128, or 64 of a row that stands beside as many")
+    parser.add_argument("--budget", choices=NAMED, help="the row's own by default")
     parser.add_argument("--seed", type=int, default=0)
     precision.add_argument(parser)
     parser.add_argument("--workers", type=int, default=2)
@@ -162,15 +168,18 @@ def main() -> None:
     for norm in [args.norm] if args.norm else THREATS:
         for row in [args.row] if args.row else STANDING[norm]:
             images = args.images or (128 if row in OF_128 else 64)
-            config = configuration(row, norm, args.source, images, args.seed, args.float32)
+            config = configuration(
+                row, norm, args.source, images, args.seed, args.float32, args.budget
+            )
+            at = f"-at-{args.budget}" if args.budget else ""
             materials = config.materials()
             result = evaluate_plan(
-                config.plan(materials), materials, out=args.runs / f"{row}-{norm}",
+                config.plan(materials), materials, out=args.runs / f"{row}-{norm}{at}",
                 workers=args.workers, progress=progress(),
             )  # fmt: skip
             with result.store:
                 print(result)
-                to_json(result, RESULTS / f"adaptive_{row}_{norm}.json")
+                to_json(result, RESULTS / f"adaptive_{row}_{norm}{at}.json")
 
 
 if __name__ == "__main__":
