@@ -2,7 +2,7 @@
 
     python benchmarks/adaptive.py path/to/cifar10/test/images --norm linf --row scoreopt-n
     python benchmarks/adaptive.py path/to/cifar10/test/images    # every figure, in days
-    python benchmarks/adaptive.py IMAGES --norm linf --row diffpure --budget least --images 64
+    python benchmarks/adaptive.py IMAGES --norm linf --row diffpure --budget least
 
 A row is a run of ``scoreopt evaluate``'s runner in ``runs/adaptive``; stopped and started again, it
 goes on. Its figures are written to ``results/adaptive_<row>_<norm>.json``, and ``scoreopt report
@@ -157,7 +157,9 @@ def main() -> None:
     parser.add_argument("source", help="CIFAR-10 test images")
     parser.add_argument("--row", choices=ROWS, help="every one that a document has by default")
     parser.add_argument("--norm", choices=THREATS, help="both by default")
-    parser.add_argument("--images", type=int, help="128, or 64 of a row that stands beside as many")
+    parser.add_argument(
+        "--images", type=int, help="128, or 64 of a row that is compared with as many"
+    )
     parser.add_argument("--budget", choices=NAMED, help="the row's own by default")
     parser.add_argument("--seed", type=int, default=0)
     precision.add_argument(parser)
@@ -167,7 +169,7 @@ def main() -> None:
     keep_freed_memory()
     for norm in [args.norm] if args.norm else THREATS:
         for row in [args.row] if args.row else STANDING[norm]:
-            images = args.images or (128 if row in OF_128 else 64)
+            images = args.images or (128 if row in OF_128 and not args.budget else 64)
             config = configuration(
                 row, norm, args.source, images, args.seed, args.float32, args.budget
             )

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from adaptive import BUDGETS, NAMED
 from adaptive_tables import ROWS, clean
 from paper_cells import Row, rows, specification
 from paper_cost import downloads, hours
@@ -18,6 +19,7 @@ from paper_drawing import (
     measured,
     percent,
     slopes,
+    suite_of,
     worst_case,
 )
 from table_text import less, markdown, points, results
@@ -167,8 +169,22 @@ def _measured(
     return found if found and "right" in found and found["accuracy"] else None
 
 
+def _said_of(budget: str) -> str:
+    return "{steps} x {eot}".format(**NAMED[budget])
+
+
 def _between(a: dict[str, Any] | None, b: dict[str, Any] | None) -> Difference | None:
     return None if a is None or b is None else less(a, b)
+
+
+def _at(budget: str, row: str, other: str) -> Difference | None:
+    """A row of the adaptive benchmark less another, both at one budget, in l-infinity."""
+
+    def suite(row: str) -> dict[str, Any] | None:
+        its_own = BUDGETS["linf"].get(row) == NAMED[budget]
+        return suite_of(f"{row}_linf" if its_own else f"{row}_linf-at-{budget}")
+
+    return _between(suite(row), suite(other))
 
 
 Lines = Iterator[tuple[str, Difference | str | None]]
@@ -205,6 +221,9 @@ def _losses() -> Lines:
         for steps in (20, 100):
             both = (("figure2", f"{loss}, steps {n}", "robust") for n in (steps, 5))
             yield f"{loss}: {steps} steps less 5, worst case", _gap(*both, worst=True)
+    for loss, row in {"Diff": "scoreopt-o", "SR": "scoreopt-o-sr"}.items():
+        gap = _at("least", f"{row}-100-steps", row)
+        yield f"{loss}: 100 steps less 5, worst case, both at {_said_of('least')}", gap
     for steps in (5, 20, 100):
         both = (("figure2", f"{loss}, steps {steps}", "robust") for loss in ("SR", "Diff"))
         yield f"SR less Diff, {steps} steps, worst case", _gap(*both, worst=True)
@@ -230,8 +249,9 @@ def _speed() -> Lines:
     for n in (40, 80, 100):
         gap = _gap(denoised[n], denoised[10], "1 replicate")
         yield f"DiffPure: {n} less 10 steps, BPDA+EOT", gap
-        gap = _gap(denoised[n], denoised[10], "1 replicate", worst=True)
-        yield f"DiffPure: {n} less 10 steps, worst case", gap
+    for n, budget in {40: "smallest", 80: "least", 100: "least"}.items():
+        gap = _at(budget, f"diffpure-{n}-steps", "diffpure")
+        yield f"DiffPure: {n} less 10 steps, worst case, both at {_said_of(budget)}", gap
 
 
 def _replicates() -> Lines:
@@ -270,6 +290,9 @@ def _hyper_parameters() -> Lines:
     for variant, steps in product(("ScoreOpt-N", "ScoreOpt-O"), (1, 2, 10, 20)):
         both = (("figure3", f"{variant}, steps {n}", "robust") for n in (steps, 5))
         yield f"{variant}: {steps} less 5 steps, worst case", _gap(*both, worst=True)
+    for variant in ("ScoreOpt-N", "ScoreOpt-O"):
+        gap = _at("smallest", f"{variant.lower()}-20-steps", variant.lower())
+        yield f"{variant}: 20 less 5 steps, worst case, both at {_said_of('smallest')}", gap
     for variant in ("ScoreOpt-N", "ScoreOpt-O"):
         both = (("section422", f"{variant}, steps {n}", "surrogate") for n in (1, 5))
         yield f"{variant}, l2: 1 less 5 steps, worst case", _gap(*both, "l2", worst=True)

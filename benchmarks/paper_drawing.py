@@ -105,10 +105,11 @@ def _beside(
 
 def worst_case(cell: Cell, worst: Mapping[str, Any]) -> dict[str, Any] | None:
     """What was exported beside a cell; else the adaptive benchmark's own file, unpaired."""
-    return worst.get(f"{cell.worst}|{cell.attack}") or _from_file(cell.worst)
+    return worst.get(f"{cell.worst}|{cell.attack}") or suite_of(cell.worst)
 
 
-def _from_file(worst: str | None) -> dict[str, Any] | None:
+def suite_of(worst: str | None) -> dict[str, Any] | None:
+    """A worst case of the adaptive benchmark's own, by its file's name."""
     path = RESULTS / f"adaptive_{worst}.json"
     if worst is None or not path.exists():
         return None
@@ -225,7 +226,7 @@ def _curve(axis: Any, of: list[Row], found: Mapping[Any, Any], spec: dict[str, A
         low, high = ([100 * share[end] for _, share in there] for end in ("low", "high"))
         axis.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
     axis.set_xscale("log" if vary != "eot" else "linear")
-    beside = [(row.at, _from_file(row.cells["robust"].worst)) for row in of]
+    beside = [(row.at, suite_of(row.cells["robust"].worst)) for row in of]
     worst = [(at, 100 * about["accuracy"]["value"]) for at, about in beside if about]
     if worst and colour:  # of the same defence: other steps are another
         axis.plot(*zip(*worst), ":", marker="x", ms=5, color=colour, label=WORST)
