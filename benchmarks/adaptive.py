@@ -131,6 +131,15 @@ BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows
         **dict.fromkeys(("scoreopt-n-10-steps", "scoreopt-n-10-steps-high"), SMALLEST),
     },
 }
+# rows at the budgets of longer ones, which they are compared with
+AGAIN: dict[str, list[tuple[str, str]]] = {
+    "linf": [
+        *(("diffpure", budget) for budget in ("small", "smallest", "least")),
+        *((row, "smallest") for row in ("scoreopt-n", "scoreopt-o")),
+        *((row, "least") for row in ("scoreopt-o", "scoreopt-o-sr")),
+    ],
+    "l2": [],
+}
 
 
 def configuration(
@@ -168,12 +177,13 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     for norm in [args.norm] if args.norm else THREATS:
-        for row in [args.row] if args.row else STANDING[norm]:
-            images = args.images or (128 if row in OF_128 and not args.budget else 64)
-            config = configuration(
-                row, norm, args.source, images, args.seed, args.float32, args.budget
-            )
-            at = f"-at-{args.budget}" if args.budget else ""
+        asked = [(row, args.budget) for row in ([args.row] if args.row else STANDING[norm])]
+        if not (args.row or args.budget):
+            asked += AGAIN[norm]
+        for row, budget in asked:
+            images = args.images or (128 if row in OF_128 and not budget else 64)
+            config = configuration(row, norm, args.source, images, args.seed, args.float32, budget)
+            at = f"-at-{budget}" if budget else ""
             materials = config.materials()
             result = evaluate_plan(
                 config.plan(materials), materials, out=args.runs / f"{row}-{norm}{at}",

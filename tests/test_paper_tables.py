@@ -22,7 +22,7 @@ import paper_drawing
 import paper_tables
 import paper_timing
 import results_file
-from adaptive import OF_128, ROWS, STANDING, changed
+from adaptive import AGAIN, OF_128, ROWS, STANDING, changed
 from paper_cells import SCALES, TABLES, cells, rows, specification
 from table_text import less, shares
 
@@ -295,7 +295,9 @@ def test_without_a_row_the_adaptive_benchmark_makes_each_file_that_a_document_re
         for norm in STANDING
         for path in results_file.RESULTS.glob(f"adaptive_*_{norm}.json")
     }
+    again = [f"adaptive_{row}_{norm}-at-{at}" for norm, rows in AGAIN.items() for row, at in rows]
     assert asked | files.keys() <= made.keys()
+    assert {path.stem for path in results_file.RESULTS.glob("adaptive_*-at-*")} <= {*again}
     for name, found in files.items():
         assert found["plan"]["images"]["shape"][0] == (128 if made[name] in OF_128 else 64)
 
