@@ -135,7 +135,8 @@ BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows
 AGAIN: dict[str, list[tuple[str, str]]] = {
     "linf": [
         *(("diffpure", budget) for budget in ("small", "smallest", "least")),
-        *((row, "smallest") for row in ("scoreopt-n", "scoreopt-o")),
+        ("scoreopt-n", "small"),
+        *((row, "smallest") for row in ("scoreopt-n", "scoreopt-o", "scoreopt-o-sr")),
         *((row, "least") for row in ("scoreopt-o", "scoreopt-o-sr")),
     ],
     "l2": [],
