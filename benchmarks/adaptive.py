@@ -143,6 +143,16 @@ AGAIN: dict[str, list[tuple[str, str]]] = {
 }
 
 
+def budget_of(row: str, norm: str) -> dict[str, int]:
+    """A row's own."""
+    return BUDGETS[norm].get(row, SMALL)
+
+
+def written(row: str, norm: str, budget: str | None = None) -> str:
+    """What a row's result file is called after ``adaptive_``, at a budget of another's too."""
+    return f"{row}_{norm}" + (f"-at-{budget}" if budget else "")
+
+
 def configuration(
     row: str, norm: str, source: str, images: int, seed: int, float32: bool = False,
     budget: str | None = None,
@@ -150,7 +160,7 @@ def configuration(
     """One row of the table, in one norm, at its own budget or at one of ``NAMED``."""
     suite = {"suite": "adaptive", "restarts": 1, "keep_mb": 2000}
     suite |= {"autocast": precision.autocast(float32)}
-    suite |= NAMED[budget] if budget else BUDGETS[norm].get(row, SMALL)
+    suite |= NAMED[budget] if budget else budget_of(row, norm)
     return Config.model_validate(
         {
             "batch": 32,
@@ -184,15 +194,15 @@ def main() -> None:
         for row, budget in asked:
             images = args.images or (128 if row in OF_128 and not budget else 64)
             config = configuration(row, norm, args.source, images, args.seed, args.float32, budget)
-            at = f"-at-{budget}" if budget else ""
+            name = written(row, norm, budget)
             materials = config.materials()
             result = evaluate_plan(
-                config.plan(materials), materials, out=args.runs / f"{row}-{norm}{at}",
+                config.plan(materials), materials, out=args.runs / name.replace("_", "-"),
                 workers=args.workers, progress=progress(),
             )  # fmt: skip
             with result.store:
                 print(result)
-                to_json(result, RESULTS / f"adaptive_{row}_{norm}{at}.json")
+                to_json(result, RESULTS / f"adaptive_{name}.json")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from adaptive import BUDGETS, NAMED, SMALL
+from adaptive import NAMED, budget_of, written
 from adaptive_tables import ROWS, clean
 from paper_cells import Row, rows, specification
 from paper_cost import downloads, hours
@@ -181,8 +181,8 @@ def _at(budget: str, row: str, other: str) -> Difference | None:
     """A row of the adaptive benchmark less another, both at one budget, in l-infinity."""
 
     def suite(row: str) -> dict[str, Any] | None:
-        its_own = BUDGETS["linf"].get(row, SMALL) == NAMED[budget]
-        return suite_of(f"{row}_linf" if its_own else f"{row}_linf-at-{budget}")
+        its_own = budget_of(row, "linf") == NAMED[budget]
+        return suite_of(written(row, "linf", None if its_own else budget))
 
     return _between(suite(row), suite(other))
 

@@ -46,11 +46,10 @@ def _accuracies(
     name: str, said: Callable[[dict[str, float]], str]
 ) -> tuple[list[str], list[list[str]]]:
     """The attacks of an exported run, and a row a defence."""
-    found = {(c["defence"], c["attack"]): c["accuracy"] for c in results(name)["cells"]}
-    attacks = list(dict.fromkeys(attack for _, attack in found))
+    found, attacks, defences = _of_a_run(name)
     return attacks, [
-        [defence, *(said(found[defence, attack]) for attack in attacks)]
-        for defence in dict.fromkeys(defence for defence, _ in found)
+        [defence, *(said(found[attack, defence]["accuracy"]) for attack in attacks)]
+        for defence in defences
     ]
 
 
@@ -235,11 +234,16 @@ def left_out() -> str:
     )
 
 
+def _of_a_run(name: str) -> tuple[dict[tuple[str, str], Any], list[str], list[str]]:
+    """An exported run's cells by attack and defence, and the names of both, in their order."""
+    found = {(cell["attack"], cell["defence"]): cell for cell in results(name)["cells"]}
+    attacks, defences = (list(dict.fromkeys(names)) for names in zip(*found))
+    return found, attacks, defences
+
+
 def settings_compared(name: str) -> str:
     """What is left of a defence at several settings, paired over the images with the first's."""
-    cells = results(name)["cells"]
-    found = {(cell["attack"], cell["defence"]): cell for cell in cells}
-    attacks, (first, *others) = (list(dict.fromkeys(names)) for names in zip(*found))
+    found, attacks, (first, *others) = _of_a_run(name)
     settings = [name.rpartition(", ")[2] for name in (first, *others)]
     return markdown(
         ["attack", *settings, *(f"{other} less {settings[0]}" for other in settings[1:])],
@@ -253,9 +257,7 @@ def settings_compared(name: str) -> str:
 
 def attacks_compared(name: str) -> str:
     """What each attack leaves of a defence, less what the last one does, paired over the images."""
-    cells = results(name)["cells"]
-    found = {(cell["attack"], cell["defence"]): cell for cell in cells}
-    attacks, defences = (list(dict.fromkeys(names)) for names in zip(*found))
+    found, attacks, defences = _of_a_run(name)
     *others, last = (attack for attack in attacks if attack != "clean")
     return markdown(
         ["defence", *(f"{attack}, less {last}" for attack in others)],

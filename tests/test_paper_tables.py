@@ -22,7 +22,7 @@ import paper_drawing
 import paper_tables
 import paper_timing
 import results_file
-from adaptive import AGAIN, OF_128, ROWS, STANDING, changed
+from adaptive import AGAIN, OF_128, ROWS, STANDING, changed, written
 from paper_cells import SCALES, TABLES, cells, rows, specification
 from table_text import less, shares
 
@@ -288,16 +288,16 @@ def test_a_loss_that_is_the_default_is_the_same_row():
 
 
 def test_without_a_row_the_adaptive_benchmark_makes_each_file_that_a_document_reads():
-    made = {f"{row}_{norm}": row for norm, rows in STANDING.items() for row in rows}
+    made = {written(row, norm): row for norm, rows in STANDING.items() for row in rows}
     asked = {cell.worst for table in TABLES for cell in cells(table, "cpu") if cell.worst}
     files = {
         path.stem.removeprefix("adaptive_"): json.loads(path.read_text())
         for norm in STANDING
         for path in results_file.RESULTS.glob(f"adaptive_*_{norm}.json")
     }
-    again = [f"adaptive_{row}_{norm}-at-{at}" for norm, rows in AGAIN.items() for row, at in rows]
+    again = {f"adaptive_{written(row, norm, at)}" for norm in AGAIN for row, at in AGAIN[norm]}
     assert asked | files.keys() <= made.keys()
-    assert {path.stem for path in results_file.RESULTS.glob("adaptive_*-at-*")} <= {*again}
+    assert {path.stem for path in results_file.RESULTS.glob("adaptive_*-at-*")} <= again
     for name, found in files.items():
         assert found["plan"]["images"]["shape"][0] == (128 if made[name] in OF_128 else 64)
 
