@@ -24,7 +24,7 @@ from scoreopt_defense.attacks import PGD, Attack
 from scoreopt_defense.data import Images
 from scoreopt_defense.diagnostics import denoising_errors, psnr
 from scoreopt_defense.evaluation import Judging, evaluate
-from scoreopt_defense.evaluation.seeding import seeded
+from scoreopt_defense.noise import seeded
 
 SIGMAS = (0.15, 0.25, 0.5, 1.0)
 SPEED_BATCH = 64

@@ -18,6 +18,7 @@ from scoreopt_defense.purifiers import (
     OneShot,
     Purifier,
     ScoreOpt,
+    ThirdParty,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ __all__ = [
     "Purifier",
     "PurifierPreprocessor",
     "ScoreOpt",
+    "ThirdParty",
     "pretrained",
 ]
 

@@ -14,8 +14,10 @@ every processor and at every place of a tensor, where a library's functions diff
 from __future__ import annotations
 
 import math
+import random
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "Stream", "derive", "threefry"]
+__all__ = ["Noise", "Stream", "derive", "seeded", "threefry"]
 
 _ALL_IMAGES = 2**32 - 1  # stands in for an image's place where one value serves a whole batch
 _LEVEL, _EPS_1, _EPS_2 = 0, 1, 2  # what the numbers of a step are used for
@@ -86,6 +88,11 @@ class Noise:
         """The noise of some of the rows."""
         (a, b), (c, d) = self.images, self.batches
         return Noise((a[rows], b[rows]), (c[rows], d[rows]))
+
+    def seed(self) -> int:
+        """For what draws its own noise of all images at once: their first one's key, 64 bits."""
+        a, b = (int(key[0]) & 0xFFFFFFFF for key in self.images)
+        return a << 32 | b
 
     def level(self, sigma: tuple[float, float], i: int, like: Tensor) -> Tensor:
         """Noise level of step ``i``, uniform in a range; one for all images of a repetition.
@@ -193,6 +200,21 @@ def derive(seed: int, *place: int) -> int:
     """
     sequence = np.random.SeedSequence(seed, spawn_key=place)
     return int(sequence.generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Start torch's, numpy's and Python's global generators at ``seed``; put them back after."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

@@ -19,7 +19,7 @@ from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.evaluate import materials_of, named_attack
 from scoreopt_defense.evaluation.judging import AnyStep, Final, Judging
 from scoreopt_defense.evaluation.plan import Materials, Plan
-from scoreopt_defense.evaluation.sources import classifier
+from scoreopt_defense.evaluation.sources import classifier, made
 from scoreopt_defense.evaluation.suite import SUITES, Adaptive
 from scoreopt_defense.presets import preset
 
@@ -229,6 +229,8 @@ def purifier_of(
 ) -> purifiers.Purifier | None:
     """A purifier by its class's name, a preset and overrides; None for ``"none"``.
 
+    ``"python:package.module:function"`` is called without arguments and returns a purifier.
+
     Raises:
         ValueError, TypeError: naming what is missing, unknown or out of range.
     """
@@ -237,6 +239,7 @@ def purifier_of(
         for name in purifiers.__all__
         if isinstance(found := getattr(purifiers, name), type)
         and issubclass(found, purifiers.Purifier)
+        and found is not purifiers.ThirdParty  # which is made of code, not of a name
         and not found.__abstractmethods__
     }
     if kind == "none":
@@ -246,8 +249,19 @@ def purifier_of(
                 f"{sorted(kinds)}"
             )
         return None
+    if kind.startswith("python:"):
+        if denoiser or preset_name:
+            raise ValueError(f"{kind!r} makes its own: it takes overrides, no denoiser or preset")
+        found = made(kind.removeprefix("python:"))
+        if not isinstance(found, purifiers.Purifier):
+            raise TypeError(
+                f"{kind!r} must return a Purifier, got {type(found).__name__}; ThirdParty makes "
+                "one of any function of images"
+            )
+        return found.replace(**overrides)
     if kind not in kinds:
-        raise ValueError(f"purifier must be one of {['none', *sorted(kinds)]}, got {kind!r}")
+        allowed = ["none", *sorted(kinds), "python:<package.module>:<function>"]
+        raise ValueError(f"purifier must be one of {allowed}, got {kind!r}")
     if preset_name is not None and kind != "ScoreOpt":
         raise ValueError(f"presets are for ScoreOpt, got preset {preset_name!r} for {kind}")
     if issubclass(kinds[kind], purifiers.WithoutNetwork):
@@ -257,8 +271,8 @@ def purifier_of(
     if denoiser is None:
         raise ValueError(f"{kind} needs denoiser = one of {pretrained.names('denoiser')}, ...")
     settings = (preset(preset_name) if preset_name else {}) | overrides
-    found = kinds[kind].Settings.from_dict(settings)  # { name = "mse", weight = 0.1 } is a loss
-    return kinds[kind](pretrained.denoiser(denoiser), found)
+    chosen = kinds[kind].Settings.from_dict(settings)  # { name = "mse", weight = 0.1 } is a loss
+    return kinds[kind](pretrained.denoiser(denoiser), chosen)
 
 
 def defence(name: str, section: Defence) -> nn.Module:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_count
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.evaluation.seeding import reseeded, seeded
+from scoreopt_defense.evaluation.seeding import reseeded
 from scoreopt_defense.evaluation.threat import check_attacked, inside
-from scoreopt_defense.noise import derive
+from scoreopt_defense.noise import derive, seeded
 from scoreopt_defense.settings import Options, Settings
 
 __all__ = ["CRITERIA", "AnyStep", "Criterion", "Final", "Judging", "Verdict", "judge", "vote"]

@@ -249,7 +249,7 @@ def described(model: nn.Module) -> dict[str, Any]:
             "purifier": {"name": type(purifier).__name__} | _as_json(purifier.settings.as_dict()),
             "votes": model.votes,
             "classifier": described(model.classifier),
-            "denoiser": described(purifier.denoiser),
+            **{name: described(network) for name, network in purifier.named_children()},
         }
     outline = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
     return {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scoreopt_defense import pretrained
 from scoreopt_defense._optional import optional
 
-__all__ = ["CLASSIFIERS", "Normalized", "classifier"]
+__all__ = ["CLASSIFIERS", "Normalized", "classifier", "made"]
 
 #: How a classifier may be named, besides the names that ship.
 CLASSIFIERS = (
@@ -51,6 +51,22 @@ def classifier(name: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name!r} must give a torch module, got {type(model).__name__}")
     return model.eval()
+
+
+def made(name: str) -> Any:
+    """What a function ``package.module:function`` returns, called without arguments.
+
+    Raises:
+        ValueError: if there is no such function.
+        ImportError: if there is no such module.
+    """
+    module, _, function = name.partition(":")
+    if not function:
+        raise ValueError(f"expected <package.module>:<function>, got {name!r}")
+    found = getattr(importlib.import_module(module), function, None)
+    if not callable(found):
+        raise ValueError(f"{module} has no function {function!r}")
+    return found()
 
 
 class Normalized(nn.Module):
@@ -93,19 +109,9 @@ def _torchvision(name: str) -> nn.Module:
     return Normalized(models.get_model(name, weights=weights), transforms.mean, transforms.std)
 
 
-def _python(name: str) -> nn.Module:
-    module, _, function = name.partition(":")
-    if not function:
-        raise ValueError(f"expected <package.module>:<function>, got {name!r}")
-    made = getattr(importlib.import_module(module), function, None)
-    if not callable(made):
-        raise ValueError(f"{module} has no function {function!r}")
-    return made()
-
-
 _KINDS: dict[str, Callable[[str], nn.Module]] = {
     "robustbench": _robustbench,
     "timm": _timm,
     "torchvision": _torchvision,
-    "python": _python,
+    "python": made,
 }

@@ -15,8 +15,8 @@ from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.chain import WorstCase
 from scoreopt_defense.evaluation.plan import Chain
 from scoreopt_defense.evaluation.probes import Bare, Descent, Gradients, gradient_modes
-from scoreopt_defense.evaluation.seeding import seeded
 from scoreopt_defense.gradients import Exact, Smoothed
+from scoreopt_defense.noise import seeded
 from scoreopt_defense.purifiers import Purifier
 from scoreopt_defense.settings import Settings
 

@@ -18,8 +18,8 @@ from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.chain import Carried, Started
 from scoreopt_defense.evaluation.judging import Judging, judge
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
-from scoreopt_defense.evaluation.seeding import reseeded, seeded
-from scoreopt_defense.noise import derive
+from scoreopt_defense.evaluation.seeding import reseeded
+from scoreopt_defense.noise import derive, seeded
 
 __all__ = ["Outcome", "execute"]
 

@@ -9,6 +9,7 @@ from scoreopt_defense.purifiers.jpeg import JPEG, JPEGSettings
 from scoreopt_defense.purifiers.menet import MENet, MENetSettings
 from scoreopt_defense.purifiers.one_shot import OneShot, OneShotSettings
 from scoreopt_defense.purifiers.scoreopt import ScoreOpt, ScoreOptSettings
+from scoreopt_defense.purifiers.third_party import ThirdParty, ThirdPartySettings
 from scoreopt_defense.purifiers.without_network import WithoutNetwork, WithoutNetworkSettings
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "PurifierSettings",
     "ScoreOpt",
     "ScoreOptSettings",
+    "ThirdParty",
+    "ThirdPartySettings",
     "WithoutNetwork",
     "WithoutNetworkSettings",
 ]

@@ -158,7 +158,8 @@ class Purifier(Frozen, ABC):
         super().__init_subclass__(**arguments)
         own = inspect.signature(cls.Settings).parameters.values()
         parts = inspect.signature(cls.__init__).parameters
-        first = [inspect.Parameter(p, _POSITIONAL) for p in ("denoiser",) if p in parts]
+        networks = [p for name, p in parts.items() if name not in ("self", "settings", "values")]
+        first = [inspect.Parameter(p.name, _POSITIONAL, default=p.default) for p in networks]
         cls.__signature__ = inspect.Signature([*first, *own])  # type: ignore[attr-defined]
 
     def __getattr__(self, name: str) -> Any:
@@ -175,10 +176,10 @@ class Purifier(Frozen, ABC):
 
     def _check(self, settings: PurifierSettings, denoiser: Denoiser) -> None:
         """Refuse settings that do not fit this denoiser or this algorithm."""
-        if hasattr(settings, "sigma"):
-            check_sigma(settings.sigma, valid=denoiser.sigma_range)
+        if (sigma := _level(settings)) is not None:
+            check_sigma(sigma, valid=denoiser.sigma_range)
         needs = _needs(type(settings.gradient))
-        if not self._offers(needs):
+        if not self._offers(needs, settings):
             kind, mode = type(self).__name__, name_of(settings.gradient, GRADIENTS)
             why = {
                 "sigma": f"a noise level sigma, and {kind} has none",
@@ -186,21 +187,27 @@ class Purifier(Frozen, ABC):
             }
             raise ValueError(
                 f"gradient={mode!r} needs {why[str(needs)]}: it can be attacked in the modes "
-                f"{list(self.modes)}"
+                f"{list(self._modes(settings))}"
             )
 
     @property
     def modes(self) -> tuple[str, ...]:
         """Names of the gradient modes in which this purifier can be attacked."""
+        return self._modes(self.settings)
+
+    def _modes(self, settings: PurifierSettings) -> tuple[str, ...]:
         return tuple(
             name
             for name, kind in GRADIENTS.items()
-            if kind is not NoGradient and self._offers(_needs(kind))
+            if kind is not NoGradient and self._offers(_needs(kind), settings)
         )
 
-    def _offers(self, needs: str | None) -> bool:
+    def _offers(self, needs: str | None, settings: PurifierSettings) -> bool:
         """Whether it has what a gradient mode asks for."""
-        has = {"sigma": "sigma" in self.Settings.names(), "differentiable": self.differentiable}
+        has = {
+            "sigma": _level(settings) is not None,
+            "differentiable": getattr(settings, "differentiable", type(self).differentiable),
+        }
         return needs is None or has[needs]
 
     def forward(
@@ -308,12 +315,12 @@ class Purifier(Frozen, ABC):
         Raises:
             NotImplementedError: for an algorithm without a noise level ``sigma``.
         """
-        if not hasattr(self.settings, "sigma"):
+        if (levels := _level(self.settings)) is None:
             raise NotImplementedError(
                 f"{type(self).__name__} has no noise level sigma, and so no one-shot surrogate: "
                 "choose another gradient, such as 'exact' or 'bpda'"
             )
-        sigma = noise.level(self.settings.sigma, 0, x_a)
+        sigma = noise.level(levels, 0, x_a)
         return self.denoiser(x_a + sigma * noise.eps_1(0, x_a), sigma)
 
     def replace(self, **changes: Any) -> Self:
@@ -365,6 +372,11 @@ class Purifier(Frozen, ABC):
             "leave any normalisation to the classifier. They are purified as they are",
             stacklevel=5,
         )
+
+
+def _level(settings: PurifierSettings) -> Any:
+    """The noise level ``sigma``, or None of an algorithm that has none."""
+    return getattr(settings, "sigma", None)
 
 
 def _needs(mode: type) -> str | None:

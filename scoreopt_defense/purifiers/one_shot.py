@@ -58,6 +58,10 @@ class OneShot(Purifier):
         Raises:
             AttributeError: for a purifier without a noise level ``sigma``.
         """
+        if getattr(purifier.settings, "sigma", None) is None:
+            raise AttributeError(
+                f"{type(purifier).__name__} has no noise level sigma, and so no one-shot surrogate"
+            )
         own = purifier.replace()
         return cls(
             purifier.denoiser,

@@ -18,8 +18,8 @@ from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.report.png import png
 from scoreopt_defense.evaluation.report.reload import Reloaded
 from scoreopt_defense.evaluation.results import Cell, Result
-from scoreopt_defense.evaluation.seeding import key_of, reseeded, seeded
-from scoreopt_defense.noise import derive
+from scoreopt_defense.evaluation.seeding import key_of, reseeded
+from scoreopt_defense.noise import derive, seeded
 
 __all__ = ["Gallery", "Shown", "Wall", "gallery"]
 

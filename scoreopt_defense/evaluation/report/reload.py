@@ -75,7 +75,7 @@ def _recognised(about: Mapping[str, Any], shipped: dict[str, Any]) -> nn.Module 
         return _network("classifier", pretrained.classifier, about, shipped)
     classifier = _network("classifier", pretrained.classifier, about["classifier"], shipped)
     kind = getattr(purifiers, about["purifier"]["name"], None)
-    if classifier is None or kind is None:
+    if classifier is None or kind is None or kind is purifiers.ThirdParty:
         return None
     values = {name: value for name, value in about["purifier"].items() if name != "name"}
     settings = kind.Settings.from_dict(values)
