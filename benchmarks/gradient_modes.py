@@ -40,6 +40,7 @@ from scoreopt_defense.gradients import (
 )
 from scoreopt_defense.optimizers import Adam
 from scoreopt_defense.purifiers.descent import Update
+from scoreopt_defense.recomputation import Kept
 
 NAME = "cifar10-tiny"
 COSINES = 8, (5,), 8  # images, optimisation steps, purifications of a gradient
@@ -57,9 +58,12 @@ class SecondMomentHeld:
     """Exact, but for Adam's second moment, which counts as a constant."""
 
     def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        kept = Kept(KEEP_MB, purification.purifier)
+
         def run(step: Step) -> Step:
-            held = Update(_HeldAdam(), step.lr) if isinstance(step, Update) else step
-            return recompute(step, held)
+            if isinstance(step, Update):
+                return recompute(step, Update(_HeldAdam(), step.lr))
+            return kept(step)
 
         return through_every_step(purification, x_a, run)
 

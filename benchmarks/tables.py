@@ -125,28 +125,40 @@ def attack_search(name: str = "attack_search") -> str:
 
 def gradient_modes() -> str:
     """Robust accuracy by gradient mode and number of optimisation steps."""
-    found = {
-        steps: results(f"gradient_modes_{steps}_steps")
-        for steps in (1, 5, 20)
-        if (RESULTS / f"gradient_modes_{steps}_steps.json").exists()
-    }
-    cells = {
-        (steps, cell["defence"], cell["attack"]): cell["accuracy"]
-        for steps, run in found.items()
-        for cell in run["cells"]
-        if cell["accuracy"]["n"] == run["plan"]["images"]["shape"][0]  # of a run that was stopped
-    }
-    columns = sorted({key[:2] for key in cells}, key=lambda column: (column[1], column[0]))
+    columns, modes = _gradient_modes()
+    budgets = [f"{attack['steps']} x {attack['eot']}" for attack, _ in columns.values()]
     return markdown(
-        [
-            "backward pass",
-            *(f"{defence}, {steps} step{'s' * (steps > 1)}" for steps, defence in columns),
+        ["backward pass", *columns],
+        [["steps x samples of PGD", *budgets]] + [
+            [mode, *(percent(cells[mode]["accuracy"]) for _, cells in columns.values())]
+            for mode in ("clean", *modes)
         ],
+    )  # fmt: skip
+
+
+def gradient_modes_less_smoothed() -> str:
+    """What each mode leaves, less what the smoothed gradient leaves of the same images."""
+    columns, modes = _gradient_modes()
+    return markdown(
+        ["less smoothed", *columns],
         [
-            [mode, *(percent(cells.get((*column, mode))) for column in columns)]
-            for mode in dict.fromkeys(key[-1] for key in cells)
+            [mode, *(points(less(cells[mode], cells["smoothed"])) for _, cells in columns.values())]
+            for mode in modes
+            if mode != "smoothed"
         ],
     )
+
+
+def _gradient_modes() -> tuple[dict[str, tuple[Any, dict[str, Any]]], list[str]]:
+    """By defence and its steps, PGD's settings and the cells by mode; and the modes."""
+    runs = {steps: results(f"gradient_modes_{steps}_steps") for steps in (1, 5, 20)}
+    plan, columns = runs[1]["plan"], {}
+    for defence in plan["defences"]:
+        for steps, run in runs.items():
+            cells = {cell["attack"]: cell for cell in run["cells"] if cell["defence"] == defence}
+            name = f"{defence}, {steps} step{'s' * (steps > 1)}"
+            columns[name] = run["plan"]["attacks"]["smoothed"], cells
+    return columns, [mode for mode in plan["attacks"] if mode != "clean"]
 
 
 def mode_cosines() -> str:
@@ -293,6 +305,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attack_search_long": partial(attack_search, "attack_search_long"),
     "attack_search_20_steps": partial(attack_search, "attack_search_20_steps"),
     "gradient_modes": gradient_modes,
+    "gradient_modes_less_smoothed": gradient_modes_less_smoothed,
     "mode_cosines": mode_cosines,
     "every_attack": every_attack,
     "every_class": every_class,
