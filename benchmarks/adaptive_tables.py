@@ -7,7 +7,7 @@ from typing import Any
 
 from frontier import point_of
 from results_file import RESULTS
-from table_text import less, markdown, percent, points, results
+from table_text import budget, less, markdown, percent, points, results
 
 NORMS = {"linf": "l-infinity 8/255", "l2": "l2 0.5"}
 #: The rows of the adaptive benchmark, as the documents call them.
@@ -49,8 +49,7 @@ def clean(export: dict[str, Any]) -> dict[str, float]:
 def _budget(export: dict[str, Any]) -> str:
     """Steps and samples of a row's attacks by gradients."""
     attacks = export["plan"]["attacks"]
-    budget = next(attacks[a] for a in attacks if a.startswith("adaptive/APGD"))
-    return f"{budget['steps']} x {budget['eot']}"
+    return budget(next(attacks[a] for a in attacks if a.startswith("adaptive/APGD")))
 
 
 def _worst_cases(norm: str) -> str:

@@ -22,7 +22,7 @@ from paper_drawing import (
     suite_of,
     worst_case,
 )
-from table_text import less, markdown, points, results
+from table_text import budget, less, markdown, points, results
 
 from scoreopt_defense.evaluation.statistics import Difference
 
@@ -169,20 +169,16 @@ def _measured(
     return found if found and "right" in found and found["accuracy"] else None
 
 
-def _said_of(budget: str) -> str:
-    return "{steps} x {eot}".format(**NAMED[budget])
-
-
 def _between(a: dict[str, Any] | None, b: dict[str, Any] | None) -> Difference | None:
     return None if a is None or b is None else less(a, b)
 
 
-def _at(budget: str, row: str, other: str) -> Difference | None:
+def _at(name: str, row: str, other: str) -> Difference | None:
     """A row of the adaptive benchmark less another, both at one budget, in l-infinity."""
 
     def suite(row: str) -> dict[str, Any] | None:
-        its_own = budget_of(row, "linf") == NAMED[budget]
-        return suite_of(written(row, "linf", None if its_own else budget))
+        its_own = budget_of(row, "linf") == NAMED[name]
+        return suite_of(written(row, "linf", None if its_own else name))
 
     return _between(suite(row), suite(other))
 
@@ -216,9 +212,9 @@ def _losses() -> Lines:
             last, before = (("figure2", f"{loss}, steps {n}", column) for n in (100, 5))
             yield f"{loss}: 100 steps less 5, {column}", _gap(last, before)
     for loss, row in {"Diff": "scoreopt-o", "SR": "scoreopt-o-sr"}.items():
-        for steps, budget in {20: "smallest", 100: "least"}.items():
-            gap = _at(budget, f"{row}-{steps}-steps", row)
-            yield f"{loss}: {steps} steps less 5, worst case, both at {_said_of(budget)}", gap
+        for steps, name in {20: "smallest", 100: "least"}.items():
+            gap, met = _at(name, f"{row}-{steps}-steps", row), budget(NAMED[name])
+            yield f"{loss}: {steps} steps less 5, worst case, both at {met}", gap
     for steps in (20, 100):  # of five, Diff met four times the samples
         both = (("figure2", f"{loss}, steps {steps}", "robust") for loss in ("SR", "Diff"))
         yield f"SR less Diff, {steps} steps, worst case", _gap(*both, worst=True)
@@ -244,9 +240,9 @@ def _speed() -> Lines:
     for n in (40, 80, 100):
         gap = _gap(denoised[n], denoised[10], "1 replicate")
         yield f"DiffPure: {n} less 10 steps, BPDA+EOT", gap
-    for n, budget in {20: "small", 40: "smallest", 80: "least", 100: "least"}.items():
-        gap = _at(budget, f"diffpure-{n}-steps", "diffpure")
-        yield f"DiffPure: {n} less 10 steps, worst case, both at {_said_of(budget)}", gap
+    for n, name in {20: "small", 40: "smallest", 80: "least", 100: "least"}.items():
+        gap, met = _at(name, f"diffpure-{n}-steps", "diffpure"), budget(NAMED[name])
+        yield f"DiffPure: {n} less 10 steps, worst case, both at {met}", gap
 
 
 def _replicates() -> Lines:
@@ -285,11 +281,11 @@ def _hyper_parameters() -> Lines:
     for variant, steps in product(("ScoreOpt-N", "ScoreOpt-O"), (1, 2)):
         both = (("figure3", f"{variant}, steps {n}", "robust") for n in (steps, 5))
         yield f"{variant}: {steps} less 5 steps, worst case", _gap(*both, worst=True)
-    for row, steps, budget in (
+    for row, steps, name in (
         ("ScoreOpt-N", 10, "small"), ("ScoreOpt-N", 20, "smallest"), ("ScoreOpt-O", 20, "smallest"),
     ):  # fmt: skip
-        gap = _at(budget, f"{row.lower()}-{steps}-steps", row.lower())
-        yield f"{row}: {steps} less 5 steps, worst case, both at {_said_of(budget)}", gap
+        gap, met = _at(name, f"{row.lower()}-{steps}-steps", row.lower()), budget(NAMED[name])
+        yield f"{row}: {steps} less 5 steps, worst case, both at {met}", gap
     for variant in ("ScoreOpt-N", "ScoreOpt-O"):
         both = (("section422", f"{variant}, steps {n}", "surrogate") for n in (1, 5))
         yield f"{variant}, l2: 1 less 5 steps, worst case", _gap(*both, "l2", worst=True)

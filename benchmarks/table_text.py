@@ -11,7 +11,7 @@ from results_file import RESULTS
 from scoreopt_defense.evaluation.results import difference
 from scoreopt_defense.evaluation.statistics import Difference
 
-__all__ = ["less", "markdown", "percent", "points", "results", "shares"]
+__all__ = ["budget", "less", "markdown", "percent", "points", "results", "shares"]
 
 
 def results(name: str) -> dict[str, Any]:
@@ -21,6 +21,11 @@ def results(name: str) -> dict[str, Any]:
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def budget(attack: Mapping[str, Any]) -> str:
+    """Steps and samples of an attack, or of a suite's."""
+    return f"{attack['steps']} x {attack['eot']}"
 
 
 def percent(share: Mapping[str, float] | None, digits: int = 1, *, missing: str = "-") -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from adaptive_tables import ADAPTIVE_TABLES
 from results_file import RESULTS
 from speed_tables import SPEED_TABLES
-from table_text import less, markdown, percent, points, results
+from table_text import budget, less, markdown, percent, points, results
 
 SURROGATES = ("one-shot", "bpda")
 
@@ -126,7 +126,7 @@ def attack_search(name: str = "attack_search") -> str:
 def gradient_modes() -> str:
     """Robust accuracy by gradient mode and number of optimisation steps."""
     columns, modes = _gradient_modes()
-    budgets = [f"{attack['steps']} x {attack['eot']}" for attack, _ in columns.values()]
+    budgets = [budget(attack) for attack, _ in columns.values()]
     return markdown(
         ["backward pass", *columns],
         [["steps x samples of PGD", *budgets]] + [
