@@ -154,6 +154,43 @@ def test_a_graph_that_is_cut_is_an_error_and_no_zero_gradient():
     assert torch.equal(found, torch.ones_like(x))
 
 
+class Descending(nn.Module):
+    """As the authors of ScoreOpt write it: an optimiser and ``backward()`` inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = smooth_classifier()
+
+    def forward(self, x):
+        found = x.detach().clone().requires_grad_()
+        optimizer = torch.optim.SGD([found], lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            self.net(found).square().sum().backward()
+            optimizer.step()
+        return found.detach()
+
+
+def test_it_may_take_gradients_itself():
+    module, x = Descending(), mid_images()
+    expected = module(x).clamp(0, 1)
+    module.net.zero_grad()
+    purifier = ThirdParty(module, differentiable=False)
+    for given in (x, x.clone().requires_grad_()):
+        found = purifier(given)
+        torch.testing.assert_close(found.detach(), expected, rtol=0, atol=rounding(F64, 64))
+    with torch.inference_mode():
+        assert torch.equal(purifier(x), found)
+    assert all(p.grad is None and p.requires_grad for p in module.parameters())
+
+
+def test_a_graph_that_leads_to_weights_alone_is_no_gradient_either():
+    weight, x = nn.Parameter(torch.tensor(0.5, dtype=F64)), mid_images().requires_grad_()
+    purifier = ThirdParty(lambda x: weight * x.detach(), gradient="exact")
+    with pytest.raises(RuntimeError, match="not have been used in the graph"):
+        purifier(x).sum().backward()
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "words"),
     [

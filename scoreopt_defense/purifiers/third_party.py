@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,7 +49,8 @@ class ThirdParty(Purifier):
     What it draws from the global generators of torch, numpy and ``random`` is seeded by the call
     and leaves no trace on them, so that calls are reproducible and a gradient is taken under the
     noise of its forward pass. Unlike the library's own noise it depends on an image's place in the
-    chunk: with another ``max_batch`` it is other noise.
+    chunk: with another ``max_batch`` it is other noise. Gradients are recorded during a call, also
+    where its caller records none: it may take some itself. Those of a module's weights are not.
 
     Args:
         purification: a module or function from images ``(B, C, H, W)`` in [0, 1] to the same. A
@@ -93,8 +95,9 @@ class ThirdParty(Purifier):
                 f"{type(purification).__name__}"
             )
         super().__init__(NoDenoiser() if denoiser is None else denoiser, settings, **values)
-        is_module = isinstance(purification, nn.Module)
-        self.purification = purification if is_module else _Function(purification)
+        if not isinstance(purification, nn.Module):
+            purification = _Function(purification)
+        self.purification = purification
 
     def _check(self, settings: PurifierSettings, denoiser: Denoiser) -> None:
         assert isinstance(settings, ThirdPartySettings)
@@ -115,15 +118,18 @@ class ThirdParty(Purifier):
         return run(lambda x_a: self._carry_out(x_a, seed))(x_a)
 
     def _carry_out(self, x_a: Tensor, seed: int) -> Tensor:
-        with seeded(seed):
-            purified = self.purification((x_a + 1) / 2)
+        recorded = torch.is_grad_enabled() and x_a.requires_grad
+        x = (x_a + 1) / 2
+        # it may take gradients of its own, also where none are recorded, but with no weight's
+        with seeded(seed), _frozen(self.purification), torch.enable_grad():
+            purified = self.purification(x)
         if not isinstance(purified, Tensor) or purified.shape != x_a.shape:
             got = tuple(purified.shape) if isinstance(purified, Tensor) else type(purified).__name__
             raise ValueError(
                 f"the purification must return images of shape {tuple(x_a.shape)}, as it was "
                 f"given, got {got}"
             )
-        if torch.is_grad_enabled() and x_a.requires_grad and not purified.requires_grad:
+        if recorded and not purified.requires_grad:
             raise RuntimeError(
                 "autograd does not go through the purification, which cuts its graph by "
                 "torch.no_grad, detach or NumPy: mend that, or say differentiable=False and attack "
@@ -133,6 +139,19 @@ class ThirdParty(Purifier):
 
 
 _THROUGH = ("exact", "smoothed")
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No weight of it is recorded or given a gradient meanwhile."""
+    weights = [weight for weight in module.parameters() if weight.is_leaf and weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_()
 
 
 class _Function(nn.Module):
