@@ -137,12 +137,16 @@ def gradient_modes() -> str:
 
 
 def gradient_modes_less_smoothed() -> str:
-    """What each mode leaves, less what the smoothed gradient leaves of the same images."""
+    """What each mode leaves, less what the smoothed gradient leaves of the same images.
+
+    Nothing of a run whose file has no record an image.
+    """
     columns, modes = _gradient_modes()
+    paired = {name: cells for name, (_, cells) in columns.items() if "right" in cells["clean"]}
     return markdown(
-        ["less smoothed", *columns],
+        ["less smoothed, points", *paired],
         [
-            [mode, *(points(less(cells[mode], cells["smoothed"])) for _, cells in columns.values())]
+            [mode, *(points(less(cells[mode], cells["smoothed"])) for cells in paired.values())]
             for mode in modes
             if mode != "smoothed"
         ],
