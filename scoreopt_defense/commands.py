@@ -25,7 +25,12 @@ app = typer.Typer(
 
 
 def run(arguments: list[str]) -> int:
-    """The exit status of one call; errors other than of usage are the caller's to say."""
+    """The exit status of one call; errors other than of usage are the caller's to say.
+
+    Modules of the folder that it is called in can be named, as in ``python:mine:defence``.
+    """
+    here = os.getcwd()
+    sys.path.append(here)  # the last, so that no file there stands in for a library
     try:
         status = app(arguments, prog_name="scoreopt", standalone_mode=False)
     except typer.Abort:  # what Ctrl-C becomes on its way
@@ -36,6 +41,8 @@ def run(arguments: list[str]) -> int:
         if hasattr(error, "show"):
             error.show()
         return int(error.exit_code)
+    finally:
+        sys.path.remove(here)
     return status if isinstance(status, int) else 0
 
 
@@ -209,7 +216,11 @@ def purify(
         str | None, typer.Option(help="Such as cifar10-tiny; see scoreopt models.")
     ] = None,
     purifier: Annotated[
-        str, typer.Option(help="ScoreOpt, OneShot, DiffPure, GDMP, ADP, MENet, JPEG or BitDepth.")
+        str,
+        typer.Option(
+            help="ScoreOpt, OneShot, DiffPure, GDMP, ADP, MENet, JPEG, BitDepth or "
+            "python:MODULE:FUNCTION, which returns one."
+        ),
     ] = "ScoreOpt",
     preset: Annotated[str | None, typer.Option(help="See scoreopt presets.")] = None,
     set_: Annotated[

@@ -314,6 +314,25 @@ def test_purify_files(tmp_path, capsys):
     assert "would be overwritten" in capsys.readouterr().err
 
 
+def test_a_purifier_of_a_file_in_the_current_folder(tmp_path, monkeypatch, capsys):
+    image = pytest.importorskip("PIL.Image")
+    levels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    image.fromarray(levels).save(tmp_path / "a.png")
+    lines = ["from scoreopt_defense import ThirdParty", "def inverse():",
+             "    return ThirdParty(lambda x: 1 - x, differentiable=False)"]  # fmt: skip
+    (tmp_path / "file_of_a_user.py").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    asked = ["purify", "a.png", "b.png", "--purifier", "python:file_of_a_user:inverse"]
+    assert cli.main(asked) == 0
+    assert np.array_equal(np.asarray(image.open("b.png")), 255 - levels)
+    assert sys.path == before
+    monkeypatch.delitem(sys.modules, "file_of_a_user")
+    monkeypatch.chdir("/")
+    assert cli.main(asked) == 1
+    assert "No module named 'file_of_a_user'" in capsys.readouterr().err
+
+
 def test_without_the_extra_it_is_named_and_convert_edm_still_runs(tmp_path):
     script = BLOCK.format(blocked={"typer", "rich", "pydantic", "click"}) + (
         "from scoreopt_defense import cli\nsys.exit(cli.main(sys.argv[1:]))"

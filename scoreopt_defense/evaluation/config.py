@@ -142,8 +142,9 @@ class Config(_Section):
             images = data.load(
                 self.images.source, split=self.images.split, n=self.images.n, seed=self.images.seed
             )
+        defences = {name: defence(name, section) for name, section in self.defences.items()}
         with _named("device", self.device):
-            defences = {name: defence(name, d).to(self.device) for name, d in self.defences.items()}
+            defences = {name: model.to(self.device) for name, model in defences.items()}
         attacks = {
             name: _attack(name, section, math.prod(images.x.shape[1:]))
             for name, section in self.attacks.items()
