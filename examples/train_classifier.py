@@ -19,7 +19,7 @@ from training import add_arguments, export, load_training_images, settings_of, t
 
 from scoreopt_defense._optional import optional
 from scoreopt_defense.attacks import PGD
-from scoreopt_defense.evaluation.seeding import seeded
+from scoreopt_defense.noise import seeded
 from scoreopt_defense.pretrained.networks import TinyResNet
 
 ATTACKED = 256  # held-out images under PGD at a checkpoint: 3 % of standard error, in seconds
