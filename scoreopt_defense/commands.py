@@ -30,7 +30,8 @@ def run(arguments: list[str]) -> int:
     Modules of the folder that it is called in can be named, as in ``python:mine:defence``.
     """
     here = os.getcwd()
-    sys.path.append(here)  # the last, so that no file there stands in for a library
+    if is_new := here not in sys.path:
+        sys.path.append(here)  # the last, so that no file there stands in for a library
     try:
         status = app(arguments, prog_name="scoreopt", standalone_mode=False)
     except typer.Abort:  # what Ctrl-C becomes on its way
@@ -42,7 +43,8 @@ def run(arguments: list[str]) -> int:
             error.show()
         return int(error.exit_code)
     finally:
-        sys.path.remove(here)
+        if is_new:
+            sys.path.remove(here)
     return status if isinstance(status, int) else 0
 
 

@@ -35,7 +35,8 @@ WORDS = {
     "benchmarks/README.md": ["benchmarks/README.md"],
     "docs/robustness.md": ["docs/robustness.md", "docs/gradients.md", "benchmarks/README.md"],
 }
-NO_RECORD = {(2.0, 1, 5)}  # of one-shot by four times the samples: its older file cannot be paired
+#: Of one-shot by four times the samples, whose older file cannot be paired.
+NO_RECORD = {"docs/robustness.md": {(2.0, 1, 5)}}
 
 
 @pytest.mark.parametrize("document", WORDS)
@@ -47,7 +48,7 @@ def test_a_figure_in_words_that_has_an_interval_is_one_of_a_table(document):
     measured |= {(-value, -high, -low) for value, low, high in measured}
     said = set(_figures(_lines(document, table=False)))
     assert len(said) > 30
-    for value, *ends in said - NO_RECORD:
+    for value, *ends in said - NO_RECORD.get(document, set()):
         assert any(abs(value - found) < 0.51 for found, *its in measured if its == ends), value
 
 

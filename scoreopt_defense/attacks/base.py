@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +17,7 @@ from scoreopt_defense._checks import (
     check_positive,
     check_unit_images,
 )
+from scoreopt_defense._weights import untouched
 from scoreopt_defense.attacks.losses import margin
 from scoreopt_defense.attacks.views import View, shown, views
 from scoreopt_defense.defended import EOT
@@ -78,7 +78,7 @@ class Attack(Settings, ABC):
             self._check_start(start, x)
         if not len(x):
             return x.clone()
-        with torch.inference_mode(False), torch.enable_grad(), _untouched(model):
+        with torch.inference_mode(False), torch.enable_grad(), untouched(model):
             begin = {} if start is None else {"start": start.detach().clone().to(x)}
             x_adv = self.perturb(model, x.detach().clone(), y.detach().clone(), **begin)
             return x_adv.detach().to(x)
@@ -266,21 +266,6 @@ def strongest(model: nn.Module, found: Sequence[Tensor], y: Tensor) -> Tensor:
     with torch.no_grad():
         margins = torch.stack([margin(model(x), y) for x in found])
     return torch.stack(list(found))[margins.argmax(0), torch.arange(len(y), device=y.device)]
-
-
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """No weight's gradient is reset or added to meanwhile, whatever a library does."""
-    weights = [(p, p.requires_grad, p.grad) for p in model.parameters() if p.is_leaf]
-    for weight, *_ in weights:
-        weight.grad = None
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight, required, grad in weights:
-            weight.requires_grad_(required)
-            weight.grad = grad
 
 
 class _Cast(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -235,14 +235,7 @@ def purifier_of(
     Raises:
         ValueError, TypeError: naming what is missing, unknown or out of range.
     """
-    kinds = {
-        name: found
-        for name in purifiers.__all__
-        if isinstance(found := getattr(purifiers, name), type)
-        and issubclass(found, purifiers.Purifier)
-        and found is not purifiers.ThirdParty  # which is made of code, not of a name
-        and not found.__abstractmethods__
-    }
+    kinds: Mapping[str, Any] = purifiers.KINDS
     if kind == "none":
         if denoiser or preset_name or overrides:
             raise ValueError(
@@ -272,8 +265,8 @@ def purifier_of(
     if denoiser is None:
         raise ValueError(f"{kind} needs denoiser = one of {pretrained.names('denoiser')}, ...")
     settings = (preset(preset_name) if preset_name else {}) | overrides
-    chosen = kinds[kind].Settings.from_dict(settings)  # { name = "mse", weight = 0.1 } is a loss
-    return kinds[kind](pretrained.denoiser(denoiser), chosen)
+    found = kinds[kind].Settings.from_dict(settings)  # { name = "mse", weight = 0.1 } is a loss
+    return kinds[kind](pretrained.denoiser(denoiser), found)
 
 
 def defence(name: str, section: Defence) -> nn.Module:

@@ -1,5 +1,8 @@
 """Purifiers: maps from images in [0, 1] to images in [0, 1] that know a denoiser, no classifier."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from scoreopt_defense.purifiers.adp import ADP, ADPSettings
 from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
 from scoreopt_defense.purifiers.bit_depth import BitDepth, BitDepthSettings
@@ -12,7 +15,16 @@ from scoreopt_defense.purifiers.scoreopt import ScoreOpt, ScoreOptSettings
 from scoreopt_defense.purifiers.third_party import ThirdParty, ThirdPartySettings
 from scoreopt_defense.purifiers.without_network import WithoutNetwork, WithoutNetworkSettings
 
+#: The classes that their settings and a denoiser, if any, make: what a configuration can name.
+KINDS: Mapping[str, type[Purifier]] = MappingProxyType(
+    {
+        kind.__name__: kind
+        for kind in (ScoreOpt, OneShot, DiffPure, GDMP, ADP, MENet, JPEG, BitDepth)
+    }
+)
+
 __all__ = [
+    "KINDS",
     "ADP",
     "ADPSettings",
     "BitDepth",

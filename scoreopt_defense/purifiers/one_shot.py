@@ -58,7 +58,7 @@ class OneShot(Purifier):
         Raises:
             AttributeError: for a purifier without a noise level ``sigma``.
         """
-        if getattr(purifier.settings, "sigma", None) is None:
+        if "one-shot" not in purifier.modes:
             raise AttributeError(
                 f"{type(purifier).__name__} has no noise level sigma, and so no one-shot surrogate"
             )

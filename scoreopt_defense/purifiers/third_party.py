@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_flag, check_sigma
+from scoreopt_defense._weights import untouched
 from scoreopt_defense.denoisers import Denoiser, NoDenoiser
 from scoreopt_defense.gradients import BPDA, Gradient, Runner, as_it_is
 from scoreopt_defense.noise import Noise, seeded
@@ -121,7 +121,7 @@ class ThirdParty(Purifier):
         recorded = torch.is_grad_enabled() and x_a.requires_grad
         x = (x_a + 1) / 2
         # it may take gradients of its own, also where none are recorded, but with no weight's
-        with seeded(seed), _frozen(self.purification), torch.enable_grad():
+        with seeded(seed), untouched(self.purification), torch.enable_grad():
             purified = self.purification(x)
         if not isinstance(purified, Tensor) or purified.shape != x_a.shape:
             got = tuple(purified.shape) if isinstance(purified, Tensor) else type(purified).__name__
@@ -130,28 +130,13 @@ class ThirdParty(Purifier):
                 f"given, got {got}"
             )
         if recorded and not purified.requires_grad:
+            left = self._modes(self.settings.replace(differentiable=False))
             raise RuntimeError(
                 "autograd does not go through the purification, which cuts its graph by "
                 "torch.no_grad, detach or NumPy: mend that, or say differentiable=False and attack "
-                f"it in the modes {[mode for mode in self.modes if mode not in _THROUGH]}"
+                f"it in the modes {list(left)}"
             )
         return 2 * purified.to(x_a) - 1
-
-
-_THROUGH = ("exact", "smoothed")
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """No weight of it is recorded or given a gradient meanwhile."""
-    weights = [weight for weight in module.parameters() if weight.is_leaf and weight.requires_grad]
-    for weight in weights:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_()
 
 
 class _Function(nn.Module):

@@ -74,8 +74,8 @@ def _recognised(about: Mapping[str, Any], shipped: dict[str, Any]) -> nn.Module 
     if "purifier" not in about:
         return _network("classifier", pretrained.classifier, about, shipped)
     classifier = _network("classifier", pretrained.classifier, about["classifier"], shipped)
-    kind = getattr(purifiers, about["purifier"]["name"], None)
-    if classifier is None or kind is None or kind is purifiers.ThirdParty:
+    kind: Any = purifiers.KINDS.get(about["purifier"]["name"])
+    if classifier is None or kind is None:
         return None
     values = {name: value for name, value in about["purifier"].items() if name != "name"}
     settings = kind.Settings.from_dict(values)
