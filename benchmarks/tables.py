@@ -140,11 +140,10 @@ def gradient_modes() -> str:
 def gradient_modes_less_smoothed() -> str:
     """What each mode leaves, less what the smoothed gradient leaves of the same images.
 
-    Beside it the whole suite's worst case, of the presets. Nothing of a run whose file has no
-    record an image.
+    Beside it the whole suite's worst case, of the presets.
     """
     columns, modes = _gradient_modes()
-    paired = {name: cells for name, (_, cells) in columns.items() if "right" in cells["clean"]}
+    paired = {name: cells for name, (_, cells) in columns.items()}
     for defence in ("ScoreOpt-N", "ScoreOpt-O"):
         row = defence.lower()
         suite = results(f"adaptive_{row}_linf")["suites"]["adaptive"][row]
