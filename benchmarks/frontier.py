@@ -80,9 +80,8 @@ def points() -> list[dict[str, Any]]:
 
 
 def purifier(row: dict[str, Any], **settings: Any) -> Purifier:
-    return getattr(purifiers, row["purifier"])(
-        pretrained.denoiser(NAME), **row["settings"], **settings
-    )
+    kind: Any = purifiers.KINDS[row["purifier"]]
+    return kind(pretrained.denoiser(NAME), **row["settings"], **settings)
 
 
 def label(row: dict[str, Any]) -> str:

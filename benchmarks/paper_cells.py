@@ -335,7 +335,7 @@ def _in_full(section: Mapping[str, Any]) -> dict[str, Any]:
 def settings_of(section: Mapping[str, Any]) -> purifiers.PurifierSettings:
     """The settings of a section's purifier."""
     given = PRESETS.get(section.get("preset", ""), {}) | section.get("overrides", {})
-    return getattr(purifiers, section["purifier"]).Settings.from_dict(given)
+    return purifiers.KINDS[section["purifier"]].Settings.from_dict(given)
 
 
 WORDS = {"weight": "lambda", "eot": "replicates"}

@@ -9,6 +9,7 @@ The second makes anew what stands between a document's marks. A test holds the d
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import re
 import textwrap
@@ -24,6 +25,7 @@ from speed_tables import SPEED_TABLES
 from table_text import budget, less, markdown, percent, points, results
 
 SURROGATES = ("one-shot", "bpda")
+_SCOREOPT = ("ScoreOpt-N", "ScoreOpt-O")
 _SUITE = "the whole adaptive suite"
 
 
@@ -102,7 +104,7 @@ def attack_search(name: str = "attack_search") -> str:
     """What each attack leaves of both defences, and that less what the reference leaves."""
     found = results(name)
     defences, images = list(found["plan"]["defences"]), found["plan"]["images"]["shape"][0]
-    cells = {(cell["attack"], cell["defence"]): cell for cell in found["cells"]}
+    cells, attacks, _ = _of_a_run(name)
     beside = {(row["attack"], row["defence"]): row for row in found["less_reference"]}
 
     def columns(attack: str, defence: str) -> list[str]:
@@ -115,7 +117,7 @@ def attack_search(name: str = "attack_search") -> str:
 
     rows = [
         [attack, *(part for defence in defences for part in columns(attack, defence))]
-        for attack in found["plan"]["attacks"]
+        for attack in attacks
     ]
     return markdown(
         ["attack", *(f"{defence}{what}" for defence in defences
@@ -144,7 +146,7 @@ def gradient_modes_less_smoothed() -> str:
     """
     columns, modes = _gradient_modes()
     paired = {name: cells for name, (_, cells) in columns.items()}
-    for defence in ("ScoreOpt-N", "ScoreOpt-O"):
+    for defence in _SCOREOPT:
         row = defence.lower()
         suite = results(f"adaptive_{row}_linf")["suites"]["adaptive"][row]
         paired[f"{defence}, 5 steps"][_SUITE] = suite
@@ -161,14 +163,15 @@ def gradient_modes_less_smoothed() -> str:
 
 def _gradient_modes() -> tuple[dict[str, tuple[Any, dict[str, Any]]], list[str]]:
     """By defence and its steps, PGD's settings and the cells by mode; and the modes."""
-    runs = {steps: results(f"gradient_modes_{steps}_steps") for steps in (1, 5, 20)}
-    plan, columns = runs[1]["plan"], {}
-    for defence in plan["defences"]:
-        for steps, run in runs.items():
-            cells = {cell["attack"]: cell for cell in run["cells"] if cell["defence"] == defence}
-            name = f"{defence}, {steps} step{'s' * (steps > 1)}"
-            columns[name] = run["plan"]["attacks"]["smoothed"], cells
-    return columns, [mode for mode in plan["attacks"] if mode != "clean"]
+    columns = {}
+    for defence, steps in itertools.product(_SCOREOPT, (1, 5, 20)):
+        name = f"gradient_modes_{steps}_steps"
+        found, modes, _ = _of_a_run(name)
+        columns[f"{defence}, {steps} step{'s' * (steps > 1)}"] = (
+            results(name)["plan"]["attacks"]["smoothed"],
+            {mode: found[mode, defence] for mode in modes},
+        )
+    return columns, [mode for mode in modes if mode != "clean"]
 
 
 def mode_cosines() -> str:

@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     white_box = attack("pgd-eot-linf", eps=args.eps, steps=10, eot=2)
 
     def measured(kind: str, points: list[Point], column: str, shown: Attack, count: int) -> Result:
-        made = (getattr(purifiers, name)(denoiser, **settings) for name, settings in points)
+        made = (purifiers.KINDS[name](denoiser, **settings) for name, settings in points)
         return evaluate(
             {str(place): DefendedModel(classifier, it) for place, it in enumerate(made)},
             (images.x[:count], images.y[:count]), {column: shown},
