@@ -14,6 +14,7 @@ every processor and at every place of a tensor, where a library's functions diff
 from __future__ import annotations
 
 import math
+import os
 import random
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -173,15 +174,23 @@ class Stream:
     """The seeds of a purifier's calls and of its twins, each a function of where the stream starts.
 
     Args:
-        seed: where; any whole number from 0, or None for the operating system's entropy.
+        seed: where; any whole number from 0, or None for the operating system's entropy, which a
+            process forked from this one and whoever unpickles it draw anew.
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self.start = secrets.randbits(64) if seed is None else seed
+        self._seed = seed
+        self._begin()
+
+    def _begin(self) -> None:
+        self.start = secrets.randbits(64) if self._seed is None else self._seed
         self._calls = self._twins = 0
+        self._process = os.getpid()
 
     def next_call(self) -> int:
         """Seed of the next call, 0 to 2**64 - 1."""
+        if self._seed is None and self._process != os.getpid():
+            self._begin()
         self._calls += 1
         return derive(self.start, 0, self._calls)
 
@@ -189,6 +198,11 @@ class Stream:
         """Seed of another stream; the calls' own go on as if it had not been asked for."""
         self._twins += 1
         return derive(self.start, 1, self._twins)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._seed is None:
+            self._begin()
 
 
 def derive(seed: int, *place: int) -> int:

@@ -16,6 +16,7 @@ from toys import (
     bent,
     draws,
     gaussian,
+    labels,
     mid_images,
     smooth_classifier,
     to_symmetric,
@@ -35,6 +36,9 @@ from scoreopt_defense import (
     ScoreOpt,
 )
 from scoreopt_defense._checks import check_unit_images
+from scoreopt_defense.attacks import attack
+from scoreopt_defense.denoisers import EDMDenoiser
+from scoreopt_defense.evaluation import evaluate
 from scoreopt_defense.objectives import MSE, SR
 from scoreopt_defense.optimizers import Adam
 from scoreopt_defense.presets import PRESETS
@@ -421,3 +425,73 @@ def test_an_unknown_preset_lists_the_known_ones(name):
     with pytest.raises(ValueError, match="preset must be one of") as error:
         ScoreOpt.from_preset(name, gaussian())
     assert all(known in str(error.value) for known in PRESETS)
+
+
+# ---- networks
+
+
+class Net(nn.Module):
+    """Returns what it is told to."""
+
+    def __init__(self, returned):
+        super().__init__()
+        self.returned = returned
+        self.training = False
+
+    def forward(self, x, sigma):
+        return self.returned(x)
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        (lambda x: torch.cat([x, x], 1), r"\(2, 6, 8, 8\)"),
+        (lambda x: x[:, :1], r"\(2, 1, 8, 8\)"),
+        (lambda x: x[:1], r"\(1, 3, 8, 8\)"),
+        (lambda x: {"sample": x}, "dict"),
+    ],
+)
+def test_a_network_that_returns_something_else_is_named(returned, got):
+    purifier = OneShot(EDMDenoiser(Net(returned)), sigma=0.3)
+    with pytest.raises((ValueError, AttributeError), match=got):
+        purifier(mid_images(2))
+
+
+@pytest.mark.parametrize("variant", ["N", "O"])
+def test_a_network_that_cuts_its_graph_is_another_defence(variant):
+    denoiser = EDMDenoiser(Net(lambda x: x.detach() / 2))
+    with pytest.raises(RuntimeError, match=r"cuts its graph .* jacobian=False"):
+        ScoreOpt(denoiser, variant=variant, sigma=0.3)(mid_images())
+    ScoreOpt(denoiser, variant=variant, sigma=0.3, jacobian=False)(mid_images())
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="torch does not say that it exports"
+)
+def test_what_cannot_be_exported_says_so():
+    with pytest.raises(Exception, match="OneShot cannot be exported"):
+        torch.export.export(MODEL, (mid_images(),))
+
+
+# ---- evaluations and attacks
+
+
+def test_a_dataset_is_not_images_and_labels():
+    dataset = torch.utils.data.TensorDataset(mid_images(), labels())
+    with pytest.raises(TypeError, match=r"images must be \(x, y\).*got TensorDataset"):
+        evaluate(smooth_classifier(), dataset)
+
+
+def test_a_module_in_training_mode_is_named():
+    model = smooth_classifier().train()
+    with pytest.warns(UserWarning, match="defence 'theirs' is in training mode"):
+        evaluate({"theirs": model}, (mid_images(), labels()))
+
+
+def test_a_step_size_that_was_meant_in_levels_is_warned_of():
+    with pytest.warns(UserWarning, match="step_size is a share of eps"):
+        attack("pgd-eot-linf", steps=10, step_size=2 / 255)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attack("pgd-eot-linf", steps=2)
+        attack("pgd-eot-linf", steps=10, step_size=0.1)

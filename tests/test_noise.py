@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import pickle
 
 import numpy as np
 import pytest
@@ -179,6 +181,19 @@ def test_streams_are_known_by_their_start_and_apart():
     assert calls == [again.next_call() for _ in range(4)]
     assert twins == [again.next_twin() for _ in range(4)]
     assert len({*calls, *twins, Stream(4).next_call(), Stream().next_call()}) == 10
+
+
+def test_an_unseeded_stream_is_another_in_another_process(monkeypatch):
+    stream, seeded = Stream(), Stream(3)
+    copies = [pickle.loads(pickle.dumps(one)) for one in (stream, seeded)]
+    assert copies[0].next_call() != stream.next_call()
+    assert copies[1].next_call() == seeded.next_call()
+    before = stream.start
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # as after a fork
+    stream.next_call()
+    seeded.next_call()
+    assert stream.start != before
+    assert seeded.start == 3
 
 
 @pytest.mark.slow

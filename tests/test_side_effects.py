@@ -195,8 +195,10 @@ def test_whether_gradients_are_recorded_is_as_before(call, enabled):
 def test_a_model_in_training_mode_stays_there_and_is_warned_about():
     classifier = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(192, 4)).train()
     prior = EDMDenoiser(Prior().train())
+    with pytest.warns(UserWarning, match=r"denoiser's network is in training mode"):
+        purifier = OneShot(prior, sigma=0.3)
     with pytest.warns(UserWarning, match=r"classifier is in training mode.*classifier.eval\(\)"):
-        model = DefendedModel(classifier, OneShot(prior, sigma=0.3))
+        model = DefendedModel(classifier, purifier)
     for wrapper in (model, EOT(model, 2)):
         wrapper.eval()
         wrapper(mid_images(dtype=torch.float32))

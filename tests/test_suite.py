@@ -372,6 +372,13 @@ class TestChecklist:
             others = [c for n, c in verdicts["plain"].items() if n.startswith(name)]
             assert [c.status for c in others] == ["not run"]
 
+    def test_what_too_few_images_cannot_fail_is_not_passed(self) -> None:
+        suite = Adaptive(**SMALL | {"probed": 7})
+        result = evaluate(smooth_classifier(torch.float32), images(7), suites={"adaptive": suite})
+        checks = {c.name: c for c in checklist(result, "Sequential", "adaptive")}
+        of_few = checks["the white box is no weaker than the black box and transfer"]
+        assert (of_few.passed, of_few.figure) == (None, "of 7 images no difference could fail it")
+
     def test_an_attack_that_raises_the_accuracy_is_a_failed_check(self) -> None:
         pixels = dark(*[0.6 if place % 2 else 0.4 for place in range(32)])  # half are wrong
         suite = Adaptive(norm="linf", eps=0.01, steps=4, eot=1, queries=20, probed=0)

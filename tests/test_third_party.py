@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -266,3 +267,23 @@ def test_a_configuration_names_the_function_that_makes_it(tmp_path):
         purifier_of("python:test_third_party:nothing", None, None, {})
     with pytest.raises(ValueError, match=r"purifier must be one of .*python:<package.module>"):
         purifier_of("ThirdParty", None, None, {})
+
+
+@pytest.mark.parametrize("wrong", [lambda x: 2 * x - 1, lambda x: 255 * x])
+def test_images_on_another_scale_are_warned_of_once(wrong):
+    purifier = ThirdParty(wrong)
+    with pytest.warns(UserWarning, match=r"returns images from .* outside \[0, 1\] is cut off"):
+        purifier(mid_images())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        purifier(mid_images())
+        ThirdParty(lambda x: 1.2 * x - 0.1)(mid_images())
+
+
+def test_a_runs_key_knows_the_functions_code():
+    def written(body):
+        place = {}
+        exec(f"def purify(x):\n    return [{body} for _ in (1,)][0]", place)
+        return described(DefendedModel(smooth_classifier(), ThirdParty(place["purify"])))
+
+    assert written("x ** 2") == written("x ** 2") != written("x ** 3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -233,7 +234,8 @@ class ProjectedGradientAttack(BoundedAttack):
 
     Args:
         norm, eps, gradient, eot, steps, restarts: as in :class:`BoundedAttack`.
-        step_size: :math:`\alpha / \varepsilon`.
+        step_size: :math:`\alpha / \varepsilon`, a share of ``eps``: 0.25 is ``eps / 4``. Warns of a
+            shorter one than that with which so few steps cannot reach the border of the ball.
         random_start: begin at a random point of the ball instead of the image.
     """
 
@@ -243,6 +245,13 @@ class ProjectedGradientAttack(BoundedAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set("step_size", check_positive("step_size", self.step_size))
+        if self.step_size < type(self).step_size and self.steps * self.step_size < 1:
+            warnings.warn(
+                f"{self.steps} steps of step_size {self.step_size:.3g} go no further than "
+                f"{self.steps * self.step_size:.3g} of eps: step_size is a share of eps, as 0.25 "
+                "is eps / 4",
+                stacklevel=4,
+            )
 
 
 def _check_eps(eps: object, norm: str) -> float:

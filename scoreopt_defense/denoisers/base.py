@@ -72,7 +72,15 @@ class Denoiser(nn.Module, ABC):
         if levels.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check(levels)
         levels = levels.to(x_t.device).expand(len(x_t)).reshape(-1, 1, 1, 1)
-        return self.denoise(x_t, levels).to(x_t.dtype)
+        denoised = self.denoise(x_t, levels)
+        if not isinstance(denoised, Tensor) or denoised.shape != x_t.shape:
+            is_tensor = isinstance(denoised, Tensor)
+            got = tuple(denoised.shape) if is_tensor else type(denoised).__name__
+            raise ValueError(
+                f"the denoiser's network must return images of shape {tuple(x_t.shape)}, as it was "
+                f"given, got {got}: a learned variance or an output object has to be taken off"
+            )
+        return denoised.to(x_t.dtype)
 
     def _check(self, levels: Tensor) -> None:
         low, high = self.sigma_range

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count
+from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation import workers as crews
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.plan import CLEAN, Clean, Materials, Plan
@@ -130,7 +132,13 @@ def materials_of(
     for name, model in defences.items():
         if not isinstance(model, nn.Module):
             raise TypeError(f"defence {name!r} must be a torch module, got {type(model).__name__}")
-    if isinstance(images, Tensor) or len(images) < 2:
+        if model.training and not isinstance(model, DefendedModel):  # which has warned of it
+            warnings.warn(
+                f"the defence {name!r} is in training mode, and is evaluated in it: call its "
+                "eval() first unless that is meant",
+                stacklevel=3,
+            )
+    if not isinstance(images, (tuple, list)) or len(images) < 2:
         raise TypeError(f"images must be (x, y), images and labels, got {type(images).__name__}")
     x, y = (torch.as_tensor(part) for part in images[:2])
     materials = Materials(dict(defences), {CLEAN: Clean()} | _by_name(attacks), x, y, judging)

@@ -141,6 +141,13 @@ class Purifier(Frozen, ABC):
                 f"denoiser must be a scoreopt_defense Denoiser, got {type(denoiser).__name__}; "
                 "wrap a network in an adapter, such as EDMDenoiser(net) for net(x, sigma)"
             )
+        if any(part.training for part in denoiser.modules()):
+            warnings.warn(
+                "the denoiser's network is in training mode, and the purifier leaves it there, so "
+                "that dropout and batch statistics are at work in it: call its eval() first unless "
+                "that is meant",
+                stacklevel=2,
+            )
         if not isinstance(settings, (self.Settings, type(None))):
             raise TypeError(
                 f"settings must be {self.Settings.__name__}, got {type(settings).__name__}"
@@ -237,6 +244,11 @@ class Purifier(Frozen, ABC):
         Raises:
             TypeError, ValueError: if ``x`` is no such batch, not finite, or past -10 or 10.
         """
+        if getattr(torch.compiler, "is_exporting", bool)():
+            raise RuntimeError(
+                f"{type(self).__name__} cannot be exported: its noise and its gradients are no "
+                "part of a graph. Export the classifier, and purify before it"
+            )
         if torch.compiler.is_compiling():  # a model around it: its noise is no graph's constant
             return torch.compiler.disable(self.forward)(
                 x, seed=seed, samples=samples, max_batch=max_batch, **options

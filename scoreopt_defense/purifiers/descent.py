@@ -94,6 +94,12 @@ class LossGradient:
 
         def loss(shift: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             denoised = self.denoiser(x_t + shift, sigma) if constant is None else constant
+            if constant is None and not (torch.compiler.is_compiling() or denoised.requires_grad):
+                raise RuntimeError(
+                    "autograd does not go through the denoiser's network, which cuts its graph by "
+                    "torch.no_grad or detach: mend that, or leave its Jacobian out by "
+                    "jacobian=False, which is another defence"
+                )
             moved = x + shift if self.moving else x
             loss = self.loss(denoised, moved, x_a=x_a, denoised_a=denoised_a, sigma=sigma)
             return loss.sum(), (loss.detach(), denoised.detach())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import CodeType
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import check_flag, check_sigma
+from scoreopt_defense._checks import check_flag, check_sigma, looks_rescaled
 from scoreopt_defense._weights import untouched
 from scoreopt_defense.denoisers import Denoiser, NoDenoiser
 from scoreopt_defense.gradients import BPDA, Gradient, Runner, as_it_is
@@ -98,6 +101,7 @@ class ThirdParty(Purifier):
         if not isinstance(purification, nn.Module):
             purification = _Function(purification)
         self.purification = purification
+        self._has_warned_of_output = False
 
     def _check(self, settings: PurifierSettings, denoiser: Denoiser) -> None:
         assert isinstance(settings, ThirdPartySettings)
@@ -136,7 +140,19 @@ class ThirdParty(Purifier):
                 "torch.no_grad, detach or NumPy: mend that, or say differentiable=False and attack "
                 f"it in the modes {list(left)}"
             )
+        if purified.numel():
+            self._warn_of_output(*torch.stack(purified.detach().aminmax()).tolist())
         return 2 * purified.to(x_a) - 1
+
+    def _warn_of_output(self, low: float, high: float) -> None:
+        if self._has_warned_of_output or not looks_rescaled(low, high):
+            return
+        self._has_warned_of_output = True
+        warnings.warn(
+            f"the purification returns images from {low:.4g} to {high:.4g}, and what is outside "
+            "[0, 1] is cut off: if it works on another scale, as in [-1, 1], return (x + 1) / 2",
+            stacklevel=2,
+        )
 
 
 class _Function(nn.Module):
@@ -148,4 +164,18 @@ class _Function(nn.Module):
         return self.function(x)
 
     def extra_repr(self) -> str:
-        return getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        """Name and digest of its code, which tell a run's key when another was written."""
+        name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        code = getattr(self.function, "__code__", None)
+        return name if code is None else f"{name}, code {_digest(code)}"
+
+
+def _digest(code: CodeType) -> str:
+    """Of what a function and those inside it do, wherever it stands."""
+    digest = hashlib.sha256(code.co_code + repr(code.co_names).encode())
+    for constant in code.co_consts:
+        if isinstance(constant, frozenset):
+            constant = sorted(map(repr, constant))  # in any order, in another process
+        said = _digest(constant) if isinstance(constant, CodeType) else repr(constant)
+        digest.update(said.encode())
+    return digest.hexdigest()[:16]
