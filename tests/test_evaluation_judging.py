@@ -229,10 +229,20 @@ def test_logits_that_are_not_finite_are_an_error():
 
 @pytest.mark.parametrize(
     ("norm", "offset", "allowed"),
-    [("linf", 0.1, True), ("linf", 0.11, False), ("l2", 0.05, True), ("l2", 0.051, False)],
+    [
+        ("linf", 0.1, True),
+        ("linf", 0.11, False),
+        ("inf", 0.11, False),
+        (np.inf, 0.11, False),
+        ("l2", 0.05, True),
+        ("l2", 0.051, False),
+        (2, 0.051, False),
+        (1, 0.025, True),
+        ("l1", 0.026, False),
+    ],
 )
 def test_the_bound_is_the_attacks_own(norm, offset, allowed):
-    """In l2, 0.05 on each of 4 pixels is 0.1."""
+    """On each of 4 pixels 0.05 is 0.1 in l2, and 0.025 in l1."""
     attack, x = Toy(norm=norm, eps=0.1), flat(0.5)
     assert inside(attack, x, x + offset).tolist() == [allowed]
     if not allowed:

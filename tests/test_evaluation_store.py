@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -14,10 +15,13 @@ import numpy as np
 import pytest
 import torch
 from toy_evaluation import Ascent, Noisy, defences, found, images, run
+from toys import BentNet, smooth_classifier
 
+from scoreopt_defense import DefendedModel, OneShot
+from scoreopt_defense.denoisers import PreconditionedDenoiser
 from scoreopt_defense.evaluation import Judging, Result, Store, StoreError, evaluate
-from scoreopt_defense.evaluation.export import to_csv, to_parquet
-from scoreopt_defense.evaluation.plan import Plan, differences
+from scoreopt_defense.evaluation.export import to_csv, to_json, to_parquet
+from scoreopt_defense.evaluation.plan import Plan, described, differences
 
 SMALL = {"attacks": {"ascent": Ascent()}, "trials": 1, "defences": {"noisy": Noisy().eval()}}
 
@@ -77,6 +81,17 @@ def test_the_plan_knows_a_defence_by_its_settings_and_weights(name):
     assert len({plan.hash for plan in plans}) == 3
     assert Plan.from_json(plans[0].as_json()) == plans[0]
     assert len(plans[0].defences[name]["denoiser"]["weights"]) == 64
+
+
+def test_the_plan_knows_what_a_denoiser_was_given():
+    about = []
+    same = {"sigma_range": (0.02, 50.0)}
+    for given in (same, same | {"sigma_data": 0.4}, same | {"kind": "ve"}):
+        denoiser = PreconditionedDenoiser(BentNet().eval(), **given)
+        model = DefendedModel(smooth_classifier(), OneShot(denoiser, sigma=0.3))
+        assert described(model) == described(copy.deepcopy(model))
+        about.append(json.dumps(described(model)))
+    assert len({*about}) == 3
 
 
 def test_the_order_of_attacks_is_part_of_a_plan():
@@ -254,6 +269,15 @@ def test_without_pyarrow_its_extra_is_named_and_nothing_is_written(finished, tmp
     ):
         to_parquet(store, tmp_path / "rows.parquet")
     assert not (tmp_path / "rows.parquet").exists()
+
+
+def test_of_one_purification_nothing_can_be_chosen_and_all_else_is_exported(tmp_path):
+    result = run(tmp_path / "run", **SMALL, judging=Judging(purifications=1))
+    assert result.weakest("noisy") is None
+    to_json(result, tmp_path / "run.json")
+    read = json.loads((tmp_path / "run.json").read_text())
+    assert read["weakest"] == {"noisy": None}
+    assert [cell["attack"] for cell in read["cells"]] == ["clean", "ascent"]
 
 
 def test_results_say_how_they_were_made(finished):

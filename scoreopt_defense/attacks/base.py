@@ -151,9 +151,9 @@ class BoundedAttack(Attack):
         steps: of the method.
         restarts: the method is run so many times, and of each image the :func:`strongest` result
             kept, by what the attacker can see. A fair judge takes fresh evaluations.
-        autocast: ``"bfloat16"`` or ``"float16"``: what the attack is shown computes under
-            ``torch.autocast``, about twice as fast where the processor has such arithmetic. The
-            defence that judges the images does not.
+        autocast: ``"bfloat16"``: what the attack is shown computes under ``torch.autocast``, about
+            twice as fast where the processor has such arithmetic. The defence that judges the
+            images does not. Gradients of float16 vanish, and the attack with them.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -174,7 +174,7 @@ class BoundedAttack(Attack):
         super().__post_init__()
         check_choice("norm", self.norm, self.norms)
         if self.autocast is not None:
-            check_choice("autocast", self.autocast, ("bfloat16", "float16"))
+            check_choice("autocast", self.autocast, ("bfloat16",))
         self._set("eps", _check_eps(self.eps, self.norm))
         for count in ("eot", "steps", "restarts"):
             self._set(count, check_count(count, getattr(self, count)))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_count, check_labels, check_unit_images
 from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.seeding import key_of
 from scoreopt_defense.noise import derive
@@ -251,13 +252,22 @@ def described(model: nn.Module) -> dict[str, Any]:
             "classifier": described(model.classifier),
             **{name: described(network) for name, network in purifier.named_children()},
         }
-    outline = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
-    return {
+    about = {
         "module": type(model).__qualname__,
-        "outline": hashlib.sha256(outline.encode()).hexdigest(),
+        "outline": _digest(_without_places(repr(model))),
         "training": any(part.training for part in model.modules()),
         "weights": _digest(*(part for named in sorted(_weights(model)) for part in named)),
     }
+    if isinstance(model, Denoiser):  # whose repr does not say all that it was given
+        given = {k: v for k, v in vars(model).items() if k[0] != "_" and k != "training"}
+        tensors = {k: _digest(v) for k, v in given.items() if isinstance(v, Tensor)}
+        about["given"] = json.loads(_without_places(json.dumps(given | tensors, default=repr)))
+    return about
+
+
+def _without_places(text: str) -> str:
+    """Without the addresses of objects, which are others in another process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -166,7 +166,8 @@ class Result:
 
         An attack is chosen on other purifications than it is judged on; see
         :func:`~scoreopt_defense.evaluation.statistics.weakest`. Under the criterion ``any-step`` it
-        is the share of images that no attack broke.
+        is the share of images that no attack broke. None if there is nothing to choose on: of one
+        purification an image, there is no other to judge on.
         """
         names = [name for name in self.plan.columns if name not in self.plan.suites]
         rows = [row for attack in names for row in self._rows.get((defence, attack), [])]
@@ -185,8 +186,10 @@ class Result:
                     broken[place] |= bool(row["broken"])
         if broken:
             shares = [1.0 - broken[place] if place in broken else np.nan for place in places]
-        else:
+        elif self.plan.judging["purifications"] > 1:
             shares = weakest(right, margin).tolist()
+        else:
+            return None
         there = [(place, share) for place, share in zip(places, shares) if not np.isnan(share)]
         return _over_images([{"image": place[0]} for place, _ in there], [s for _, s in there])
 
@@ -283,11 +286,8 @@ class Result:
         for defence in self.plan.defences:
             cells = {c.attack: c for c in self.cells if c.defence == defence}
             figures = [cells[a].robust if a in cells else None for a in attacks]
-            enough = self.plan.judging["purifications"] > 1 or any(
-                cell.unbroken for cell in cells.values()
-            )
             if weakest:
-                figures.append(self.weakest(defence) if enough else None)
+                figures.append(self.weakest(defence))
             lines.append([defence, *map(_percent, figures)])
         widths = [max(map(len, column)) for column in zip(*lines)]
         table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]

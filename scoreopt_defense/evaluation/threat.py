@@ -9,7 +9,12 @@ from torch import Tensor
 
 __all__ = ["check_attacked", "inside"]
 
-_NORMS = {"linf": float("inf"), "l2": 2.0}
+# as torchattacks, ART, NumPy and Foolbox spell them
+_NORMS = {
+    **dict.fromkeys(("linf", "l_inf", "inf"), float("inf")),
+    **dict.fromkeys(("l2", "l_2", "2", "2.0"), 2.0),
+    **dict.fromkeys(("l1", "l_1", "1", "1.0"), 1.0),
+}
 # Rounding of x + delta, and of a projection, in float32: a few units in the last place of 1.
 _SLACK = 1e-5
 
@@ -18,7 +23,8 @@ def inside(attack: Any, x: Tensor, queries: Tensor) -> Tensor:
     """Whether each query is an image that the attack may return for its clean one.
 
     Args:
-        attack: with attributes ``norm`` (``"linf"`` or ``"l2"``) and ``eps``, if it has a bound.
+        attack: with attributes ``norm`` (``"linf"``, ``"l2"`` or ``"l1"``, or as other libraries
+            spell them) and ``eps``, if it has a bound.
         x: clean images, shape ``(B, C, H, W)``, in [0, 1].
         queries: same shape.
 

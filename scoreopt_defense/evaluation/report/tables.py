@@ -63,9 +63,8 @@ def _standing(result: Result, defence: str) -> Standing:
         )
         for attack in result.plan.columns
     )
-    enough = result.plan.judging["purifications"] > 1 or any(c.unbroken for c in cells.values())
-    enough = enough and not result.plan.suites  # which make the stronger statement
-    return Standing(defence, entries, result.weakest(defence) if enough else None)
+    # suites make the stronger statement
+    return Standing(defence, entries, None if result.plan.suites else result.weakest(defence))
 
 
 @dataclass(frozen=True)
