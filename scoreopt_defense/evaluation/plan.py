@@ -259,9 +259,11 @@ def described(model: nn.Module) -> dict[str, Any]:
         "weights": _digest(*(part for named in sorted(_weights(model)) for part in named)),
     }
     if isinstance(model, Denoiser):  # whose repr does not say all that it was given
-        given = {k: v for k, v in vars(model).items() if k[0] != "_" and k != "training"}
-        tensors = {k: _digest(v) for k, v in given.items() if isinstance(v, Tensor)}
-        about["given"] = json.loads(_without_places(json.dumps(given | tensors, default=repr)))
+        about["given"] = {
+            name: _digest(value) if isinstance(value, Tensor) else _without_places(repr(value))
+            for name, value in vars(model).items()
+            if name[0] != "_" and name != "training"
+        }
     return about
 
 
