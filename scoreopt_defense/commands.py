@@ -79,6 +79,10 @@ def evaluate(
     cluster: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786.")
     ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Do again what failed, and what began from it."),
+    ] = False,
 ) -> None:
     """Attack and judge; stopped and started again, it goes on where it was."""
     from scoreopt_defense._memory import keep_freed_memory
@@ -103,8 +107,9 @@ def evaluate(
         (folder / "config.toml").write_bytes(config.read_bytes())
     try:
         result = evaluate_plan(
-            plan, materials, out=folder, workers=workers, cluster=cluster, progress=progress()
-        )
+            plan, materials, out=folder, workers=workers, cluster=cluster,
+            retry_failed=retry_failed, progress=progress(),
+        )  # fmt: skip
     except Stopped as stop:
         print(f"scoreopt: {stop}", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -113,6 +118,9 @@ def evaluate(
               f"images. The record is {folder / 'run.sqlite'}.")  # fmt: skip
         for summary in summaries(result).values():
             print(f"\n{summary}")
+        if failed := len(result.failures):
+            print(f"\n{failed} units failed: mend the cause, and call this again with "
+                  "--retry-failed.")  # fmt: skip
 
 
 def _cores() -> int:

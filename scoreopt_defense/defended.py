@@ -130,14 +130,14 @@ class DefendedModel(Frozen):
 
 
 class EOT(Frozen):
-    """Mean logits over ``samples`` random evaluations in one vectorised pass.
+    """Mean logits over ``samples`` random evaluations, a defended model's in one vectorised pass.
 
     Attack this module instead of the model and any attack of any library becomes an EOT attack,
     which differentiates the loss of the mean logits.
 
     Args:
-        model: a :class:`DefendedModel`, or any randomised module from images to logits, which then
-            sees ``samples`` copies of the batch at once.
+        model: a :class:`DefendedModel`, or any randomised module from images to logits, which is
+            called ``samples`` times: what it draws may be one number for all images of a call.
         samples: evaluations a call; a defended model's votes multiply them.
 
     Example:
@@ -160,8 +160,7 @@ class EOT(Frozen):
         """Mean logits, shape ``(B, K)``, of images of shape ``(B, C, H, W)`` in [0, 1]."""
         if isinstance(self.model, DefendedModel):
             return self.model(x, samples=self.samples)
-        copies = x.repeat(self.samples, *[1] * (x.ndim - 1))
-        return self.model(copies).unflatten(0, (self.samples, len(x))).mean(0)
+        return torch.stack([self.model(x) for _ in range(self.samples)]).mean(0)
 
     def extra_repr(self) -> str:
         return f"samples={self.samples}"

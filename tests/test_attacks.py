@@ -344,6 +344,24 @@ def test_one_step_follows_the_gradient_of_its_loss(loss, y):
     )
 
 
+class Sure(nn.Module):
+    """Of two classes, the other one's probability about e to the -24."""
+
+    def forward(self, x):
+        z = 12 + x.flatten(1).mean(1) - 0.5
+        return torch.stack([z, -z], 1)
+
+
+@pytest.mark.parametrize("kind", [PGD, FoolboxPGD, ARTPGD])
+def test_a_very_sure_classifiers_gradient_is_followed_all_the_way(kind):
+    x = images()
+    x_adv = kind(norm="l2", eps=0.1, eot=1, steps=4).run(Sure(), x, torch.zeros(len(x)).long())
+    went = (x_adv - x).flatten(1).norm(dim=1)
+    torch.testing.assert_close(
+        went, torch.full_like(went, 0.1), rtol=0, atol=rounding(torch.float32, 14)
+    )
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("random_start", [False, True])
 def test_a_start_is_where_it_begins(norm, random_start, y):

@@ -56,13 +56,15 @@ def dark(*means: float) -> tuple[Tensor, Tensor]:
     return x, torch.zeros(len(means), dtype=torch.int64)
 
 
-def run_stages(stages: dict[str, Any], pixels: tuple[Tensor, Tensor], **numbers: int) -> Result:
+def run_stages(
+    stages: dict[str, Any], pixels: tuple[Tensor, Tensor], batch: int = 32, **options: Any
+) -> Result:
     parts = {f"s/{name}": attack for name, attack in stages.items()}
     parts["s"] = WorstCase(norm="linf", eps=0.9)
     materials = materials_of({"d": Threshold()}, pixels, parts, Judging(purifications=2))
     chain = Chain(stages={"d": list(parts)}, untried={"d": {}})
     materials = dataclasses.replace(materials, suites={"s": chain})
-    return evaluate_plan(Plan.of(materials, **numbers), materials)
+    return evaluate_plan(Plan.of(materials, batch=batch), materials, **options)
 
 
 class TestStages:
@@ -99,6 +101,20 @@ class TestStages:
         assert [unit["attack"] for unit in result.failures] == ["s/bad"]
         assert result.worst_case("d", "s").cell.accuracy.value == 0.5
 
+    def test_what_failed_is_done_again_when_asked_for_with_what_began_from_it(
+        self, tmp_path, monkeypatch
+    ) -> None:
+        stages = {"early": Add(0.1), "mended": _Mended(0.4), "late": Add(0.2)}
+        broken = run_stages(stages, dark(0.2, 0.4), out=tmp_path)
+        took = {unit["attack"]: unit["seconds"] for unit in broken.store.units()}
+        monkeypatch.setattr(_Mended, "broken", False)
+        same = run_stages(stages, dark(0.2, 0.4), out=tmp_path)
+        assert {unit["attack"]: unit["seconds"] for unit in same.store.units()} == took
+        again = run_stages(stages, dark(0.2, 0.4), out=tmp_path, retry_failed=True)
+        assert found(again) == found(run_stages(stages, dark(0.2, 0.4)))
+        kept = [unit["attack"] for unit in again.store.units() if unit["seconds"] in took.values()]
+        assert kept == [CLEAN, "s/early"]
+
     def test_calls_are_counted_by_the_images_that_were_met(self) -> None:
         result = run_stages({"one": Add(0.1), "two": Add(0.15)}, dark(0.1, 0.3, 0.45, 0.6))
         for name, rows in (("s/one", 3), ("s/two", 2), ("s", 4)):
@@ -130,6 +146,15 @@ class _Raising(_Plain):
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         raise KeyError("no such thing")
+
+
+class _Mended(_Plain):
+    broken = True
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if self.broken:
+            raise ImportError("its library is missing")
+        return super().run(model, x, y)
 
 
 SUITE_RUN = {

@@ -82,11 +82,19 @@ def test_its_noise_is_the_calls_and_the_global_generators_stay():
     assert not torch.equal(purifier(x, seed=2), first)
     assert not torch.equal(purifier(x), purifier(x))
     assert torch.equal(ThirdParty(noisy, seed=3)(x), ThirdParty(noisy, seed=3)(x))
-    one, other = ThirdParty(noisy, max_batch=4)(x, seed=1, samples=2).chunk(2)
-    assert torch.equal(one, first)
-    assert not torch.equal(one, other)
+    for most in (None, 3):
+        alone = ThirdParty(noisy, max_batch=most)(x, seed=1)
+        one, other = ThirdParty(noisy, max_batch=most)(x, seed=1, samples=2).chunk(2)
+        assert torch.equal(one, alone)
+        assert not torch.equal(one, other)
     fixed = ThirdParty(noisy, deterministic=True)
     assert torch.equal(fixed(x), fixed(x))
+
+
+def test_each_sample_is_a_call_of_its_own():
+    purifier, x = ThirdParty(lambda x: (x + 0.1 * torch.rand(())).clamp(0, 1)), mid_images()
+    shifts = (purifier(x, seed=1, samples=3).unflatten(0, (3, len(x))) - x).amax((1, 2, 3, 4))
+    assert len({round(float(shift), 6) for shift in shifts}) == 3
 
 
 def test_each_chunk_has_noise_of_its_own():

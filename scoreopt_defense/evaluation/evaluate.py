@@ -40,6 +40,7 @@ def evaluate(
     workers: int = 1,
     cluster: str | None = None,
     threads: int = 1,
+    retry_failed: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Attack each defence, judge it by fresh purifications, and record that as it goes.
@@ -68,6 +69,7 @@ def evaluate(
         workers: processes, each with a copy of the networks; 1 is this process.
         cluster: address of a Dask scheduler, in place of ``workers``.
         threads: of each worker; the last bits of sums depend on it.
+        retry_failed: do the units again that ``out`` records as failed, and what began from them.
         progress: told of each unit; silent by default.
 
     Raises:
@@ -88,8 +90,9 @@ def evaluate(
     materials = materials_of(defences, images, attacks, judging or Judging(), suites)
     plan = Plan.of(materials, trials=trials, batch=batch, seed=seed, threads=threads)
     return evaluate_plan(
-        plan, materials, out=out, workers=workers, cluster=cluster, progress=progress
-    )
+        plan, materials, out=out, workers=workers, cluster=cluster, retry_failed=retry_failed,
+        progress=progress,
+    )  # fmt: skip
 
 
 def evaluate_plan(
@@ -99,6 +102,7 @@ def evaluate_plan(
     out: str | Path | None = None,
     workers: int = 1,
     cluster: str | None = None,
+    retry_failed: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """As :func:`evaluate`, of a plan and its materials."""
@@ -112,6 +116,8 @@ def evaluate_plan(
     store, progress = Store(out, plan), progress or Progress()
     progress.watch(crew.seen)
     try:
+        if retry_failed:
+            store.forget_failed()
         run(plan, materials, store, crew, progress)
     except BaseException:
         store.close()

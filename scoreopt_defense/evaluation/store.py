@@ -142,6 +142,23 @@ class Store:
         with self._errors():
             return {index for (index,) in self._database.execute("SELECT unit FROM units")}
 
+    def forget_failed(self) -> None:
+        """Delete the units that failed, and those of a suite that began from one that did."""
+        with self._errors():
+            failed = {
+                unit for (unit,) in self._database.execute(
+                    "SELECT unit FROM units WHERE error IS NOT NULL"
+                )
+            }  # fmt: skip
+            lost = [
+                (unit.index,)
+                for unit in self.plan.units()
+                if failed & {unit.index, *(earlier.index for earlier in self.plan.before(unit))}
+            ]
+            with self._database:
+                for table in ("images", "units"):
+                    self._database.executemany(f"DELETE FROM {table} WHERE unit = ?", lost)
+
     def add(self, outcome: Outcome, labels: np.ndarray) -> None:
         """Record a unit, whole or not at all: its images first, then its rows at once."""
         unit = outcome.unit

@@ -129,6 +129,8 @@ class Purifier(Frozen, ABC):
     Settings: ClassVar[type[PurifierSettings]] = PurifierSettings
     #: Whether autograd can go through :meth:`purify`.
     differentiable: ClassVar[bool] = True
+    #: Whether repetitions of a batch must not be purified in one, which would share their noise.
+    samples_apart: ClassVar[bool] = False
 
     settings: PurifierSettings
 
@@ -271,8 +273,12 @@ class Purifier(Frozen, ABC):
             return x_a
         if self.settings.channels_last:
             x_a = x_a.contiguous(memory_format=torch.channels_last)
-        size = max_batch or self.chunk(x_a)
-        chunks = [slice(start, start + size) for start in range(0, len(x_a), size)]
+        size, whole = max_batch or self.chunk(x_a), len(x) if self.samples_apart else len(x_a)
+        chunks = [
+            slice(start, min(start + size, first + whole))
+            for first in range(0, len(x_a), whole)
+            for start in range(first, first + whole, size)
+        ]
         with self._precision(x_a):
             purified = [self._purify(x_a[rows], noise[rows], options) for rows in chunks]
         return (torch.cat(purified) + 1) / 2

@@ -52,7 +52,8 @@ class ThirdParty(Purifier):
     What it draws from the global generators of torch, numpy and ``random`` is seeded by the call
     and leaves no trace on them, so that calls are reproducible and a gradient is taken under the
     noise of its forward pass. Unlike the library's own noise it depends on an image's place in the
-    chunk: with another ``max_batch`` it is other noise. Gradients are recorded during a call, also
+    chunk: with another ``max_batch`` it is other noise. Of several samples each is a call of its
+    own, as some draw once for all images of a call. Gradients are recorded during a call, also
     where its caller records none: it may take some itself. Those of a module's weights are not.
 
     Args:
@@ -82,6 +83,7 @@ class ThirdParty(Purifier):
     """
 
     Settings: ClassVar[type[PurifierSettings]] = ThirdPartySettings
+    samples_apart: ClassVar[bool] = True
 
     settings: ThirdPartySettings
 
