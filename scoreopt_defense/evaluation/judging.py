@@ -51,7 +51,9 @@ class AnyStep:
 
     Watches what the attack itself sends to the model, so that it works for any library's attack;
     the last image is a step too. Each row that is wrong and within the attack's threat model is
-    confirmed at once, the worst one of each image and call, until one is. A row belongs to the
+    confirmed at once, the worst one of each image and call, until one is. Where an attack sends
+    nothing, as no attack at all does, its images have this one chance, and the vote alone decides:
+    no draw that comes out right by luck keeps them from it. A row belongs to the
     clean image that it is nearest to (if equally near, the one at its place in the batch):
     libraries send copies and parts of a batch in orders of their own. That is right wherever
     :math:`\\|x - x'\\|_2^2 > 2 \\varepsilon \\|x - x'\\|_1` for any two clean images of a batch.
@@ -81,7 +83,7 @@ class AnyStep:
             with seeded(derive(seed, 0)):
                 attacked = check_attacked(attack, x, attack.run(watched, x, y))
                 with torch.no_grad():
-                    watched(attacked)
+                    watch.last(watched, attacked)
         finally:
             hook.remove()
         broken = watch.broken.reshape(-1, 1, 1, 1)
@@ -104,11 +106,20 @@ class _Watch:
         queries = (*args, *kwargs.values())[0]
         if self.busy or queries.shape[1:] != self.x.shape[1:]:
             return
+        self.calls += 1
         self.busy = True  # a model that is not ours confirms with itself, hook and all
         try:
             self._look(queries.detach(), logits.detach())
         finally:
             self.busy = False
+
+    def last(self, watched: nn.Module, attacked: Tensor) -> None:
+        """Look at what the attack ended with."""
+        if self.calls:
+            watched(attacked)
+        else:
+            self.busy = True
+            self._confirm(attacked, torch.arange(len(attacked), device=attacked.device))
 
     def _look(self, queries: Tensor, logits: Tensor) -> None:
         owners = _owners(queries, self.x)
@@ -120,10 +131,10 @@ class _Watch:
             for image in range(len(self.x))
             if (of_image := (wrong & (owners == image)).nonzero().flatten().tolist())
         ]
-        self.calls += 1
-        if not rows:
-            return
-        found, images = queries[rows].to(self.x), owners[rows]
+        if rows:
+            self._confirm(queries[rows].to(self.x), owners[rows])
+
+    def _confirm(self, found: Tensor, images: Tensor) -> None:
         logits = vote(
             self.model, found, times=self.confirm, rows=len(self.x),
             seed=derive(self.seed, self.calls),
