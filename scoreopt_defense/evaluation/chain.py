@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-__all__ = ["Carried", "Started", "WorstCase", "carried", "harm", "is_taken"]
+__all__ = ["LEFT", "Carried", "Started", "WorstCase", "carried", "harm"]
+
+#: What a stage measures of each image: the share of right purifications, of the judged ones and
+#: those that are asked besides where all of these were wrong.
+LEFT = "left"
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +22,7 @@ class Carried:
 
     Attributes:
         images: the worst candidate of each image, shape ``(B, C, H, W)``, in [0, 1].
-        standing: whether any purification of any stage's choice got it right, shape ``(B,)``;
+        standing: whether any purification of every stage's choice got it right, shape ``(B,)``;
             the others have left the queue.
     """
 
@@ -61,14 +65,13 @@ class Started:
 
 def harm(row: Mapping[str, Any]) -> tuple[float, float]:
     """What an attack left of an image: share of right purifications, then mean margin."""
-    right = np.array(row["predicted"]) == row["label"]
-    share = right.mean() if row["broken"] is None else 1 - row["broken"]
+    if row["broken"] is not None:
+        share = 1 - row["broken"]
+    elif LEFT in row["measured"]:
+        share = row["measured"][LEFT]
+    else:
+        share = np.mean(np.array(row["predicted"]) == row["label"])
     return float(share), float(np.mean(row["margin"]))
-
-
-def is_taken(row: Mapping[str, Any]) -> bool:
-    """Whether nothing is left of an image: wrong in every purification, or broken."""
-    return harm(row)[0] == 0
 
 
 def carried(x: np.ndarray, stages: Iterable[tuple[list[dict[str, Any]], np.ndarray]]) -> Carried:
@@ -84,7 +87,7 @@ def carried(x: np.ndarray, stages: Iterable[tuple[list[dict[str, Any]], np.ndarr
     for rows, found in stages:
         for row in rows:
             place = row["place"]
-            standing[place] &= not is_taken(row)
+            standing[place] &= harm(row)[0] > 0
             if harm(row) < least[place]:
                 least[place], images[place] = harm(row), found[place]
     return Carried(images, standing)

@@ -67,12 +67,15 @@ class Chain:
         probes: by defence, names of what the suite's checks rest on besides, attacks by themselves
             and measurements, by what they are to the checks.
         probed: how many images are probed, the first ones.
+        confirm: further purifications of an image that a stage's judged ones all got wrong: it
+            leaves the queue if these do too. Of a few alone many an image does by luck.
         untried: by defence, what could not be tried, and why.
     """
 
     stages: Mapping[str, Sequence[str]]
     probes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     probed: int = 32
+    confirm: int = 32
     untried: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
@@ -210,6 +213,17 @@ class Plan:
                     self._units[unit.defence, name, unit.trial, unit.images[0]] for name in names
                 ]
         return []
+
+    def confirm(self, unit: Unit) -> int:
+        """Further purifications by which images leave a suite's queue after this unit."""
+        return max(
+            (
+                chain.confirm
+                for chain in self.chains.values()
+                if unit.attack in (CLEAN, *chain.stages.get(unit.defence, ())[:-1])
+            ),
+            default=0,
+        )
 
     def seed_of(self, unit: Unit) -> int:
         """Of (seed, trial, attack, batch) alone: a cell is the same alone as within any run."""

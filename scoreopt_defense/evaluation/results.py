@@ -23,7 +23,7 @@ from scoreopt_defense.evaluation.statistics import (
     survival,
     weakest,
 )
-from scoreopt_defense.evaluation.store import Store, with_lists
+from scoreopt_defense.evaluation.store import Store
 
 __all__ = ["Cell", "Result", "Stage", "WorstCase", "aligned", "difference"]
 
@@ -114,8 +114,8 @@ class Result:
     def __init__(self, store: Store, *, resubmissions: tuple[int, ...] = (1, 8, 64)) -> None:
         self.store, self.plan, self.resubmissions = store, store.plan, resubmissions
         self._rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-        for row in store.rows():
-            self._rows[row["defence"], row["attack"]].append(with_lists(row))
+        for row in store.read():
+            self._rows[row["defence"], row["attack"]].append(row)
         self.cells = [
             self._cell(defence, attack)
             for attack in self.plan.columns

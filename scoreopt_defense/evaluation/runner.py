@@ -43,7 +43,7 @@ def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Pr
         if not (before := plan.before(unit)):
             return None
         x = materials.x[slice(*unit.images)].cpu().numpy()
-        rows = ((earlier, store.rows_of(earlier)) for earlier in before)
+        rows = ((earlier, store.read(earlier)) for earlier in before)
         judged = ((e, [row for row in found if row["predicted"]]) for e, found in rows)
         return carried(x, ((found, store.adversarial(e.index)) for e, found in judged if found))
 

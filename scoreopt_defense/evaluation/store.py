@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sqlite3
@@ -19,7 +20,7 @@ from scoreopt_defense.evaluation.about import machine, versions
 from scoreopt_defense.evaluation.plan import Plan, Unit, differences
 from scoreopt_defense.evaluation.units import Outcome
 
-__all__ = ["Store", "StoreError", "with_lists"]
+__all__ = ["Store", "StoreError"]
 
 _FILE, _IMAGES = "run.sqlite", "images"
 
@@ -221,12 +222,21 @@ class Store:
         """The rows of the view ``results``: an image, trial and attack each."""
         return self._select("SELECT * FROM results")
 
-    def rows_of(self, unit: Unit) -> list[dict[str, Any]]:
-        """One unit's rows of :meth:`rows`, with lists of ``predicted`` and ``margin``."""
-        return [with_lists(row) for row in self._select(
-            "SELECT image, image - first AS place, label, predicted, margin, broken "
-            f"FROM images JOIN units USING (unit) WHERE unit = {unit.index} ORDER BY image"
-        )]  # fmt: skip
+    def read(self, unit: Unit | None = None) -> Iterator[dict[str, Any]]:
+        """As :meth:`rows`, of one unit or all, with lists of ``predicted`` and ``margin``.
+
+        Beside them what is ``measured`` of an image, by name.
+        """
+        rows = self._select(
+            "SELECT results.*, unit, measured FROM results JOIN units "
+            "USING (defence, attack, trial) WHERE image - place = first "
+            f"{'' if unit is None else f'AND unit = {unit.index}'} ORDER BY unit, image"
+        )
+        for _, of_unit in itertools.groupby(rows, key=lambda row: row.pop("unit")):
+            for i, row in enumerate(of_unit):
+                found = json.loads(row["measured"] or "{}")
+                lists = {n: row[n] and json.loads(row[n]) for n in ("predicted", "margin")}
+                yield row | lists | {"measured": {n: values[i] for n, values in found.items()}}
 
     def units(self) -> Iterator[dict[str, Any]]:
         """The rows of the table ``units``."""
@@ -278,9 +288,3 @@ class Store:
 
 def _listed(values: np.ndarray | None, row: int) -> str | None:
     return None if values is None else json.dumps(values[row].tolist())
-
-
-def with_lists(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose lists are read from their JSON."""
-    lists = {name: row[name] and json.loads(row[name]) for name in ("predicted", "margin")}
-    return row | lists

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.evaluation.chain import Carried, Started
-from scoreopt_defense.evaluation.judging import Judging, judge
+from scoreopt_defense.evaluation.chain import LEFT, Carried, Started
+from scoreopt_defense.evaluation.judging import Judging, Verdict, judge
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
 from scoreopt_defense.evaluation.seeding import reseeded
 from scoreopt_defense.noise import derive, seeded
@@ -94,7 +94,8 @@ def execute(
         with _as_it_was(model), _counted(model, calls, counted), _threads(plan.threads):
             parts = _within_memory(
                 lambda seed, *part: _attack_and_judge(
-                    attack, model, *part, judging=materials.judging, seed=seed
+                    attack, model, *part, judging=materials.judging, seed=seed,
+                    confirm=plan.confirm(unit),
                 ),
                 plan.seed_of(unit), x, y, start,
             )  # fmt: skip
@@ -117,7 +118,7 @@ class _Part:
 
 def _attack_and_judge(
     attack: Any, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, *, judging: Judging,
-    seed: int,
+    seed: int, confirm: int,
 ) -> _Part:  # fmt: skip
     measured = {}
     if hasattr(attack, "measure"):
@@ -127,7 +128,22 @@ def _attack_and_judge(
         attack = Started(attack, start)
     attacked, broken = judging.criterion.run(attack, model, x, y, derive(seed, 0))
     verdict = judge(model, attacked, y, purifications=judging.purifications, seed=derive(seed, 1))
+    if confirm and broken is None:
+        measured[LEFT] = _left(model, attacked, y, verdict, confirm, derive(seed, 4))
     return _Part(verdict.predicted, verdict.margin, broken, attacked, measured)
+
+
+def _left(
+    model: nn.Module, x: Tensor, y: Tensor, verdict: Verdict, confirm: int, seed: int
+) -> Tensor:
+    """Share of right purifications, of more of them where all that were judged are wrong."""
+    right = verdict.predicted == y.cpu()[:, None]
+    left = right.float().mean(1)
+    if wrong := (~right.any(1)).nonzero().flatten().tolist():
+        again = judge(model, x[wrong], y[wrong], purifications=confirm, seed=seed)
+        found = again.predicted == y[wrong].cpu()[:, None]
+        left[wrong] = found.sum(1) / (right.shape[1] + confirm)
+    return left
 
 
 def _put_together(outcome: Outcome, parts: list[_Part]) -> Outcome:
