@@ -122,8 +122,16 @@ class DefendedModel(Frozen):
         """
         return self._twin(purifier=OneShot.surrogate_of(self.purifier))
 
+    def _has(self, name: str) -> bool:
+        return super()._has(name) or name in self._settings()
+
     def _replaceable(self) -> Sequence[str]:
-        return ["votes"]
+        return ["votes", *self._settings()]
+
+    def _settings(self) -> Sequence[str]:
+        """Of its purifier, once it has one."""
+        purifier = self._modules.get("purifier")
+        return purifier.Settings.names() if isinstance(purifier, Purifier) else ()
 
     def extra_repr(self) -> str:
         return f"votes={self.votes}"

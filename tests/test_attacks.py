@@ -344,6 +344,13 @@ def test_one_step_follows_the_gradient_of_its_loss(loss, y):
     )
 
 
+def test_a_model_on_another_device_is_said_and_not_moved(y):
+    model = smooth_classifier(torch.float32).to("meta")
+    for kind in (PGD, FoolboxPGD, ARTPGD):
+        with pytest.raises(ValueError, match="the model is on meta and the images are on cpu"):
+            kind().run(model, images(), y)
+
+
 class Sure(nn.Module):
     """Of two classes, the other one's probability about e to the -24."""
 

@@ -76,6 +76,9 @@ def test_none_can_be_set_after_construction(name):
     made = purifier()
     with pytest.raises(AttributeError, match=rf"{name} of a ScoreOpt cannot.*replace\({name}="):
         setattr(made, name, SETTINGS[name])
+    model = DefendedModel(smooth_classifier(), made)
+    with pytest.raises(AttributeError, match=rf"{name} of a DefendedModel.*replace\({name}="):
+        setattr(model, name, SETTINGS[name])
     with pytest.raises(FrozenInstanceError):
         setattr(made.settings, name, SETTINGS[name])
     assert getattr(made, name) == SETTINGS[name]

@@ -425,6 +425,17 @@ class TestChecklist:
         of_few = checks["the white box is no weaker than the black box and transfer"]
         assert (of_few.passed, of_few.figure) == (None, "of 7 images no difference could fail it")
 
+    def test_a_check_says_what_it_has_no_figure_of(self, monkeypatch) -> None:
+        def fails(*_: Any) -> Tensor:
+            raise ImportError("its library is missing")
+
+        monkeypatch.setattr(attacks.Square, "attack", fails)
+        suite = {"adaptive": Adaptive(**SMALL | {"probed": 8})}
+        result = evaluate(defences()["one-shot"], images(8), suites=suite)
+        checks = {c.name: c for c in checklist(result, "DefendedModel", "adaptive")}
+        check = checks["the white box is no weaker than the black box and transfer"]
+        assert check.figure.endswith("; no figure of black box")
+
     def test_an_attack_that_raises_the_accuracy_is_a_failed_check(self) -> None:
         pixels = dark(*[0.6 if place % 2 else 0.4 for place in range(32)])  # half are wrong
         suite = Adaptive(norm="linf", eps=0.01, steps=4, eot=1, queries=20, probed=0)

@@ -69,14 +69,20 @@ class Attack(Settings, ABC):
             Images of the shape, dtype and device of ``x``, in [0, 1], without a graph.
 
         Raises:
-            TypeError, ValueError: if ``x``, ``y`` or ``start`` is no such batch, or a ``start`` is
-                given to an attack that takes none.
+            TypeError, ValueError: if ``x``, ``y`` or ``start`` is no such batch, a ``start`` is
+                given to an attack that takes none, or the model is on another device.
             ImportError: without the library; the error names the extra that brings it.
         """
         check_unit_images(x)
         y = check_labels(y, len(x))
         if start is not None:
             self._check_start(start, x)
+        devices = {part.device for part in model.parameters()}
+        if devices and x.device not in devices:  # libraries would move the model
+            raise ValueError(
+                f"the model is on {', '.join(map(str, devices))} and the images are on {x.device}: "
+                "move one of them, as in model.to(images.device)"
+            )
         if not len(x):
             return x.clone()
         with torch.inference_mode(False), torch.enable_grad(), untouched(model):

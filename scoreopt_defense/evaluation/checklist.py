@@ -124,17 +124,18 @@ class _Checks:
                 found[weak, strong] = chance_of_more(strong_left, weak_left)
         if not found and most:
             return Check(name, None, f"of {most} images no difference could fail it")
+        absent = dict.fromkeys(part for pair in pairs for part in pair if not self.shares(part))
         if not found:
-            parts = dict.fromkeys(part for pair in pairs for part in pair if not self.shares(part))
-            return Check(name, None, f"there is no figure of {' or '.join(parts)}")
+            return Check(name, None, f"there is no figure of {' or '.join(absent)}")
         (weak, strong), chance = min(found.items(), key=lambda item: item[1])
         worst = difference(self.shares(strong), self.shares(weak), confidence=_CONFIDENCE)
+        failed = [part for part in absent if self.result.rows(self.defence, self.name(part))]
         return Check(
             name,
             chance > _CHANCE,
             f"{strong} less {weak}: {100 * worst.value:+.1f} points "
             f"({100 * worst.low:+.1f} to {100 * worst.high:+.1f}), p = {chance:.2g}, "
-            f"{worst.n} images",
+            f"{worst.n} images" + (f"; no figure of {' or '.join(failed)}" if failed else ""),
         )
 
     def unbounded(self) -> Check:
