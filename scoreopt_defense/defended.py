@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from scoreopt_defense._checks import check_count
 from scoreopt_defense.gradients import Gradient
+from scoreopt_defense.noise import seeded
 from scoreopt_defense.purifiers import OneShot, Purifier
 from scoreopt_defense.settings import Frozen
 
@@ -64,6 +65,7 @@ class DefendedModel(Frozen):
         self.classifier = classifier
         self.votes = check_count("votes", votes)
         self.training = classifier.training
+        self._classifier_varies: bool | None = None
 
     def forward(self, x: Tensor, *, seed: int | None = None, samples: int = 1) -> Tensor:
         """Logits, averaged over ``votes`` purifications.
@@ -71,14 +73,29 @@ class DefendedModel(Frozen):
         Args:
             x: images, shape ``(B, C, H, W)``, in [0, 1].
             seed: makes this call reproducible.
-            samples: average over so many times ``votes`` purifications; see :class:`EOT`.
+            samples: average over so many times ``votes`` purifications; see :class:`EOT`. A
+                classifier that is random itself is called once for each of them.
 
         Returns:
             Shape ``(B, K)``.
         """
         samples = self.votes * check_count("samples", samples)
-        logits = self._classify(self.purifier(x, seed=seed, samples=samples))
-        return logits.unflatten(0, (samples, len(x))).mean(0) if samples > 1 else logits
+        purified = self.purifier(x, seed=seed, samples=samples)
+        if samples == 1:
+            return self._classify(purified)
+        if self._varies(purified):
+            return torch.stack([self._classify(one) for one in purified.split(len(x))]).mean(0)
+        return self._classify(purified).unflatten(0, (samples, len(x))).mean(0)
+
+    def _varies(self, x: Tensor) -> bool:
+        """Whether the classifier is random itself: then it may draw once for all of a call."""
+        if x.is_meta or not len(x) or torch.compiler.is_compiling():
+            return False
+        if any(module.training for module in self.classifier.modules()):
+            return False  # asking would update running statistics
+        if self._classifier_varies is None:
+            self._classifier_varies = answers_vary(self.classifier, x)
+        return self._classifier_varies
 
     def _classify(self, x: Tensor) -> Tensor:
         size = self.purifier.chunk(x)
@@ -135,6 +152,19 @@ class DefendedModel(Frozen):
 
     def extra_repr(self) -> str:
         return f"votes={self.votes}"
+
+
+@torch.no_grad()
+def answers_vary(module: nn.Module, x: Tensor) -> bool:
+    """Whether a module answers one image in several ways; the global generators stay as they were.
+
+    It is asked four times: what draws one of a few sizes may come to the same one twice.
+    """
+    with seeded(0):
+        first, *others = (module.forward(x[:1]) for _ in range(4))  # past its hooks: no query
+        if not isinstance(first, Tensor):  # an error that is raised where it is used
+            return False
+        return not all(torch.equal(first, other) for other in others)
 
 
 class EOT(Frozen):

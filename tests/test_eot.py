@@ -69,6 +69,18 @@ def test_it_wraps_any_randomised_module_and_each_sample_is_a_draw_of_its_own(x):
     torch.testing.assert_close(got, replicates.mean(0), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("how", ["samples", "votes"])
+def test_a_random_classifier_draws_for_each_sample(how, x):
+    """One draw for all of a call would leave the mean of 64 as far from 0 as a single one is."""
+    purifier = defended(deterministic=True).purifier
+    model = DefendedModel(Jitter().eval(), purifier, votes=64 if how == "votes" else 1)
+    seen = model if how == "votes" else EOT(model, 64)
+    still = purifier(x).flatten(1)[:, :5]
+    torch.manual_seed(0)
+    off = torch.stack([(seen(x) - still)[0, 0] for _ in range(8)])
+    assert off.std() < 0.5  # 1 of a single draw, 1/8 of a mean of 64
+
+
 def test_its_modes_do_not_reach_the_model():
     model = defended()
     EOT(model, 2).train()

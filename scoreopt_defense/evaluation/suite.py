@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count, check_positive
-from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.defended import DefendedModel, answers_vary
 from scoreopt_defense.evaluation.chain import WorstCase
 from scoreopt_defense.evaluation.plan import Chain
 from scoreopt_defense.evaluation.probes import Bare, Descent, Gradients, gradient_modes
 from scoreopt_defense.gradients import Exact, Smoothed
-from scoreopt_defense.noise import seeded
 from scoreopt_defense.purifiers import Purifier
 from scoreopt_defense.settings import Settings
 
@@ -246,15 +244,11 @@ def _cost(attack: Any) -> float:
     return passes * attack.gradients + min(passes, 10) * answered
 
 
-@torch.no_grad()
 def _is_random(model: nn.Module, x: Tensor) -> bool:
     """Whether a model answers twice in two ways, be it by its purifier or its classifier."""
     if isinstance(model, DefendedModel):
         return not model.purifier.deterministic or _is_random(model.classifier, x)
-    with seeded(0):  # the global generators stay as they were
-        weight = next(model.parameters(), x)
-        few = x[:2].to(weight.device)
-        return not torch.equal(model(few), model(few))
+    return answers_vary(model, x.to(next(model.parameters(), x).device))
 
 
 def _untried(model: nn.Module, modes: tuple[str, ...]) -> dict[str, str]:
