@@ -9,6 +9,9 @@ goes on. Its figures are written to ``results/adaptive_<row>_<norm>.json``, and 
 runs/adaptive/<row>-<norm>`` makes a page of it. Rows of docs/robustness.md meet 128 images; those
 that only stand beside a figure of the paper's tables meet as many as that does, 64 mostly. The
 last is a row at the budget of a longer one, which it is compared with.
+
+``--confirm`` is the suite's, 0 unless said otherwise: before it was there most rows were measured,
+and they are compared with one another. docs/robustness.md says what it is worth.
 """
 
 from __future__ import annotations
@@ -148,17 +151,18 @@ def budget_of(row: str, norm: str) -> dict[str, int]:
     return BUDGETS[norm].get(row, SMALL)
 
 
-def written(row: str, norm: str, budget: str | None = None) -> str:
+def written(row: str, norm: str, budget: str | None = None, confirm: int = 0) -> str:
     """What a row's result file is called after ``adaptive_``, at a budget of another's too."""
-    return f"{row}_{norm}" + (f"-at-{budget}" if budget else "")
+    confirmed = "-confirmed" if confirm else ""
+    return f"{row}_{norm}" + (f"-at-{budget}" if budget else "") + confirmed
 
 
 def configuration(
     row: str, norm: str, source: str, images: int, seed: int, float32: bool = False,
-    budget: str | None = None,
+    budget: str | None = None, confirm: int = 0,
 ) -> Config:  # fmt: skip
     """One row of the table, in one norm, at its own budget or at one of ``NAMED``."""
-    suite = {"suite": "adaptive", "restarts": 1, "keep_mb": 2000}
+    suite = {"suite": "adaptive", "restarts": 1, "keep_mb": 2000, "confirm": confirm}
     suite |= {"autocast": precision.autocast(float32)}
     suite |= NAMED[budget] if budget else budget_of(row, norm)
     return Config.model_validate(
@@ -181,6 +185,7 @@ def main() -> None:
         "--images", type=int, help="128, or 64 of a row that is compared with as many"
     )
     parser.add_argument("--budget", choices=NAMED, help="the row's own by default")
+    parser.add_argument("--confirm", type=int, default=0, help="as of the adaptive suite")
     parser.add_argument("--seed", type=int, default=0)
     precision.add_argument(parser)
     parser.add_argument("--workers", type=int, default=2)
@@ -193,8 +198,10 @@ def main() -> None:
             asked += AGAIN[norm]
         for row, budget in asked:
             images = args.images or (128 if row in OF_128 and not budget else 64)
-            config = configuration(row, norm, args.source, images, args.seed, args.float32, budget)
-            name = written(row, norm, budget)
+            config = configuration(
+                row, norm, args.source, images, args.seed, args.float32, budget, args.confirm
+            )
+            name = written(row, norm, budget, args.confirm)
             materials = config.materials()
             result = evaluate_plan(
                 config.plan(materials), materials, out=args.runs / name.replace("_", "-"),

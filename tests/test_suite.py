@@ -66,14 +66,14 @@ def dark(*means: float) -> tuple[Tensor, Tensor]:
 
 def run_stages(
     stages: dict[str, Any], pixels: tuple[Tensor, Tensor], *, batch: int = 32,
-    noise: float = 0.0, **options: Any,
+    noise: float = 0.0, confirm: int = 32, **options: Any,
 ) -> Result:  # fmt: skip
     parts = {f"s/{name}": attack for name, attack in stages.items()}
     parts["s"] = WorstCase(norm="linf", eps=0.9)
     materials = materials_of(
         {"d": Threshold(noise).eval()}, pixels, parts, Judging(purifications=2)
     )
-    chain = Chain(stages={"d": list(parts)}, untried={"d": {}})
+    chain = Chain(stages={"d": list(parts)}, untried={"d": {}}, confirm=confirm)
     materials = dataclasses.replace(materials, suites={"s": chain})
     return evaluate_plan(Plan.of(materials, batch=batch), materials, **options)
 
@@ -107,6 +107,11 @@ class TestStages:
         assert len(lucky) > 16
         assert len(result.rows("d", "s/all")) == 64
         assert result.cell("d", "s").accuracy.value == 0
+        without = run_stages(
+            {"some": Add(0.1675), "all": Add(0.4)}, dark(*[0.4] * 64), noise=0.1, confirm=0
+        )
+        assert len(without.rows("d", "s/all")) < 48
+        assert without.cell("d", "s").accuracy.value > 0.05
 
     def test_a_worse_result_than_before_is_not_carried_on(self) -> None:
         result = run_stages({"up": Add(0.2), "down": Add(-0.3)}, dark(0.1))

@@ -68,14 +68,14 @@ class Chain:
             and measurements, by what they are to the checks.
         probed: how many images are probed, the first ones.
         confirm: further purifications of an image that a stage's judged ones all got wrong: it
-            leaves the queue if these do too. Of a few alone many an image does by luck.
+            leaves the queue if these do too.
         untried: by defence, what could not be tried, and why.
     """
 
     stages: Mapping[str, Sequence[str]]
     probes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     probed: int = 32
-    confirm: int = 32
+    confirm: int = 0
     untried: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property

@@ -63,6 +63,9 @@ class Adaptive(Settings):
         eot: purifications that each of their steps is averaged over.
         restarts: random starts of the strongest PGD, at the end.
         queries: of Square and SPSA each, an image.
+        confirm: further purifications of an image that all judged ones of an attack got wrong,
+            before no later attack is tried on it: of 8 alone many are wrong by luck, and the figure
+            comes out too high.
         probed: images that the checklist's probes run on, the first ones of the run. Their white
             box has half the steps, of half the samples: it is run eight times over.
         autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: cheaper
@@ -83,6 +86,7 @@ class Adaptive(Settings):
     eot: int = 10
     restarts: int = 2
     queries: int = 1000
+    confirm: int = 32
     probed: int = 32
     autocast: str | None = None
     keep_mb: float = 0.0
@@ -93,7 +97,8 @@ class Adaptive(Settings):
         self._set("eps", check_positive("eps", _EPS[self.norm] if self.eps is None else self.eps))
         for name, least in {"steps": 2, "eot": 1, "restarts": 1, "queries": 20}.items():
             self._set(name, check_count(name, getattr(self, name), least=least))
-        self._set("probed", check_count("probed", self.probed, least=0))
+        for name in ("confirm", "probed"):
+            self._set(name, check_count(name, getattr(self, name), least=0))
         check_positive("keep_mb", self.keep_mb, zero=True)
 
     def member(self, model: nn.Module, x: Tensor) -> Member:
@@ -132,6 +137,7 @@ class Adaptive(Settings):
                 for defence, member in members.items()
             },
             probed=self.probed,
+            confirm=self.confirm,
             untried={defence: dict(member.untried) for defence, member in members.items()},
         )
         probes = dict(pair for member in members.values() for pair in member.probes.values())
