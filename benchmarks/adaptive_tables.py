@@ -113,6 +113,24 @@ def adaptive_budgets() -> str:
     )
 
 
+def adaptive_confirmed() -> str:
+    """What it takes that an image leaves the queue by more purifications than it is judged by."""
+    rows = []
+    for path in sorted(RESULTS.glob("adaptive_*-confirmed.json")):
+        export, before = (results(n) for n in (path.stem, path.stem.removesuffix("-confirmed")))
+        (row,) = export["suites"]["adaptive"]
+        suite, alone = (of["suites"]["adaptive"][row] for of in (export, before))
+        said = next(said for norm, said in NORMS.items() if f"_{norm}" in path.stem)
+        rows.append(
+            [ROWS[row], said, _budget(export), suite["accuracy"]["n"],
+             percent(alone["accuracy"]), percent(suite["accuracy"]), points(less(suite, alone))]
+        )  # fmt: skip
+    return markdown(
+        ["defence", "norm", "steps x samples", "images", "after 8, %", "after 8 and 32 more, %",
+         "points"], rows,
+    )  # fmt: skip
+
+
 def adaptive_found_by() -> str:
     """Which attacks took the images that the suite took."""
     rows = []
@@ -173,7 +191,7 @@ def frontier_presets() -> str:
 ADAPTIVE_TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
-        adaptive_linf, adaptive_l2, adaptive_pairs, adaptive_budgets, adaptive_found_by,
-        adaptive_failed, frontier_presets,
+        adaptive_linf, adaptive_l2, adaptive_pairs, adaptive_budgets, adaptive_confirmed,
+        adaptive_found_by, adaptive_failed, frontier_presets,
     )
 }  # fmt: skip

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from scoreopt_defense._checks import check_count
 from scoreopt_defense.gradients import Gradient
-from scoreopt_defense.noise import seeded
+from scoreopt_defense.noise import same_draws
 from scoreopt_defense.purifiers import OneShot, Purifier
 from scoreopt_defense.settings import Frozen
 
@@ -65,7 +65,6 @@ class DefendedModel(Frozen):
         self.classifier = classifier
         self.votes = check_count("votes", votes)
         self.training = classifier.training
-        self._classifier_varies: bool | None = None
 
     def forward(self, x: Tensor, *, seed: int | None = None, samples: int = 1) -> Tensor:
         """Logits, averaged over ``votes`` purifications.
@@ -73,29 +72,20 @@ class DefendedModel(Frozen):
         Args:
             x: images, shape ``(B, C, H, W)``, in [0, 1].
             seed: makes this call reproducible.
-            samples: average over so many times ``votes`` purifications; see :class:`EOT`. A
-                classifier that is random itself is called once for each of them.
+            samples: average over so many times ``votes`` purifications, each classified in a call
+                of its own; see :class:`EOT`. Of a deterministic purifier they are all alike.
 
         Returns:
             Shape ``(B, K)``.
         """
-        samples = self.votes * check_count("samples", samples)
-        purified = self.purifier(x, seed=seed, samples=samples)
-        if samples == 1:
-            return self._classify(purified)
-        if self._varies(purified):
-            return torch.stack([self._classify(one) for one in purified.split(len(x))]).mean(0)
-        return self._classify(purified).unflatten(0, (samples, len(x))).mean(0)
-
-    def _varies(self, x: Tensor) -> bool:
-        """Whether the classifier is random itself: then it may draw once for all of a call."""
-        if x.is_meta or not len(x) or torch.compiler.is_compiling():
-            return False
-        if any(module.training for module in self.classifier.modules()):
-            return False  # asking would update running statistics
-        if self._classifier_varies is None:
-            self._classifier_varies = answers_vary(self.classifier, x)
-        return self._classifier_varies
+        check_count("samples", samples)
+        fixed = self.purifier.deterministic  # whose votes are the same ones in every sample
+        repeats = self.votes if fixed else self.votes * samples
+        purified = self.purifier(x, seed=seed, samples=repeats)
+        each = purified.unflatten(0, (repeats, len(x)))
+        # a call for each: the classifier may be random itself, and draw once for all of a call
+        logits = [self._classify(one) for _ in range(samples if fixed else 1) for one in each]
+        return torch.stack(logits).mean(0) if len(logits) > 1 else logits[0]
 
     def _classify(self, x: Tensor) -> Tensor:
         size = self.purifier.chunk(x)
@@ -106,7 +96,10 @@ class DefendedModel(Frozen):
             return torch.cat([self._logits(chunk) for chunk in x.split(size)])
         # a checkpointed chunk keeps no activations, so that max_batch bounds memory here too
         return torch.cat(
-            [checkpoint(self._logits, chunk, use_reentrant=False) for chunk in x.split(size)]
+            [
+                checkpoint(self._logits, chunk, use_reentrant=False, context_fn=same_draws)
+                for chunk in x.split(size)
+            ]
         )
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -152,19 +145,6 @@ class DefendedModel(Frozen):
 
     def extra_repr(self) -> str:
         return f"votes={self.votes}"
-
-
-@torch.no_grad()
-def answers_vary(module: nn.Module, x: Tensor) -> bool:
-    """Whether a module answers one image in several ways; the global generators stay as they were.
-
-    It is asked four times: what draws one of a few sizes may come to the same one twice.
-    """
-    with seeded(0):
-        first, *others = (module.forward(x[:1]) for _ in range(4))  # past its hooks: no query
-        if not isinstance(first, Tensor):  # an error that is raised where it is used
-            return False
-        return not all(torch.equal(first, other) for other in others)
 
 
 class EOT(Frozen):

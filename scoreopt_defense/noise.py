@@ -18,7 +18,7 @@ import os
 import random
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "Stream", "derive", "seeded", "threefry"]
+__all__ = ["Noise", "Stream", "derive", "same_draws", "seeded", "threefry"]
 
 _ALL_IMAGES = 2**32 - 1  # stands in for an image's place where one value serves a whole batch
 _LEVEL, _EPS_1, _EPS_2 = 0, 1, 2  # what the numbers of a step are used for
@@ -229,6 +229,32 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(of_python)
             np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def same_draws() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Two contexts for ``torch.utils.checkpoint``: what is drawn in the first is in the second too.
+
+    From numpy's and Python's global generators, which it does not know.
+    """
+    states: list[Any] = []
+
+    @contextmanager
+    def forward() -> Iterator[None]:
+        states[:] = random.getstate(), np.random.get_state()  # noqa: NPY002
+        yield
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        now = random.getstate(), np.random.get_state()  # noqa: NPY002
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(now[0])
+            np.random.set_state(now[1])  # noqa: NPY002
+
+    return forward(), again()
 
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

@@ -13,7 +13,7 @@ from results_file import RESULTS, weights
 from tables import TABLES, refreshed
 
 from scoreopt_defense import pretrained
-from scoreopt_defense.evaluation.plan import described
+from scoreopt_defense.evaluation.identity import described
 from scoreopt_defense.presets import preset
 
 ROOT = Path(__file__).parent.parent

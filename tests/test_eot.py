@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +12,7 @@ from tolerances import adam_rounding, rounding
 from torch import nn
 from toys import bent, labels, mid_images, smooth_classifier
 
-from scoreopt_defense import EOT, DefendedModel, ScoreOpt
+from scoreopt_defense import EOT, BitDepth, DefendedModel, ScoreOpt
 
 torchattacks = pytest.importorskip("torchattacks")
 
@@ -72,13 +75,40 @@ def test_it_wraps_any_randomised_module_and_each_sample_is_a_draw_of_its_own(x):
 @pytest.mark.parametrize("how", ["samples", "votes"])
 def test_a_random_classifier_draws_for_each_sample(how, x):
     """One draw for all of a call would leave the mean of 64 as far from 0 as a single one is."""
-    purifier = defended(deterministic=True).purifier
+    purifier = BitDepth(bits=8)
     model = DefendedModel(Jitter().eval(), purifier, votes=64 if how == "votes" else 1)
     seen = model if how == "votes" else EOT(model, 64)
     still = purifier(x).flatten(1)[:, :5]
     torch.manual_seed(0)
     off = torch.stack([(seen(x) - still)[0, 0] for _ in range(8)])
     assert off.std() < 0.5  # 1 of a single draw, 1/8 of a mean of 64
+
+
+def test_samples_of_a_deterministic_purifier_are_the_one_that_it_is(x):
+    for votes in (1, 3):
+        model = defended(deterministic=True, votes=votes)
+        # means of up to fifteen of the same, of numbers below 8
+        tolerance = rounding(torch.float64, 15, 8)
+        torch.testing.assert_close(EOT(model, 5)(x), model(x), rtol=0, atol=tolerance)
+
+
+class Coin(nn.Module):
+    """One of two classifiers, whose gradients are each other's opposites."""
+
+    def forward(self, x):
+        side = random.choice([1.0, -1.0]) * np.random.choice([1.0, -1.0])  # noqa: NPY002
+        return side * x.flatten(1)[:, :5].exp()
+
+
+def test_a_chunk_is_recomputed_with_the_draws_of_its_forward_pass(x):
+    model = DefendedModel(Coin().eval(), defended(gradient="bpda", max_batch=2).purifier)
+    for _ in range(20):
+        leaf = x.clone().requires_grad_()
+        logits = model(leaf)
+        state = random.getstate()
+        (gradient,) = torch.autograd.grad(logits.sum(), leaf)
+        assert random.getstate() == state
+        assert torch.equal(gradient.flatten(1)[:, :5].sign(), logits.sign())
 
 
 def test_its_modes_do_not_reach_the_model():

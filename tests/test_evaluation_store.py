@@ -21,7 +21,8 @@ from scoreopt_defense import DefendedModel, OneShot
 from scoreopt_defense.denoisers import PreconditionedDenoiser
 from scoreopt_defense.evaluation import Judging, Result, Store, StoreError, evaluate
 from scoreopt_defense.evaluation.export import to_csv, to_json, to_parquet
-from scoreopt_defense.evaluation.plan import Plan, described, differences
+from scoreopt_defense.evaluation.identity import described
+from scoreopt_defense.evaluation.plan import Plan, differences
 
 SMALL = {"attacks": {"ascent": Ascent()}, "trials": 1, "defences": {"noisy": Noisy().eval()}}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -328,6 +329,23 @@ class TestAdaptive:
             (Noisy().eval(), "PGD+EOT", 8),
         ):
             assert Adaptive(eot=8).member(model, x).stages[f"{kind}, as-it-is"].eot == eot
+
+    @pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(()).item()])
+    @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+    def test_a_coin_is_found_whoever_tosses_it(self, draw: Any, share: float) -> None:
+        class Coin(Threshold):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x) * (1 if draw() < share else 2)
+
+        stages = Adaptive(eot=8).member(Coin().eval(), images()[0]).stages
+        assert stages["PGD+EOT, as-it-is"].eot == 8
+
+    def test_its_owner_may_say_that_a_model_is_random(self) -> None:
+        """What is random on attacked images alone is not found by asking."""
+        stages = Adaptive(eot=8, random=True).member(Threshold().eval(), images()[0]).stages
+        assert stages["PGD+EOT, as-it-is"].eot == 8
+        with pytest.raises(ValueError, match="random must be True or False"):
+            Adaptive(random="yes")
 
     def test_a_purifier_inside_another_module_is_refused(self) -> None:
         model = nn.Sequential(defences()["scoreopt"])

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import json
+import os
 import pickle
 import random
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +26,7 @@ from toys import bent, gaussian, mid_images, smooth_classifier
 from scoreopt_defense import DefendedModel, OneShot, ThirdParty
 from scoreopt_defense.evaluation import Judging, evaluate
 from scoreopt_defense.evaluation.config import load, purifier_of
-from scoreopt_defense.evaluation.plan import described
+from scoreopt_defense.evaluation.identity import described
 from scoreopt_defense.evaluation.suite import Adaptive
 from scoreopt_defense.noise import Noise, seeded
 
@@ -295,3 +301,76 @@ def test_a_runs_key_knows_the_functions_code():
         return described(DefendedModel(smooth_classifier(), ThirdParty(place["purify"])))
 
     assert written("x ** 2") == written("x ** 2") != written("x ** 3")
+
+
+class Shifts(nn.Module):
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def forward(self, x):
+        return x + self.by
+
+
+class Config:
+    def __init__(self, by):
+        self.by = by
+
+
+def shift(x, by=0.0):
+    return x + by
+
+
+def bound(by):
+    def shifted(x):
+        return x + by
+
+    return shifted
+
+
+def by_default(by):
+    def shifted(x, by=by):
+        return x + by
+
+    return shifted
+
+
+NUMBERED = {
+    "module": lambda by: ThirdParty(Shifts(by)),
+    "module inside": lambda by: ThirdParty(nn.Sequential(nn.Identity(), Shifts(by))),
+    "object": lambda by: ThirdParty(Shifts(Config(by))),
+    "array": lambda by: ThirdParty(Shifts(np.full(3, by))),
+    "tensor": lambda by: ThirdParty(Shifts(torch.full((3,), by))),
+    "set": lambda by: ThirdParty(Shifts({"a", "b", "c", str(by)})),
+    "partial": lambda by: ThirdParty(functools.partial(shift, by=by)),
+    "closure": lambda by: ThirdParty(bound(by)),
+    "default": lambda by: ThirdParty(by_default(by)),
+    "method": lambda by: ThirdParty(Shifts(by).forward),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERED)
+def test_a_runs_key_knows_the_numbers_that_it_computes_with(kind):
+    one, same, other = (
+        described(DefendedModel(smooth_classifier(), NUMBERED[kind](by))) for by in (0.1, 0.1, 0.2)
+    )
+    assert one == same == json.loads(json.dumps(one))
+    assert one != other
+    assert described(nn.Sequential(Shifts(0.1))) != described(nn.Sequential(Shifts(0.2)))
+
+
+def test_a_runs_key_is_the_same_in_another_process():
+    """Where objects have other addresses, and sets another order."""
+    script = (
+        "import json, test_third_party as t; from scoreopt_defense import DefendedModel; "
+        "print(json.dumps({kind: t.described(DefendedModel(t.smooth_classifier(), make(0.1))) "
+        "for kind, make in t.NUMBERED.items()}))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", script], check=True, capture_output=True,
+            text=True, cwd=Path(__file__).parent, env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(said) == 1

@@ -193,6 +193,8 @@ class BoundedAttack(Attack):
         self, model: nn.Module, x: Tensor, y: Tensor, *, start: Tensor | None = None
     ) -> Tensor:
         seen: nn.Module = EOT(shown(self.gradient, model), self.eot).eval()
+        if self.norm == "l2":
+            seen = _Stretched(seen)
         if self.autocast is not None:
             seen = _Autocast(seen, getattr(torch, self.autocast))
         if self.float32_only and x.dtype != torch.float32:
@@ -281,6 +283,30 @@ def strongest(model: nn.Module, found: Sequence[Tensor], y: Tensor) -> Tensor:
     with torch.no_grad():
         margins = torch.stack([margin(model(x), y) for x in found])
     return torch.stack(list(found))[margins.argmax(0), torch.arange(len(y), device=y.device)]
+
+
+class _Stretched(nn.Module):
+    """A model whose gradient's largest entry is 1, of each image: of it l2 takes the direction.
+
+    A very sure classifier's is shorter than the 1e-12 and more that libraries add to its length, or
+    its squares are 0 in float32: their steps would be short.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(_stretched)
+        return self.model(x)
+
+
+def _stretched(gradient: Tensor) -> Tensor:
+    largest = gradient.flatten(1).abs().amax(1).reshape(-1, 1, 1, 1)
+    return gradient / torch.where(largest > 0, largest, 1)
 
 
 class _Cast(nn.Module):

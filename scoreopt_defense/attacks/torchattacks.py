@@ -17,9 +17,6 @@ __all__ = ["APGD", "PGD", "SPSA", "AutoAttack", "Square"]
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
 _APGD_LOSSES = ("ce", "dlr")
-# of a gradient that is stretched to a step of l2: a very sure classifier's is shorter than the
-# library's 1e-10, and the squares of one below 1e-19 are 0 in float32
-_LEAST_LENGTH = 1e-20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +36,10 @@ class PGD(ProjectedGradientAttack):
     """
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        ball: dict[str, Any] = {"eps": self.eps, "alpha": self.step_size * self.eps}
-        ball |= {"steps": self.steps, "random_start": self.random_start}
-        if self.norm == "linf":
-            return _run(_library().PGD(model, **ball), x, y)
-        return _run(_library().PGDL2(model, **ball, eps_for_division=_LEAST_LENGTH), x, y)
+        kind = {"linf": _library().PGD, "l2": _library().PGDL2}[self.norm]
+        alpha, start = self.step_size * self.eps, self.random_start
+        attack = kind(model, eps=self.eps, alpha=alpha, steps=self.steps, random_start=start)
+        return _run(attack, x, y)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,9 +34,9 @@ def estimate(plan: Plan, materials: Materials) -> list[Estimate]:
     """Each cell on its first image, scaled up; and one whole unit, for what a batch saves.
 
     Calls are exact for attacks that spend the same on every image. Those of a suite's stages are an
-    upper bound: as if each met every image, where an image that is taken leaves the queue. A
-    suite's many attacks are run with one sample of EOT, in whose number they are linear. Times are
-    those of this machine, now.
+    upper bound: as if each met every image and left nothing of it, where an image that is taken
+    leaves the queue, and others are not asked of again. A suite's many attacks are run with one
+    sample of EOT, in whose number they are linear. Times are those of this machine, now.
     """
     parts = {part for chain in plan.chains.values() for part in chain.parts}
     samples = {name: getattr(materials.attacks[name], "eot", 1) for name in parts}
@@ -46,10 +46,11 @@ def estimate(plan: Plan, materials: Materials) -> list[Estimate]:
         defences=copy.deepcopy(dict(materials.defences)),
         attacks={**materials.attacks, **attacks},
     )
+    alone = replace(plan, suites={n: {**of, "confirm": 0} for n, of in plan.suites.items()})
     firsts = [unit for unit in plan.units() if unit.trial == 0 and unit.images[0] == 0]
-    execute(_of_one(firsts[0]), plan, materials)  # the first call of a network sets it up
-    single = [execute(_of_one(unit), plan, materials) for unit in firsts]
-    saving = _saving(plan, materials, single)
+    execute(_of_one(firsts[0]), alone, materials)  # the first call of a network sets it up
+    single = [execute(_of_one(unit), alone, materials) for unit in firsts]
+    saving = _saving(alone, materials, single)
     units: Counter[tuple[str, str]] = Counter()
     images: Counter[tuple[str, str]] = Counter()  # a suite's probes meet the first ones alone
     for unit in plan.units():
@@ -61,9 +62,10 @@ def estimate(plan: Plan, materials: Materials) -> list[Estimate]:
     def foretold(outcome: Outcome) -> Estimate:
         cell = defence, attack = outcome.unit.defence, outcome.unit.attack
         times, judged = samples.get(attack, 1), judging[defence]
+        again = plan.confirm(outcome.unit) / plan.judging["purifications"]
 
         def whole(one: float, of_judging: float) -> float:
-            return images[cell] * (times * one - (times - 1) * of_judging)
+            return images[cell] * (times * one + (again - (times - 1)) * of_judging)
 
         denoiser, classifier = (
             int(whole(outcome.calls.get(name, 0), judged.calls.get(name, 0)))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scoreopt_defense._checks import check_count
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.seeding import reseeded
-from scoreopt_defense.evaluation.threat import check_attacked, inside
+from scoreopt_defense.evaluation.threat import check_attacked, reaches
 from scoreopt_defense.noise import derive, seeded
 from scoreopt_defense.settings import Options, Settings
 
@@ -41,7 +41,7 @@ class Final:
         self, attack: Any, model: nn.Module, x: Tensor, y: Tensor, seed: int
     ) -> tuple[Tensor, Tensor | None]:
         with seeded(derive(seed, 0)):
-            attacked = attack.run(reseeded(model, derive(seed, 0)), x, y)
+            attacked = attack.run(reseeded(model, derive(seed, 0)), x.clone(), y)
         return check_attacked(attack, x, attacked), None
 
 
@@ -49,14 +49,13 @@ class Final:
 class AnyStep:
     """An image is broken if it is classified wrongly at any step, and a vote confirms it.
 
-    Watches what the attack itself sends to the model, so that it works for any library's attack;
-    the last image is a step too. Each row that is wrong and within the attack's threat model is
-    confirmed at once, the worst one of each image and call, until one is. Where an attack sends
-    nothing, as no attack at all does, its images have this one chance, and the vote alone decides:
-    no draw that comes out right by luck keeps them from it. A row belongs to the
-    clean image that it is nearest to (if equally near, the one at its place in the batch):
-    libraries send copies and parts of a batch in orders of their own. That is right wherever
-    :math:`\\|x - x'\\|_2^2 > 2 \\varepsilon \\|x - x'\\|_1` for any two clean images of a batch.
+    Watches what the attack itself sends to the model, so that it works for any library's attack.
+    Each row that is within an image's threat model and not of its class is confirmed at once, the
+    worst one of each image and call, until one is. Of an attack without a bound a row belongs to
+    the clean image that it is nearest to (if equally near, the one at its place in the batch):
+    libraries send copies and parts of a batch in orders of their own. The last image is a step too;
+    on it the vote alone decides, as it does where an attack sends nothing: no single draw that
+    comes out right by luck keeps it from that.
 
     What an attack does not send to the defended model (a transfer attack's queries of the bare
     classifier) is not seen.
@@ -81,11 +80,10 @@ class AnyStep:
         hook = watched.register_forward_hook(watch, with_kwargs=True)  # a twin inherits it
         try:
             with seeded(derive(seed, 0)):
-                attacked = check_attacked(attack, x, attack.run(watched, x, y))
-                with torch.no_grad():
-                    watch.last(watched, attacked)
+                attacked = check_attacked(attack, x, attack.run(watched, x.clone(), y))
         finally:
             hook.remove()
+        watch.last(attacked)
         broken = watch.broken.reshape(-1, 1, 1, 1)
         return torch.where(broken, watch.images, attacked), watch.broken
 
@@ -113,26 +111,18 @@ class _Watch:
         finally:
             self.busy = False
 
-    def last(self, watched: nn.Module, attacked: Tensor) -> None:
-        """Look at what the attack ended with."""
-        if self.calls:
-            watched(attacked)
-        else:
-            self.busy = True
-            self._confirm(attacked, torch.arange(len(attacked), device=attacked.device))
+    def last(self, attacked: Tensor) -> None:
+        """Vote on what the attack ended with."""
+        self.calls += 1
+        if len(images := (~self.broken).nonzero().flatten()):
+            self._confirm(attacked[images], images)
 
     def _look(self, queries: Tensor, logits: Tensor) -> None:
-        owners = _owners(queries, self.x)
-        lead = margins(logits, self.y[owners])
-        wrong = (logits.argmax(1) != self.y[owners]) & ~self.broken[owners]
-        wrong &= inside(self.attack, self.x[owners], queries)
-        rows = [
-            min(of_image, key=lambda row: lead[row].item())
-            for image in range(len(self.x))
-            if (of_image := (wrong & (owners == image)).nonzero().flatten().tolist())
-        ]
-        if rows:
-            self._confirm(queries[rows].to(self.x), owners[rows])
+        wrong = (logits.argmax(1)[:, None] != self.y) & ~self.broken
+        wrong &= reaches(self.attack, self.x, queries)
+        lead = (logits[:, self.y] - logits.amax(1, keepdim=True)).masked_fill(~wrong, float("inf"))
+        if len(images := wrong.any(0).nonzero().flatten()):
+            self._confirm(queries[lead[:, images].argmin(0)].to(self.x), images)
 
     def _confirm(self, found: Tensor, images: Tensor) -> None:
         logits = vote(
@@ -142,17 +132,6 @@ class _Watch:
         confirmed = logits.argmax(1) != self.y[images]
         self.broken[images[confirmed]] = True
         self.images[images[confirmed]] = found[confirmed].clamp(0, 1)
-
-
-def _owners(queries: Tensor, x: Tensor) -> Tensor:
-    """The index of the clean image that each query is nearest to."""
-    distances = torch.cdist(
-        queries.to(x).flatten(1), x.flatten(1), compute_mode="donot_use_mm_for_euclid_dist"
-    )
-    place = torch.arange(len(queries), device=x.device) % len(x)
-    lowest, nearest = distances.min(1)
-    at_place = distances.gather(1, place[:, None]).squeeze(1)
-    return torch.where(at_place <= lowest, place, nearest)
 
 
 @torch.no_grad()

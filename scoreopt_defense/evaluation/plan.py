@@ -5,23 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_count, check_labels, check_unit_images
-from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.denoisers import Denoiser
+from scoreopt_defense.evaluation.identity import as_json, described, digest
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.seeding import key_of
 from scoreopt_defense.noise import derive
 
-__all__ = ["CLEAN", "Chain", "Clean", "Materials", "Plan", "Unit", "described", "differences"]
+__all__ = ["CLEAN", "Chain", "Clean", "Materials", "Plan", "Unit", "differences"]
 
 CLEAN = "clean"
 
@@ -151,12 +148,12 @@ class Plan:
         return cls(
             defences={name: described(model) for name, model in materials.defences.items()},
             attacks={
-                name: {"kind": type(attack).__name__} | _as_json(attack.as_dict())
+                name: {"kind": type(attack).__name__} | as_json(attack.as_dict())
                 for name, attack in materials.attacks.items()
             },
-            images={"shape": list(materials.x.shape), "sha256": _digest(materials.x, materials.y)},
+            images={"shape": list(materials.x.shape), "sha256": digest(materials.x, materials.y)},
             judging=materials.judging.as_dict(),
-            suites={n: _as_json(dataclasses.asdict(c)) for n, c in materials.suites.items()},
+            suites={n: as_json(dataclasses.asdict(c)) for n, c in materials.suites.items()},
             **numbers,
         )
 
@@ -254,56 +251,3 @@ def differences(was: Any, is_now: Any, name: str = "") -> list[str]:
         in_order = list(was) == list(is_now)
         return lines or ([] if in_order else [f"{name}: the order was {list(was)}"])
     return [] if was == is_now else [f"{name} was {was!r} and is {is_now!r}"]
-
-
-def described(model: nn.Module) -> dict[str, Any]:
-    """A defence: its kind, its settings, and digests that tell its networks from others."""
-    if isinstance(model, DefendedModel):
-        purifier = model.purifier
-        return {
-            "purifier": {"name": type(purifier).__name__} | _as_json(purifier.settings.as_dict()),
-            "votes": model.votes,
-            "classifier": described(model.classifier),
-            **{name: described(network) for name, network in purifier.named_children()},
-        }
-    about = {
-        "module": type(model).__qualname__,
-        "outline": _digest(_without_places(repr(model))),
-        "training": any(part.training for part in model.modules()),
-        "weights": _digest(*(part for named in sorted(_weights(model)) for part in named)),
-    }
-    if isinstance(model, Denoiser):  # whose repr does not say all that it was given
-        about["given"] = {
-            name: _digest(value) if isinstance(value, Tensor) else _without_places(repr(value))
-            for name, value in vars(model).items()
-            if name[0] != "_" and name != "training"
-        }
-    return about
-
-
-def _without_places(text: str) -> str:
-    """Without the addresses of objects, which are others in another process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
-
-
-def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return list(dict(tensors).items())
-
-
-def _digest(*parts: Tensor | str) -> str:
-    """SHA-256 of tensors and names, types and shapes included."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            raw = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(raw.numpy().data)
-        else:
-            digest.update(part.encode())
-    return digest.hexdigest()
-
-
-def _as_json(value: Any) -> Any:
-    """What comes back when it is written and read: lists for tuples."""
-    return json.loads(json.dumps(value, allow_nan=False, default=repr))

@@ -293,7 +293,7 @@ class Result:
         table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         failed: Counter[tuple[str, str, str]] = Counter()
         for unit in self.failures:
-            failed[unit["attack"], unit["defence"], unit["error"]] += unit["images"]
+            failed[unit["attack"], unit["defence"], unit["error"]] += unit["tried"]
         said = [
             f"failed: {attack} on {defence}, {images} images: {error}"
             for (attack, defence, error), images in failed.items()

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import check_choice, check_count, check_positive
-from scoreopt_defense.defended import DefendedModel, answers_vary
+from scoreopt_defense._checks import check_choice, check_count, check_flag, check_positive
+from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.chain import WorstCase
 from scoreopt_defense.evaluation.plan import Chain
 from scoreopt_defense.evaluation.probes import Bare, Descent, Gradients, gradient_modes
 from scoreopt_defense.gradients import Exact, Smoothed
+from scoreopt_defense.noise import seeded
 from scoreopt_defense.purifiers import Purifier
 from scoreopt_defense.settings import Settings
 
@@ -60,7 +62,10 @@ class Adaptive(Settings):
         norm: ``"linf"`` or ``"l2"``.
         eps: radius, images being in [0, 1]; by default 8/255 and 0.5.
         steps: of PGD and AutoAttack.
-        eot: purifications that each of their steps is averaged over.
+        eot: purifications that each of their steps is averaged over; 1 is taken of a model that is
+            not random.
+        random: whether models are; if None, each is asked a few times about some clean images,
+            which does not find what is random on others alone.
         restarts: random starts of the strongest PGD, at the end.
         queries: of Square and SPSA each, an image.
         confirm: further purifications of an image that all judged ones of an attack got wrong,
@@ -84,6 +89,7 @@ class Adaptive(Settings):
     eps: float = None  # type: ignore[assignment]  # the norm's
     steps: int = 40  # fewer samples of more steps break more: docs/gradients.md
     eot: int = 10
+    random: bool | None = None
     restarts: int = 2
     queries: int = 1000
     confirm: int = 32
@@ -100,6 +106,8 @@ class Adaptive(Settings):
         for name in ("confirm", "probed"):
             self._set(name, check_count(name, getattr(self, name), least=0))
         check_positive("keep_mb", self.keep_mb, zero=True)
+        if self.random is not None:
+            check_flag("random", self.random)
 
     def member(self, model: nn.Module, x: Tensor) -> Member:
         """The suite for one defence; ``x`` are images that it may be asked about."""
@@ -113,7 +121,8 @@ class Adaptive(Settings):
         ours, modes = isinstance(model, DefendedModel), gradient_modes(model)
         settings = model.purifier.settings if isinstance(model, DefendedModel) else None
         steps = getattr(settings, "steps", 0)
-        budget = _Budget(self, modes, self.eot if _is_random(model, x) else 1)
+        is_random = _is_random(model, x) if self.random is None else self.random
+        budget = _Budget(self, modes, self.eot if is_random else 1)
         probes = budget.probes(ours) if self.probed else {}
         if probes and Descent.fits(model):
             probes["descent"] = "descent", Descent()
@@ -254,7 +263,16 @@ def _is_random(model: nn.Module, x: Tensor) -> bool:
     """Whether a model answers twice in two ways, be it by its purifier or its classifier."""
     if isinstance(model, DefendedModel):
         return not model.purifier.deterministic or _is_random(model.classifier, x)
-    return answers_vary(model, x.to(next(model.parameters(), x).device))
+    few = x[:8].to(next(model.parameters(), x).device)
+    return any(_answers_vary(model, few, seed) for seed in range(4))
+
+
+@torch.no_grad()
+def _answers_vary(model: nn.Module, x: Tensor, seed: int) -> bool:
+    """Whether it answers so in eight calls: what draws one of a few often comes to the same."""
+    with seeded(seed):  # the global generators stay as they were
+        first, *others = (model(x) for _ in range(8))
+    return not all(torch.equal(first, other) for other in others)
 
 
 def _untried(model: nn.Module, modes: tuple[str, ...]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_attacked", "inside"]
+__all__ = ["check_attacked", "inside", "reaches"]
 
 # as torchattacks, ART, NumPy and Foolbox spell them
 _NORMS = {
@@ -31,13 +31,52 @@ def inside(attack: Any, x: Tensor, queries: Tensor) -> Tensor:
     Returns:
         Booleans, shape ``(B,)``; false where a query is not finite.
     """
+    legal, bound = _legal(queries), _bound(attack)
+    if bound is None:
+        return legal
+    norm, most = bound
+    return legal & ((queries - x).flatten(1).norm(norm, dim=1) <= most)
+
+
+def reaches(attack: Any, x: Tensor, queries: Tensor) -> Tensor:
+    """Of which clean images each query may be returned: as :func:`inside`, of every pair.
+
+    Args:
+        attack: as there; without a bound, a query is of the clean image that it is nearest to, and
+            of the one at its place in the batch if that is as near.
+        x: clean images, shape ``(B, C, H, W)``, in [0, 1].
+        queries: shape ``(Q, C, H, W)``.
+
+    Returns:
+        Booleans, shape ``(Q, B)``.
+    """
+    bound = _bound(attack)
+    norm, most = (2.0, 0.0) if bound is None else bound
+    distances = torch.cdist(
+        queries.to(x).flatten(1), x.flatten(1), norm, compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    if bound is None:
+        place = torch.arange(len(queries), device=x.device) % len(x)
+        lowest, nearest = distances.min(1)
+        at_place = distances.gather(1, place[:, None]).squeeze(1)
+        owner = torch.where(at_place <= lowest, place, nearest)
+        near = owner[:, None] == torch.arange(len(x), device=x.device)
+    else:
+        near = distances <= most
+    return near & _legal(queries)[:, None]
+
+
+def _legal(queries: Tensor) -> Tensor:
     flat = queries.flatten(1)
-    legal = ((flat >= -_SLACK) & (flat <= 1 + _SLACK)).all(1)
+    return ((flat >= -_SLACK) & (flat <= 1 + _SLACK)).all(1)
+
+
+def _bound(attack: Any) -> tuple[float, float] | None:
+    """Its norm and radius, if an attack has one, with what rounding adds."""
     norm, eps = str(getattr(attack, "norm", None)).lower(), getattr(attack, "eps", None)
     if eps is None or norm not in _NORMS:
-        return legal
-    distance = (flat - x.flatten(1)).norm(_NORMS[norm], dim=1)
-    return legal & (distance <= eps + _SLACK * max(1.0, eps))
+        return None
+    return _NORMS[norm], eps + _SLACK * max(1.0, eps)
 
 
 def check_attacked(attack: Any, x: Tensor, attacked: Any) -> Tensor:

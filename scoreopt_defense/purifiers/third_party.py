@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import CodeType
 from typing import ClassVar
 
 import torch
@@ -166,18 +164,4 @@ class _Function(nn.Module):
         return self.function(x)
 
     def extra_repr(self) -> str:
-        """Name and digest of its code, which tell a run's key when another was written."""
-        name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
-        code = getattr(self.function, "__code__", None)
-        return name if code is None else f"{name}, code {_digest(code)}"
-
-
-def _digest(code: CodeType) -> str:
-    """Of what a function and those inside it do, wherever it stands."""
-    digest = hashlib.sha256(code.co_code + repr(code.co_names).encode())
-    for constant in code.co_consts:
-        if isinstance(constant, frozenset):
-            constant = sorted(map(repr, constant))  # in any order, in another process
-        said = _digest(constant) if isinstance(constant, CodeType) else repr(constant)
-        digest.update(said.encode())
-    return digest.hexdigest()[:16]
+        return getattr(self.function, "__qualname__", type(self.function).__qualname__)

@@ -11,7 +11,8 @@ from torch import nn
 from scoreopt_defense import data, pretrained, purifiers
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.config import Config, defence
-from scoreopt_defense.evaluation.plan import Plan, described
+from scoreopt_defense.evaluation.identity import described
+from scoreopt_defense.evaluation.plan import Plan
 
 __all__ = ["Reloaded", "reload"]
 
