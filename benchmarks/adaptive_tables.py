@@ -122,7 +122,7 @@ def adaptive_confirmed() -> str:
         suite, alone = (of["suites"]["adaptive"][row] for of in (export, before))
         said = next(said for norm, said in NORMS.items() if f"_{norm}" in path.stem)
         rows.append(
-            [ROWS[row], said, _budget(export), suite["accuracy"]["n"],
+            [ROWS[row], said, _budget(export), str(suite["accuracy"]["n"]),
              percent(alone["accuracy"]), percent(suite["accuracy"]), points(less(suite, alone))]
         )  # fmt: skip
     return markdown(

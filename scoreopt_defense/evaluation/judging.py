@@ -113,7 +113,7 @@ class _Watch:
 
     def last(self, attacked: Tensor) -> None:
         """Vote on what the attack ended with."""
-        self.calls += 1
+        self.calls = 0  # no query's: they count from 1
         if len(images := (~self.broken).nonzero().flatten()):
             self._confirm(attacked[images], images)
 
