@@ -134,13 +134,14 @@ BUDGETS: dict[str, dict[str, dict[str, int]]] = {  # by norm; SMALL for the rows
         **dict.fromkeys(("scoreopt-n-10-steps", "scoreopt-n-10-steps-high"), SMALLEST),
     },
 }
-# rows at the budgets of longer ones, which they are compared with
-AGAIN: dict[str, list[tuple[str, str]]] = {
+# rows at the budgets of longer ones, which they are compared with, and with ``confirm``
+AGAIN: dict[str, list[tuple[str, str | None, int]]] = {
     "linf": [
-        *(("diffpure", budget) for budget in ("small", "smallest", "least")),
-        ("scoreopt-n", "small"),
-        *((row, "smallest") for row in ("scoreopt-n", "scoreopt-o", "scoreopt-o-sr")),
-        *((row, "least") for row in ("scoreopt-o", "scoreopt-o-sr")),
+        *(("diffpure", budget, 0) for budget in ("small", "smallest", "least")),
+        ("scoreopt-n", "small", 0),
+        *((row, "smallest", 0) for row in ("scoreopt-n", "scoreopt-o", "scoreopt-o-sr")),
+        *((row, "least", 0) for row in ("scoreopt-o", "scoreopt-o-sr")),
+        *((row, "smallest", 32) for row in ("scoreopt-n", "scoreopt-o")),
     ],
     "l2": [],
 }
@@ -193,15 +194,16 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     for norm in [args.norm] if args.norm else THREATS:
-        asked = [(row, args.budget) for row in ([args.row] if args.row else STANDING[norm])]
-        if not (args.row or args.budget):
+        rows = [args.row] if args.row else STANDING[norm]
+        asked = [(row, args.budget, args.confirm) for row in rows]
+        if not (args.row or args.budget or args.confirm):
             asked += AGAIN[norm]
-        for row, budget in asked:
+        for row, budget, confirm in asked:
             images = args.images or (128 if row in OF_128 and not budget else 64)
             config = configuration(
-                row, norm, args.source, images, args.seed, args.float32, budget, args.confirm
+                row, norm, args.source, images, args.seed, args.float32, budget, confirm
             )
-            name = written(row, norm, budget, args.confirm)
+            name = written(row, norm, budget, confirm)
             materials = config.materials()
             result = evaluate_plan(
                 config.plan(materials), materials, out=args.runs / name.replace("_", "-"),

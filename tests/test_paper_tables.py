@@ -295,9 +295,9 @@ def test_without_a_row_the_adaptive_benchmark_makes_each_file_that_a_document_re
         for norm in STANDING
         for path in results_file.RESULTS.glob(f"adaptive_*_{norm}.json")
     }
-    again = {f"adaptive_{written(row, norm, at)}" for norm in AGAIN for row, at in AGAIN[norm]}
+    again = {f"adaptive_{written(row, norm, *how)}" for norm in AGAIN for row, *how in AGAIN[norm]}
     assert asked | files.keys() <= made.keys()
-    assert {path.stem for path in results_file.RESULTS.glob("adaptive_*-at-*")} <= again
+    assert {path.stem for path in results_file.RESULTS.glob("adaptive_*_l*-*")} <= again
     for name, found in files.items():
         assert found["plan"]["images"]["shape"][0] == (128 if made[name] in OF_128 else 64)
 
