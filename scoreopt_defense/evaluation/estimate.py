@@ -34,8 +34,8 @@ def estimate(plan: Plan, materials: Materials) -> list[Estimate]:
     """Each cell on its first image, scaled up; and one whole unit, for what a batch saves.
 
     Calls are exact for attacks that spend the same on every image. Those of a suite's stages are an
-    upper bound: as if each met every image and left nothing of it, where an image that is taken
-    leaves the queue, and others are not asked of again. A suite's many attacks are run with one
+    upper bound: as if each met every image, where an image that is taken leaves the queue, which
+    saves far more than the purifications that confirm it. A suite's many attacks are run with one
     sample of EOT, in whose number they are linear. Times are those of this machine, now.
     """
     parts = {part for chain in plan.chains.values() for part in chain.parts}
@@ -62,10 +62,9 @@ def estimate(plan: Plan, materials: Materials) -> list[Estimate]:
     def foretold(outcome: Outcome) -> Estimate:
         cell = defence, attack = outcome.unit.defence, outcome.unit.attack
         times, judged = samples.get(attack, 1), judging[defence]
-        again = plan.confirm(outcome.unit) / plan.judging["purifications"]
 
         def whole(one: float, of_judging: float) -> float:
-            return images[cell] * (times * one + (again - (times - 1)) * of_judging)
+            return images[cell] * (times * one - (times - 1) * of_judging)
 
         denoiser, classifier = (
             int(whole(outcome.calls.get(name, 0), judged.calls.get(name, 0)))
