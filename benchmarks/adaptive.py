@@ -142,6 +142,7 @@ AGAIN: dict[str, list[tuple[str, str | None, int]]] = {
         *((row, "smallest", 0) for row in ("scoreopt-n", "scoreopt-o", "scoreopt-o-sr")),
         *((row, "least", 0) for row in ("scoreopt-o", "scoreopt-o-sr")),
         *((row, "smallest", 32) for row in ("scoreopt-n", "scoreopt-o")),
+        ("scoreopt-o", None, 32),
     ],
     "l2": [],
 }

@@ -84,20 +84,25 @@ class DefendedModel(Frozen):
         purified = self.purifier(x, seed=seed, samples=repeats)
         each = purified.unflatten(0, (repeats, len(x)))
         # a call for each: the classifier may be random itself, and draw once for all of a call
-        logits = [self._classify(one) for _ in range(samples if fixed else 1) for one in each]
+        logits = [
+            self._classify(one, repeats) for _ in range(samples if fixed else 1) for one in each
+        ]
         return torch.stack(logits).mean(0) if len(logits) > 1 else logits[0]
 
-    def _classify(self, x: Tensor) -> Tensor:
+    def _classify(self, x: Tensor, samples: int) -> Tensor:
+        """Logits of one sample of so many, whose graphs are all kept till the backward pass."""
         size = self.purifier.chunk(x)
-        if len(x) <= size:
+        if self.purifier.settings.max_batch is None or samples * len(x) <= size:
             return self._logits(x)
         if any(module.training for module in self.classifier.modules()):
             # a second pass would update running statistics again, and draw other dropout
             return torch.cat([self._logits(chunk) for chunk in x.split(size)])
+        # which a compiler does not take
+        draws: Any = {} if torch.compiler.is_compiling() else {"context_fn": same_draws}
         # a checkpointed chunk keeps no activations, so that max_batch bounds memory here too
         return torch.cat(
             [
-                checkpoint(self._logits, chunk, use_reentrant=False, context_fn=same_draws)
+                checkpoint(self._logits, chunk, use_reentrant=False, **draws)
                 for chunk in x.split(size)
             ]
         )

@@ -237,24 +237,29 @@ def same_draws() -> tuple[AbstractContextManager[None], AbstractContextManager[N
     From numpy's and Python's global generators, which it does not know.
     """
     states: list[Any] = []
+    return _Draws(states, again=False), _Draws(states, again=True)
 
-    @contextmanager
-    def forward() -> Iterator[None]:
-        states[:] = random.getstate(), np.random.get_state()  # noqa: NPY002
-        yield
 
-    @contextmanager
-    def again() -> Iterator[None]:
-        now = random.getstate(), np.random.get_state()  # noqa: NPY002
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(now[0])
-            np.random.set_state(now[1])  # noqa: NPY002
+class _Draws:
+    """Remembers the generators' states, or sets them for a while; can be entered often."""
 
-    return forward(), again()
+    def __init__(self, states: list[Any], *, again: bool) -> None:
+        self.states, self.again = states, again
+
+    def __enter__(self) -> None:
+        self.now = random.getstate(), np.random.get_state()  # noqa: NPY002
+        if self.again:
+            self._set(*self.states)
+        else:
+            self.states[:] = self.now
+
+    def __exit__(self, *_: object) -> None:
+        if self.again:
+            self._set(*self.now)
+
+    def _set(self, of_python: Any, of_numpy: Any) -> None:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

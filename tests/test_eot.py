@@ -109,6 +109,10 @@ def test_a_chunk_is_recomputed_with_the_draws_of_its_forward_pass(x):
         (gradient,) = torch.autograd.grad(logits.sum(), leaf)
         assert random.getstate() == state
         assert torch.equal(gradient.flatten(1)[:, :5].sign(), logits.sign())
+    logits, found = model(leaf), []
+    for _ in range(3):  # as attacks that ask for a class at a time
+        found.append(torch.autograd.grad(logits.sum(), leaf, retain_graph=True)[0])
+    assert torch.equal(found[0], found[2])
 
 
 def test_its_modes_do_not_reach_the_model():

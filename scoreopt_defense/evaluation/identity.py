@@ -18,8 +18,8 @@ from scoreopt_defense.defended import DefendedModel
 
 __all__ = ["as_json", "described", "digest"]
 
-_PLACE = r" at 0x[0-9a-f]+"  # of an object in memory, another one in another process
-_CODE = ("forward", "purify")
+_PLACE = r" at 0x[0-9A-Fa-f]+"  # of an object in memory, another one in another process
+_CODE = ("forward", "purify", "denoise")
 _DEEPEST = 4  # of objects in objects
 
 

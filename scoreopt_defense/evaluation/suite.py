@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -264,7 +265,8 @@ def _is_random(model: nn.Module, x: Tensor) -> bool:
     if isinstance(model, DefendedModel):
         return not model.purifier.deterministic or _is_random(model.classifier, x)
     few = x[:8].to(next(model.parameters(), x).device)
-    return any(_answers_vary(model, few, seed) for seed in range(4))
+    twin = copy.deepcopy(model)  # whose statistics and counters stay as they were
+    return any(_answers_vary(twin, few, seed) for seed in range(4))
 
 
 @torch.no_grad()
