@@ -97,9 +97,9 @@ class DefendedModel(Frozen):
         if any(module.training for module in self.classifier.modules()):
             # a second pass would update running statistics again, and draw other dropout
             return torch.cat([self._logits(chunk) for chunk in x.split(size)])
-        # which a compiler does not take
+        # a checkpointed chunk keeps no activations, so that max_batch bounds memory here too; a
+        # compiler takes no context that sets generators
         draws: Any = {} if torch.compiler.is_compiling() else {"context_fn": same_draws}
-        # a checkpointed chunk keeps no activations, so that max_batch bounds memory here too
         return torch.cat(
             [
                 checkpoint(self._logits, chunk, use_reentrant=False, **draws)
@@ -153,7 +153,7 @@ class DefendedModel(Frozen):
 
 
 class EOT(Frozen):
-    """Mean logits over ``samples`` random evaluations, a defended model's in one vectorised pass.
+    """Mean logits over ``samples`` random evaluations, a defended model's purified in one pass.
 
     Attack this module instead of the model and any attack of any library becomes an EOT attack,
     which differentiates the loss of the mean logits.

@@ -219,7 +219,7 @@ def derive(seed: int, *place: int) -> int:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Start torch's, numpy's and Python's global generators at ``seed``; put them back after."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    before = _states()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002
@@ -227,8 +227,7 @@ def seeded(seed: int) -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(of_python)
-            np.random.set_state(of_numpy)  # noqa: NPY002
+            _set_states(before)
 
 
 def same_draws() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -247,19 +246,26 @@ class _Draws:
         self.states, self.again = states, again
 
     def __enter__(self) -> None:
-        self.now = random.getstate(), np.random.get_state()  # noqa: NPY002
+        self.now = _states()
         if self.again:
-            self._set(*self.states)
+            _set_states(self.states)
         else:
             self.states[:] = self.now
 
     def __exit__(self, *_: object) -> None:
         if self.again:
-            self._set(*self.now)
+            _set_states(self.now)
 
-    def _set(self, of_python: Any, of_numpy: Any) -> None:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)  # noqa: NPY002
+
+def _states() -> tuple[Any, Any]:
+    """Of Python's and numpy's global generators."""
+    return random.getstate(), np.random.get_state()  # noqa: NPY002
+
+
+def _set_states(states: Sequence[Any]) -> None:
+    of_python, of_numpy = states
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

@@ -86,8 +86,8 @@ def carried(x: np.ndarray, stages: Iterable[tuple[list[dict[str, Any]], np.ndarr
     least: list[tuple[float, float]] = [(2.0, 0.0)] * len(x)  # nothing found yet
     for rows, found in stages:
         for row in rows:
-            place = row["place"]
-            standing[place] &= harm(row)[0] > 0
-            if harm(row) < least[place]:
-                least[place], images[place] = harm(row), found[place]
+            place, left = row["place"], harm(row)
+            standing[place] &= left[0] > 0
+            if left < least[place]:
+                least[place], images[place] = left, found[place]
     return Carried(images, standing)

@@ -116,19 +116,20 @@ class _Checks:
 
     def no_weaker(self, name: str, pairs: list[tuple[str, str]]) -> Check:
         """No pair's second attack leaves more than its first, beyond chance."""
+        left = {part: self.shares(part) for pair in pairs for part in pair}
         found, most = {}, 0
         for weak, strong in pairs:
-            strong_left, weak_left = aligned(self.shares(strong), self.shares(weak))
+            strong_left, weak_left = aligned(left[strong], left[weak])
             most = max(most, len(weak_left))
             if 0.5 ** len(weak_left) <= _CHANCE:  # of fewer images chance explains any difference
                 found[weak, strong] = chance_of_more(strong_left, weak_left)
         if not found and most:
             return Check(name, None, f"of {most} images no difference could fail it")
-        absent = dict.fromkeys(part for pair in pairs for part in pair if not self.shares(part))
+        absent = [part for part, shares in left.items() if not shares]
         if not found:
             return Check(name, None, f"there is no figure of {' or '.join(absent)}")
         (weak, strong), chance = min(found.items(), key=lambda item: item[1])
-        worst = difference(self.shares(strong), self.shares(weak), confidence=_CONFIDENCE)
+        worst = difference(left[strong], left[weak], confidence=_CONFIDENCE)
         failed = [part for part in absent if self.result.rows(self.defence, self.name(part))]
         return Check(
             name,

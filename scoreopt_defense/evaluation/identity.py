@@ -37,14 +37,19 @@ def described(model: nn.Module) -> dict[str, Any]:
             "classifier": described(model.classifier),
             **{name: described(network) for name, network in purifier.named_children()},
         }
-    inside = [(path, _given(part)) for path, part in model.named_modules() if path]
+    return _network(model)
+
+
+def _network(model: nn.Module, depth: int = 0) -> dict[str, Any]:
+    inside = [(path, _given(part, depth)) for path, part in model.named_modules() if path]
+    weights = dict([*model.named_parameters(), *model.named_buffers()])
     return {
         "module": type(model).__qualname__,
-        "outline": digest(_outline(model)),
-        "given": _given(model),
+        "outline": digest(_without_places(repr(model))),
+        "given": _given(model, depth),
         "inside": digest(repr(inside)),
         "training": any(part.training for part in model.modules()),
-        "weights": _digest_of_weights(model),
+        "weights": digest(*(part for named in sorted(weights.items()) for part in named)),
     }
 
 
@@ -73,8 +78,7 @@ def _said(value: Any, depth: int = 0) -> str:
         return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
     if depth < _DEEPEST:
         if isinstance(value, nn.Module):
-            inside = [(path, _given(part, depth + 1)) for path, part in value.named_modules()]
-            return f"{_outline(value)}, given {inside}, weights {_digest_of_weights(value)}"
+            return str(_network(value, depth + 1))
         if isinstance(value, functools.partial):
             return f"{within(value.func)} of {within(value.args)} {within(value.keywords)}"
         if isinstance(value, FunctionType):
@@ -113,15 +117,6 @@ def _digest_of_code(code: CodeType) -> str:
 def _without_places(text: str) -> str:
     """Without the addresses of objects, which are others in another process."""
     return re.sub(_PLACE, "", text)
-
-
-def _outline(model: nn.Module) -> str:
-    return _without_places(repr(model))
-
-
-def _digest_of_weights(model: nn.Module) -> str:
-    weights = dict([*model.named_parameters(), *model.named_buffers()])
-    return digest(*(part for named in sorted(weights.items()) for part in named))
 
 
 def digest(*parts: Tensor | str) -> str:

@@ -113,21 +113,21 @@ class _Watch:
 
     def last(self, attacked: Tensor) -> None:
         """Vote on what the attack ended with."""
-        self.calls = 0  # no query's: they count from 1
         if len(images := (~self.broken).nonzero().flatten()):
-            self._confirm(attacked[images], images)
+            self._confirm(attacked[images], images, call=0)  # those of the attack count from 1
 
     def _look(self, queries: Tensor, logits: Tensor) -> None:
         wrong = (logits.argmax(1)[:, None] != self.y) & ~self.broken
         wrong &= reaches(self.attack, self.x, queries)
         lead = (logits[:, self.y] - logits.amax(1, keepdim=True)).masked_fill(~wrong, float("inf"))
         if len(images := wrong.any(0).nonzero().flatten()):
-            self._confirm(queries[lead[:, images].argmin(0)].to(self.x), images)
+            found = queries[lead[:, images].argmin(0)].to(self.x)
+            self._confirm(found, images, call=self.calls)
 
-    def _confirm(self, found: Tensor, images: Tensor) -> None:
+    def _confirm(self, found: Tensor, images: Tensor, *, call: int) -> None:
         logits = vote(
             self.model, found, times=self.confirm, rows=len(self.x),
-            seed=derive(self.seed, self.calls),
+            seed=derive(self.seed, call),
         )  # fmt: skip
         confirmed = logits.argmax(1) != self.y[images]
         self.broken[images[confirmed]] = True

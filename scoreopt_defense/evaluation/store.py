@@ -232,9 +232,10 @@ class Store:
             "USING (defence, attack, trial) WHERE image - place = first "
             f"{'' if unit is None else f'AND unit = {unit.index}'} ORDER BY unit, image"
         )
-        for _, of_unit in itertools.groupby(rows, key=lambda row: row.pop("unit")):
+        for _, group in itertools.groupby(rows, key=lambda row: row.pop("unit")):
+            of_unit = list(group)
+            found = json.loads(of_unit[0]["measured"] or "{}")
             for i, row in enumerate(of_unit):
-                found = json.loads(row["measured"] or "{}")
                 lists = {n: row[n] and json.loads(row[n]) for n in ("predicted", "margin")}
                 yield row | lists | {"measured": {n: values[i] for n, values in found.items()}}
 
