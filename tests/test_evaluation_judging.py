@@ -57,8 +57,39 @@ class Path(Toy):
         return x + self.offsets[-1]
 
 
+class Fine(nn.Module):
+    """Class 1 where the mean is above 0.5, which bfloat16 cannot tell of one slightly above."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = nn.Linear(4, 1, bias=False)
+        nn.init.constant_(self.sum.weight, 0.25)
+
+    def forward(self, x):
+        level = self.sum(x.flatten(1)).float() - 0.5
+        return torch.cat([-level, level], 1)
+
+
 X, Y = flat(0.45, 0.1, 0.9), torch.tensor([0, 0, 1])
 PASSING = Path(offsets=(0.08, 0.0))  # over the line, and back
+
+
+def test_what_is_asked_within_an_attacks_autocast_is_answered_in_full_precision():
+    """0.5003 is 0.5 in bfloat16, whose spacing there is 2**-8."""
+
+    @dataclass(frozen=True)
+    class InHalf(Toy):
+        def run(self, model, x, y):
+            with torch.autocast("cpu", torch.bfloat16):
+                seen.append(model(x).argmax(1).item())
+            return x
+
+    model, x, y, seen = Fine(), flat(0.5003), torch.tensor([1]), []
+    _, broken = AnyStep(confirm=3).run(InHalf(), model, x, y, seed=0)
+    assert seen == [0], "the attack's own precision takes the image for another"
+    assert not broken, "but the defence does not"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert judge(model, x, y, purifications=2, seed=0).predicted.tolist() == [[1, 1]]
 
 
 @pytest.mark.parametrize("order", ["plain", "reversed", "interleaved"])

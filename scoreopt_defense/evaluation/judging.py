@@ -7,6 +7,8 @@ lucky draw looks better than it is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -145,7 +147,7 @@ def vote(model: nn.Module, x: Tensor, *, times: int, rows: int, seed: int) -> Te
     total, left = torch.zeros(()), times
     # A module that is not ours may share its noise within a call: there, a call a repetition.
     at_once = max(1, rows // len(x)) if isinstance(model, DefendedModel) else 1
-    with seeded(seed):
+    with _as_deployed(x, seed):
         while left:
             samples = min(at_once, left)
             logits = model(x, samples=samples) if samples > 1 else model(x)
@@ -180,12 +182,19 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, *, purifications: int, seed: i
         ValueError: if the logits are not finite.
     """
     model = reseeded(model, seed)
-    with seeded(seed):
+    with _as_deployed(x, seed):
         logits = torch.stack([_finite(model(x)) for _ in range(purifications)], dim=1)
     return Verdict(
         logits.argmax(2).cpu(),
         torch.stack([margins(of_draw, y) for of_draw in logits.unbind(1)], dim=1).cpu(),
     )
+
+
+@contextmanager
+def _as_deployed(x: Tensor, seed: int) -> Iterator[None]:
+    """In the defence's own precision, wherever it is asked, such as within an attack's autocast."""
+    with seeded(seed), torch.autocast(x.device.type, enabled=False):
+        yield
 
 
 def margins(logits: Tensor, y: Tensor) -> Tensor:
