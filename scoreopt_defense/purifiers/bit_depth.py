@@ -1,15 +1,13 @@
-"""Fewer bits a pixel, by ART."""
+"""Fewer bits a pixel."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from scoreopt_defense._checks import check_count
-from scoreopt_defense._optional import optional
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.purifiers.base import PurifierSettings
@@ -36,15 +34,12 @@ class BitDepth(WithoutNetwork):
 
     .. math:: \hat x = \frac{\mathrm{round}(x (2^b - 1))}{2^b - 1}, \qquad x \in [0, 1]
 
-    No randomness: votes and seeds change nothing. On the CPU.
+    No randomness: votes and seeds change nothing.
 
     Args:
         bits: b, 1 to 16.
         gradient, deterministic, max_batch, autocast, channels_last, seed: as in
             :class:`~scoreopt_defense.purifiers.base.PurifierSettings`; the gradient is ``"bpda"``.
-
-    Raises:
-        ImportError: from a call, if ART is missing.
 
     Reference:
         Xu et al., "Feature squeezing", NDSS 2018; ART's ``FeatureSqueezing``.
@@ -56,7 +51,5 @@ class BitDepth(WithoutNetwork):
     settings: BitDepthSettings
 
     def purify(self, x_a: Tensor, noise: Noise, run: Runner = as_it_is) -> Tensor:
-        art = optional("art.defences.preprocessor", extra="art")
-        squeeze = art.FeatureSqueezing((-1, 1), self.settings.bits)
-        squeezed, _ = squeeze(x_a.detach().cpu().numpy())
-        return torch.from_numpy(squeezed).to(x_a)
+        highest = 2**self.settings.bits - 1
+        return 2 * ((x_a.detach() + 1) / 2 * highest).round() / highest - 1

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from scoreopt_defense._checks import check_choice, check_count, check_sigma
-from scoreopt_defense._optional import optional
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
 
-__all__ = ["DiffPure", "DiffPureSettings", "diffpure", "vp_sde"]
+__all__ = ["DiffPure", "DiffPureSettings", "ddim", "ddpm", "diffpure", "vp_sde"]
 
-#: azula's classes by the names used here.
-SAMPLERS = {"ddpm": "DDPMSampler", "ddim": "DDIMSampler"}
+SAMPLERS = ("ddpm", "ddim")
 _BETA_MIN, _BETA_MAX = 0.1, 20.0  # Song et al., ICLR 2021, appendix C
 
 #: One step of the reverse process: ``(x_t, t, s, noise, m, j) -> x_s``.
@@ -41,6 +36,32 @@ def diffpure(x: Tensor, reverse: Reverse, noise: Noise, times: list[Tensor], m: 
     for j, (t, s) in enumerate(pairwise(times)):
         x_t = reverse(x_t, t, s, noise, m, j)
     return x_t
+
+
+def ddpm(x_t: Tensor, denoised: Tensor, t: Tensor, s: Tensor, eps: Tensor) -> Tensor:
+    r"""An ancestral step from time t to s, of the denoised image and new noise.
+
+    .. math:: x_s = \alpha_s D + \frac{\sigma_s}{\sigma_t} \sqrt{1 - \tau}\, (x_t - \alpha_t D)
+              + \sigma_s \sqrt{\tau}\, \epsilon, \qquad
+              \tau = 1 - \Big(\frac{\alpha_t \sigma_s}{\alpha_s \sigma_t}\Big)^2
+
+    Reference:
+        Ho et al., "Denoising diffusion probabilistic models", NeurIPS 2020.
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = vp_sde(t), vp_sde(s)
+    tau = 1 - (alpha_t / alpha_s * sigma_s / sigma_t) ** 2
+    kept = sigma_s * (1 - tau).sqrt() / sigma_t * (x_t - alpha_t * denoised)
+    return alpha_s * denoised + kept + sigma_s * tau.sqrt() * eps
+
+
+def ddim(x_t: Tensor, denoised: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    r"""The deterministic step from time t to s: :func:`ddpm` with :math:`\tau = 0`.
+
+    Reference:
+        Song et al., "Denoising diffusion implicit models", ICLR 2021.
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = vp_sde(t), vp_sde(s)
+    return alpha_s * denoised + sigma_s / sigma_t * (x_t - alpha_t * denoised)
 
 
 def vp_sde(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +104,7 @@ class DiffPure(Purifier):
     .. math:: x_{t^*} = \alpha_{t^*} x_a + \sigma_{t^*} \epsilon, \qquad
               x_s \sim q(x_s \mid x_t), \quad t^* = t_0 > t_1 > \dots > t_n = 0
 
-    The steps are azula's, one call of the denoiser each; nothing is clamped between them. Times are
+    A step is one call of the denoiser; nothing is clamped between them. Times are
     evenly spaced on the variance-preserving SDE; where the last step would start below the lowest
     noise level that the denoiser is valid for, it starts at that, and the others are evenly spaced
     above. One step is one-shot denoising.
@@ -98,9 +119,6 @@ class DiffPure(Purifier):
             deterministic but for the first noise.
         gradient, deterministic, max_batch, autocast, channels_last, seed: as in
             :class:`~scoreopt_defense.purifiers.base.PurifierSettings`.
-
-    Raises:
-        ImportError: from a call, if azula is missing.
 
     Example:
         >>> import torch
@@ -130,39 +148,10 @@ class DiffPure(Purifier):
         return [first, *between, torch.zeros_like(first)]
 
     def reverse(self, x_t: Tensor, t: Tensor, s: Tensor, noise: Noise, m: int, j: int) -> Tensor:
-        """azula's step from time t to s, the j-th of round m."""
+        """The step from time t to s, the j-th of round m."""
         alpha, sigma = vp_sde(t)
         level = (sigma / alpha).clamp(*self.denoiser.sigma_range)  # its ends, but for rounding
         denoised = self.denoiser(x_t / alpha, level)
-        name = self.settings.sampler
-        sampler = getattr(optional("azula.sample", extra="azula"), SAMPLERS[name])(_Known(denoised))
-        draw = partial(noise.eps_2, m, j) if name == "ddpm" else torch.zeros_like
-        with _Drawn(draw):
-            return sampler.step(x_t, t, s)
-
-
-class _Known:
-    """A denoised image as azula's samplers ask for it."""
-
-    schedule = staticmethod(vp_sde)
-
-    def __init__(self, denoised: Tensor) -> None:
-        self.posterior = SimpleNamespace(mean=denoised)
-
-    def __call__(self, x_t: Tensor, t: Tensor) -> Any:
-        return self.posterior
-
-
-class _Drawn(TorchFunctionMode):
-    """Who asks torch for normal noise inside is given ours."""
-
-    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.draw = draw
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch.randn_like:
-            return self.draw(*args)
-        return func(*args, **(kwargs or {}))
+        if self.settings.sampler == "ddim":
+            return ddim(x_t, denoised, t, s)
+        return ddpm(x_t, denoised, t, s, noise.eps_2(m, j, x_t))

@@ -43,7 +43,7 @@ class GDMP(DiffPure):
     scale that grows with the noise, as the authors guide by the mean squared error. Each step draws
     its own :math:`\epsilon'`; each round starts at the image that the one before it ended with, and
     is guided by the attacked one. The authors clamp the denoised image of each step to [-1, 1];
-    azula's steps, which these are, do not.
+    these steps do not.
 
     Args:
         denoiser: the prior.
@@ -53,9 +53,6 @@ class GDMP(DiffPure):
             for CIFAR-10, as it works on an image in a batch of theirs.
         gradient, deterministic, max_batch, autocast, channels_last, seed: as in
             :class:`~scoreopt_defense.purifiers.base.PurifierSettings`.
-
-    Raises:
-        ImportError: from a call, if azula is missing.
 
     Example:
         >>> import torch
