@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from scoreopt_defense import __version__, cli
+from scoreopt_defense import _release, cli
 from scoreopt_defense._optional import optional
 
 optional("typer", extra="evaluate")
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"scoreopt {__version__}")
+        print(f"scoreopt {_release.described()}")
         raise typer.Exit
 
 
