@@ -197,12 +197,6 @@ class TestErrors:
         with pytest.raises(ValueError, match="must share one size"):
             data.image_folder(root)
 
-    def test_grey_among_coloured(self, folder):
-        root, _ = folder
-        Image.fromarray(pictures(1, channels=1)[0]).save(root / "ant" / "grey.png")
-        with pytest.raises(ValueError, match="must share one size"):
-            data.image_folder(root)
-
     @pytest.mark.parametrize("n", [0, -1, 7])
     def test_a_subset_of_impossible_size(self, folder, n):
         with pytest.raises(
