@@ -60,8 +60,10 @@ def purify_files(
         raise ValueError(
             f"no images in {source}: expected files of {sorted(IMAGE_SUFFIXES)}{found}"
         )
-    if len(set(files.values())) < len(files):
-        raise ValueError(f"two images of {source} differ only in how their names end")
+    one_of = {target: file for file, target in files.items()}
+    for file, path in files.items():
+        if one_of[path] != file:
+            raise ValueError(f"{file} and {one_of[path].name} would both be written to {path}")
     if clash := sorted(str(file) for file in files.values() if file in files):
         raise ValueError(f"{clash[0]} would be overwritten: choose another output")
     return _purify_each(purifier, files, source, skipped, seed)
