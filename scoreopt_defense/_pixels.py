@@ -127,6 +127,6 @@ def _opaque(image: Any, name: str) -> Any:
     lowest, _ = image.getchannel("A").getextrema()
     if lowest < 255:
         raise UnreadableImageError(
-            f"{name} must be opaque, and has pixels of alpha {lowest} of 255: put it on a background"
+            f"{name} must be opaque, and has pixels of alpha {lowest} of 255: give it a background"
         )
     return image.convert("RGB")

@@ -115,12 +115,12 @@ def evaluate(
         raise typer.Exit(130) from None
     with result.store:
         cli.say(f"{result}\n\nRobust accuracy in per cent with its 95 % interval, of {plan.count} "
-              f"images. The record is {folder / 'run.sqlite'}.")  # fmt: skip
+                f"images. The record is {folder / 'run.sqlite'}.")  # fmt: skip
         for summary in summaries(result).values():
             cli.say(f"\n{summary}")
         if failed := len(result.failures):
             cli.say(f"\n{failed} units failed: mend the cause, and call this again with "
-                  "--retry-failed.")  # fmt: skip
+                    "--retry-failed.")  # fmt: skip
 
 
 def _cores() -> int:
@@ -151,11 +151,11 @@ def _foretell(plan: Any, materials: Any, workers: int) -> None:
     _print_table(lines)
     total = sum(cell.seconds for cell in cells)
     cli.say(f"\n{plan.count} images, {plan.trials} trials, batches of {plan.batch}, seed "
-          f"{plan.seed}. {'At most' if plan.suites else 'About'} {duration(total / workers)} "
-          f"with {workers} worker(s).")  # fmt: skip
+            f"{plan.seed}. {'At most' if plan.suites else 'About'} {duration(total / workers)} "
+            f"with {workers} worker(s).")  # fmt: skip
     if plan.suites:
         cli.say(f"Stages of {', '.join(plan.suites)} are counted as if no image left the queue: an "
-              "upper bound.")  # fmt: skip
+                "upper bound.")  # fmt: skip
 
 
 @app.command()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -169,7 +169,7 @@ def image_folder(
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder at {root}")
-    return _from_files(walk(root, _refuse), *[lambda name: root / name] * 2, path, split, n, seed)
+    return _from_files(walk(root, _refuse), lambda name: root / name, path, split, n, seed)
 
 
 def image_zip(
@@ -187,14 +187,12 @@ def image_zip(
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise ValueError(f"{name} in {path} is a link; a zip must hold what it links to")
 
-        def whole(name: str) -> BytesIO:  # which has a checksum
+        def opened(name: str) -> BytesIO:
             if members[name].file_size > _LARGEST:
                 raise ValueError(f"it has {members[name].file_size:,} bytes")
-            return BytesIO(archive.read(members[name]))
+            return BytesIO(archive.read(members[name]))  # the whole, which has a checksum
 
-        return _from_files(
-            members, lambda name: archive.open(members[name]), whole, path, split, n, seed
-        )
+        return _from_files(members, opened, path, split, n, seed)
 
 
 def _refuse(problem: str) -> None:
@@ -203,23 +201,23 @@ def _refuse(problem: str) -> None:
 
 def _from_files(
     names: Iterable[str],
-    head: Callable[[str], Any],
-    whole: Callable[[str], Any],
+    opened: Callable[[str], Path | BytesIO],
     source: str | Path,
     split: str | None,
     n: int | None,
     seed: int,
 ) -> Images:
-    """Images by their paths below ``source``; ``head`` and ``whole`` open one."""
+    """Images by their paths below ``source``; ``opened`` gives the file of one."""
     classes, files = layout(names, split=split, source=source)
     drawn = [files[i] for i in _subset(len(files), n, seed)]
+    named = [(partial(opened, name), str(Path(source, name))) for name, _ in drawn]
     first: dict[tuple[int, int], str] = {}  # of each size
-    for name, _ in drawn:
-        first.setdefault(size_of(partial(head, name), str(Path(source, name))), name)
+    for file, name in named:
+        first.setdefault(size_of(file, name), name)
     if len(first) > 1:
         some = ", ".join(f"{w} x {h} ({name})" for (h, w), name in list(first.items())[:5])
         raise ValueError(f"the images in {source} must share one size, got {some}")
-    arrays = [read_pixels(partial(whole, name), str(Path(source, name))) for name, _ in drawn]
+    arrays = [read_pixels(file, name) for file, name in named]
     if any(array.ndim == 3 for array in arrays):
         arrays = [as_colours(array) for array in arrays]
     stacked = np.stack(arrays)

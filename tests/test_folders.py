@@ -211,7 +211,7 @@ def test_a_link_in_a_zip_is_refused_by_name(tmp_path):
         link = zipfile.ZipInfo("cow")
         link.external_attr = 0o120777 << 16
         file.writestr(link, "ant")
-    with pytest.raises(ValueError, match="cow in .* is a link"):
+    with pytest.raises(ValueError, match=r"cow in .* is a link"):
         data.image_zip(archive)
 
 

@@ -261,7 +261,9 @@ def test_sixteen_bits_are_scaled_by_their_range_and_not_by_what_is_used(dtype, t
     assert found.tolist() == [round(level / 257) for level in levels[0].tolist()]
 
 
-@pytest.mark.parametrize(("highest", "dark"), [(0, False), (255, True), (4095, True), (4096, False)])
+@pytest.mark.parametrize(
+    ("highest", "dark"), [(0, False), (255, True), (4095, True), (4096, False)]
+)
 def test_sixteen_bits_of_a_low_range_are_said(highest, dark, tmp_path):
     content = encoded(np.array([[0, highest]], dtype=np.uint16))
     with warnings.catch_warnings(record=True) as said:
@@ -287,7 +289,7 @@ def test_sizes_are_compared_before_anything_is_decoded(tmp_path, monkeypatch):
     (tmp_path / "a" / "9.png").write_bytes(encoded(RGB[:4]))
     decoded: list[str] = []
     monkeypatch.setattr("scoreopt_defense.data.read_pixels", lambda _, name: decoded.append(name))
-    said = r"must share one size, got 8 x 6 \(a/0\.png\), 8 x 4 \(a/9\.png\)"
+    said = r"must share one size, got 8 x 6 \(.*/a/0\.png\), 8 x 4 \(.*/a/9\.png\)"
     with pytest.raises(ValueError, match=said):
         data.image_folder(tmp_path)
     assert not decoded

@@ -227,8 +227,8 @@ class _StateDict:
                 self.of(child, self.name(prefix, key) + ".", depth + 1)
         return self.found
 
-    def entries_of(self, value: Any, *, kind: type = dict) -> Any:
-        if type(value) is not kind:
+    def entries_of(self, value: Any, *, kind: type[dict] | type[set] = dict) -> Any:
+        if not isinstance(value, kind):
             raise RefusedError(f"a {type(value).__name__} in place of a module's {kind.__name__}")
         self.entries -= 1 + len(value)
         if self.entries < 0:
