@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from scoreopt_defense._pixels import IMAGE_SUFFIXES
+from scoreopt_defense._pixels import IMAGE_SUFFIXES, is_image_name
 
 __all__ = ["Layout", "layout", "walk"]
 
@@ -23,7 +23,7 @@ _TOOLS = {
 }
 _EXPECTED = (
     "expected class/image files, or split/class/image where splits are folders called train, test "
-    f"or val; images end in {sorted(IMAGE_SUFFIXES)}"
+    f"or val; images end in {IMAGE_SUFFIXES}"
 )
 
 
@@ -64,7 +64,7 @@ def layout(
     Raises:
         ValueError: naming what is neither: images outside of classes, folders of other files.
     """
-    entries = [entry for path in paths if (entry := _entry(path)) is not None]
+    entries = list(_entries(paths))
     images = sorted((entry for entry in entries if entry.is_image), key=lambda entry: entry.path)
     if not images:
         raise ValueError(f"no images in {source}: {_EXPECTED}")
@@ -96,7 +96,7 @@ def walk(root: Path, problem: Callable[[str], None]) -> Iterator[str]:
         problem: is told of each folder that can't be read, link to nothing, and link to a folder
             that it lies in; such a one is left out.
     """
-    to_do = [(root, "", {os.path.realpath(root)})]
+    to_do = [(str(root), "", {os.path.realpath(root)})]
     while to_do:
         folder, prefix, above = to_do.pop()
         try:
@@ -105,7 +105,7 @@ def walk(root: Path, problem: Callable[[str], None]) -> Iterator[str]:
             problem(f"{folder} cannot be read: {error.strerror}")
             continue
         for entry in found:
-            place, path = Path(entry.path), prefix + entry.name
+            place, path = entry.path, prefix + entry.name
             if _is_of_tools(entry.name):
                 continue
             if entry.is_symlink() and not os.path.exists(place):
@@ -119,12 +119,17 @@ def walk(root: Path, problem: Callable[[str], None]) -> Iterator[str]:
                 to_do.append((place, f"{path}/", above | {real}))
 
 
-def _entry(path: str) -> _Entry | None:
-    *folders, name = path.split("/")
-    parts = tuple(part for part in folders if part not in ("", "."))
-    if any(map(_is_of_tools, (*parts, name))):
-        return None
-    return _Entry(parts, name, path, os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
+def _entries(paths: Iterable[str]) -> Iterator[_Entry]:
+    """Without what tools leave."""
+    seen: dict[str, tuple[str, ...] | None] = {}  # ImageNet has a million files in a thousand
+    for path in paths:
+        above, _, name = path.rpartition("/")
+        if above not in seen:
+            parts = tuple(part for part in above.split("/") if part not in ("", "."))
+            seen[above] = None if any(map(_is_of_tools, parts)) else parts
+        folders = seen[above]
+        if folders is not None and not _is_of_tools(name):
+            yield _Entry(folders, name, path, is_image_name(name))
 
 
 def _is_of_tools(name: str) -> bool:

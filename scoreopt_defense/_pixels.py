@@ -7,6 +7,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,9 +15,16 @@ import numpy as np
 
 from scoreopt_defense._optional import optional
 
-__all__ = ["IMAGE_SUFFIXES", "UnreadableImageError", "as_colours", "read_pixels", "size_of"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "UnreadableImageError",
+    "as_colours",
+    "is_image_name",
+    "read_pixels",
+    "size_of",
+]
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 
 # What a file may be, whatever its name says. Pillow knows more, and runs a program for one (EPS).
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
@@ -25,6 +33,11 @@ _SIDEWAYS = (5, 6, 7, 8)  # orientations of EXIF that exchange height and width
 
 #: Gives a path, or a stream of what is in a file.
 File = Callable[[], Path | IO[bytes]]
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name says that it is an image, in letters of either case."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 class UnreadableImageError(ValueError):
@@ -39,32 +52,43 @@ def size_of(file: File, name: str) -> tuple[int, int]:
     """
     with _opened(file, name) as image:
         width, height = image.size
-        # PNG's own getexif decodes the pixels
-        sideways = _orientation(optional("PIL.Image", extra="data").Image.getexif, image)
+        getexif = optional("PIL.Image", extra="data").Image.getexif  # PNG's own decodes the pixels
+        turned = _orientation(partial(getexif, image))
         image.verify()
-    return (width, height) if sideways in _SIDEWAYS else (height, width)
+    return (width, height) if turned in _SIDEWAYS else (height, width)
 
 
 def read_pixels(file: File, name: str) -> np.ndarray:
     """uint8 pixels, shape (H, W) or (H, W, 3), turned as EXIF says.
 
-    Sixteen bits are scaled by 65535. Palettes and CMYK become RGB; an alpha channel is left out
-    where it is opaque throughout.
+    Sixteen bits are scaled by 65535, with a warning where that leaves the image nearly black.
+    Palettes and CMYK become RGB; an alpha channel is left out where it is opaque throughout.
 
     Raises:
         UnreadableImageError: naming the file, if it is damaged, partly transparent, or its pixels
             have neither 8 nor 16 bits.
     """
     with _opened(file, name) as image:
+        is_wide = any(";16" in str(tile[3]) for tile in image.tile)  # until it is loaded
         image.load()
-        if _orientation(type(image).getexif, image) != 1:
+        if _orientation(image.getexif) != 1:
             image = optional("PIL.ImageOps", extra="data").exif_transpose(image)
         if image.mode[0] in "IF":  # Pillow's own conversion clips these at 255
-            return _from_16_bits(image, name)
-        grey = image.mode in ("1", "L", "LA")
-        if "transparency" in image.info or image.mode[-1] in "Aa":
-            image = _opaque(image, name)
-        return np.asarray(image.convert("L" if grey else "RGB"))
+            pixels = _from_16_bits(image, name)
+        else:
+            grey = image.mode in ("1", "L", "LA")
+            if "transparency" in image.info or image.mode[-1] in "Aa":
+                image = _opaque(image, name)
+            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+        if (
+            is_wide or image.mode[0] == "I"
+        ) and pixels.max() <= 16:  # as 12 bits in the place of 16 give
+            warnings.warn(
+                f"{name} has 16 bits, of 65535 levels, and is nearly black: {pixels.max()} of 255 "
+                "at most. If it uses but 8, 10 or 12 bits, store it with 8",
+                stacklevel=2,
+            )
+        return pixels
 
 
 def as_colours(pixels: np.ndarray) -> np.ndarray:
@@ -97,9 +121,9 @@ def _opened(file: File, name: str) -> Iterator[Any]:
         raise UnreadableImageError(f"{name} cannot be read: {said}") from error
 
 
-def _orientation(getexif: Any, image: Any) -> int:
+def _orientation(getexif: Callable[[], Any]) -> int:
     try:
-        return getexif(image).get(0x0112, 1)
+        return getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF says nothing of the pixels
         return 1
 
@@ -113,12 +137,6 @@ def _from_16_bits(image: Any, name: str) -> np.ndarray:
         )
     if "transparency" in image.info:
         raise UnreadableImageError(f"{name} must have no transparent pixels, and has 16-bit ones")
-    if 0 < levels.max() < 4096:
-        warnings.warn(
-            f"{name} is nearly black: of 65535 levels it uses {levels.max()}. If those are 8, 10 "
-            "or 12 bits, store it with 8",
-            stacklevel=2,
-        )
     return ((levels.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
 
 

@@ -211,18 +211,25 @@ def _from_files(
     classes, files = layout(names, split=split, source=source)
     drawn = [files[i] for i in _subset(len(files), n, seed)]
     named = [(partial(opened, name), str(Path(source, name))) for name, _ in drawn]
-    first: dict[tuple[int, int], str] = {}  # of each size
-    for file, name in named:
-        first.setdefault(size_of(file, name), name)
-    if len(first) > 1:
-        some = ", ".join(f"{w} x {h} ({name})" for (h, w), name in list(first.items())[:5])
-        raise ValueError(f"the images in {source} must share one size, got {some}")
+    _check_one_size((size_of(file, name) for file, name in named), drawn, source)
     arrays = [read_pixels(file, name) for file, name in named]
+    _check_one_size((array.shape for array in arrays), drawn, source)  # a PNG may be turned late
     if any(array.ndim == 3 for array in arrays):
         arrays = [as_colours(array) for array in arrays]
     stacked = np.stack(arrays)
     pixels = stacked if stacked.ndim == 4 else stacked[..., None]
     return _as_images(pixels, np.array([label for _, label in drawn]), classes, str(source))
+
+
+def _check_one_size(
+    shapes: Iterable[tuple[int, ...]], files: list[tuple[str, int]], source: str | Path
+) -> None:
+    first: dict[tuple[int, ...], str] = {}  # of each size
+    for shape, (name, _) in zip(shapes, files, strict=True):
+        first.setdefault(shape[:2], name)
+    if len(first) > 1:
+        some = ", ".join(f"{w} x {h} ({name})" for (h, w), name in list(first.items())[:5])
+        raise ValueError(f"the images in {source} must share one size, got {some}")
 
 
 def _subset(total: int, n: int | None, seed: int) -> np.ndarray:

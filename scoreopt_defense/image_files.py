@@ -12,7 +12,7 @@ import torch
 from scoreopt_defense._checks import check_unit_images
 from scoreopt_defense._folders import walk
 from scoreopt_defense._optional import optional
-from scoreopt_defense._pixels import IMAGE_SUFFIXES, as_colours, read_pixels, size_of
+from scoreopt_defense._pixels import IMAGE_SUFFIXES, as_colours, is_image_name, read_pixels, size_of
 from scoreopt_defense.evaluation.seeding import key_of
 from scoreopt_defense.noise import derive
 from scoreopt_defense.purifiers import Purifier
@@ -53,13 +53,11 @@ def purify_files(
         files = {
             source / name: (target / name).with_suffix(".png")
             for name in sorted(walk(source, skipped.append))
-            if name[-1] != "/" and Path(name).suffix.lower() in IMAGE_SUFFIXES
+            if is_image_name(name)
         }
     if not files:
         found = "".join(f"\n{said}" for said in skipped)
-        raise ValueError(
-            f"no images in {source}: expected files of {sorted(IMAGE_SUFFIXES)}{found}"
-        )
+        raise ValueError(f"no images in {source}: expected files of {IMAGE_SUFFIXES}{found}")
     one_of = {target: file for file, target in files.items()}
     for file, path in files.items():
         if one_of[path] != file:
