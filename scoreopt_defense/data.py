@@ -122,19 +122,28 @@ def cifar10_c(
         raise ValueError(f"no corruption {corruption!r} in {root}; it has {known}")
     if severity not in range(1, 6):
         raise ValueError(f"severity must be 1 to 5, got {severity!r}")
-    pixels = np.load(Path(root) / f"{corruption}.npy", mmap_mode="r", allow_pickle=False)
-    labels = np.load(Path(root) / "labels.npy", allow_pickle=False)
+    pixels = _array(Path(root) / f"{corruption}.npy")
+    labels = _array(Path(root) / "labels.npy")
     per_severity, rest = divmod(len(pixels), 5)
     if rest or len(labels) not in (per_severity, len(pixels)):
         raise ValueError(
             f"{corruption}.npy must hold 5 severities of as many images as labels.npy has labels, "
             f"got {len(pixels)} images and {len(labels)} labels"
         )
+    if labels.dtype.kind not in "iu" or not set(np.unique(labels)) <= set(range(10)):
+        raise ValueError(f"labels.npy in {root} must hold classes from 0 to 9")
     keep = _subset(per_severity, n, seed)
     first = (severity - 1) * per_severity
     return _as_images(
         pixels[first + keep], labels[:per_severity][keep], _CIFAR10_CLASSES, f"{corruption}.npy"
     )
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError) as error:
+        raise ValueError(f"{path} is no array, or a damaged one: {error}") from error
 
 
 def hold_out(images: Images, n: int, *, seed: int = 0) -> tuple[Images, Images]:
@@ -154,7 +163,7 @@ def hold_out(images: Images, n: int, *, seed: int = 0) -> tuple[Images, Images]:
 def image_folder(
     path: str | Path, *, split: str | None = None, n: int | None = None, seed: int = 0
 ) -> Images:
-    """A folder of ``class/image`` files, as ImageNet is kept; classes in sorted order.
+    """A folder of ``class/image`` files, as ImageNet is kept; classes sorted by name, as text.
 
     Classes are the first level of folders; what lies deeper is of its class. ``split`` chooses
     among folders ``train`` and ``test`` (or ``val``) above them, if there are any; the classes are

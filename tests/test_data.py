@@ -361,6 +361,30 @@ def test_arrays_that_divided_by_255_are_no_images_are_refused(pixels, got, tmp_p
         data.cifar10_c(tmp_path, "fog")
 
 
+@pytest.mark.parametrize("name", ["fog.npy", "labels.npy"])
+@pytest.mark.parametrize("kind", ["empty", "text", "truncated", "pickle"])
+def test_a_damaged_array_is_named_and_no_pickle_is_read(kind, name, tmp_path):
+    np.save(tmp_path / "fog.npy", np.zeros((40, 8, 8, 3), dtype=np.uint8))
+    np.save(tmp_path / "labels.npy", np.zeros(8, dtype=int))
+    path = tmp_path / name
+    if kind == "pickle":
+        np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    else:
+        path.write_bytes(
+            {"empty": b"", "text": b"no array", "truncated": path.read_bytes()[:-9]}[kind]
+        )
+    with pytest.raises(ValueError, match=rf"{name} is no array, or a damaged one"):
+        data.cifar10_c(tmp_path, "fog")
+
+
+@pytest.mark.parametrize("labels", [np.full(8, 0.5), np.full(8, 10), np.full(8, -1)])
+def test_labels_of_other_classes_are_refused(labels, tmp_path):
+    np.save(tmp_path / "fog.npy", np.zeros((40, 8, 8, 3), dtype=np.uint8))
+    np.save(tmp_path / "labels.npy", labels)
+    with pytest.raises(ValueError, match=r"labels\.npy in .* must hold classes from 0 to 9"):
+        data.cifar10_c(tmp_path, "fog")
+
+
 def test_cifar10_c_errors(tmp_path):
     np.save(tmp_path / "fog.npy", np.zeros((40, 32, 32, 3), dtype=np.uint8))
     np.save(tmp_path / "labels.npy", np.zeros(8, dtype=int))
