@@ -149,7 +149,7 @@ def check_positive(name: str, value: object, *, zero: bool = False) -> float:
     return number
 
 
-def check_file(path: str | Path, *, most: int) -> int:
+def check_file(path: str | Path, *, most: float = math.inf) -> int:
     """The size of a regular file: devices and pipes may have no end.
 
     Args:

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from scoreopt_defense._checks import printable
 from scoreopt_defense._optional import optional
 
 __all__ = [
@@ -69,8 +70,8 @@ def read_pixels(file: File, name: str) -> np.ndarray:
             have neither 8 nor 16 bits.
     """
     with _opened(file, name) as image:
-        is_wide = any(";16" in str(tile[3]) for tile in image.tile)  # until it is loaded
-        image.load()
+        wide = image.mode[0] == "I" or any(";16" in str(tile[3]) for tile in image.tile)
+        image.load()  # which leaves no tiles
         if _orientation(image.getexif) != 1:
             image = optional("PIL.ImageOps", extra="data").exif_transpose(image)
         if image.mode[0] in "IF":  # Pillow's own conversion clips these at 255
@@ -80,12 +81,10 @@ def read_pixels(file: File, name: str) -> np.ndarray:
             if "transparency" in image.info or image.mode[-1] in "Aa":
                 image = _opaque(image, name)
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
-        if (
-            is_wide or image.mode[0] == "I"
-        ) and pixels.max() <= 16:  # as 12 bits in the place of 16 give
+        if wide and pixels.max() <= 16:  # as 12 bits in the place of 16 give
             warnings.warn(
-                f"{name} has 16 bits, of 65535 levels, and is nearly black: {pixels.max()} of 255 "
-                "at most. If it uses but 8, 10 or 12 bits, store it with 8",
+                f"{printable(name)} has 16 bits, of 65535 levels, and is nearly black: "
+                f"{pixels.max()} of 255 at most. If it uses but 8, 10 or 12 bits, store it with 8",
                 stacklevel=2,
             )
         return pixels

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoreopt_defense._checks import check_file
 from scoreopt_defense._folders import layout, walk
 from scoreopt_defense._optional import optional
 from scoreopt_defense._pixels import as_colours, read_pixels, size_of
@@ -140,6 +141,7 @@ def cifar10_c(
 
 
 def _array(path: Path) -> np.ndarray:
+    check_file(path)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, SyntaxError) as error:
@@ -186,9 +188,10 @@ def image_zip(
 ) -> Images:
     """As :func:`image_folder`, from a zip. Nothing is unpacked to disk."""
     optional("PIL.Image", extra="data")
+    check_file(path)
     try:
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise ValueError(f"{path} is not a readable zip file: {error}") from error
     with archive:
         members = {info.filename.replace("\\", "/"): info for info in archive.infolist()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -186,10 +188,26 @@ class TestErrors:
         with pytest.raises(ValueError, match=f"no images in .*{name}: expected class/image files"):
             data.load(path)
 
-    def test_no_zip(self, tmp_path):
-        (tmp_path / "broken.zip").write_bytes(b"PK but not for long")
+    @pytest.mark.parametrize("kind", ["text", "version", "name"])
+    def test_no_zip(self, kind, tmp_path):
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("é", "")
+        content = bytearray(stream.getvalue())
+        entry = content.index(b"PK\x01\x02")
+        content[entry + 6] = 99 if kind == "version" else content[entry + 6]
+        content[entry + 46] = 0xFF if kind == "name" else content[entry + 46]
+        (tmp_path / "broken.zip").write_bytes(b"PK but not" if kind == "text" else content)
         with pytest.raises(ValueError, match=r"broken.zip is not a readable zip file"):
             data.load(tmp_path / "broken.zip")
+
+    def test_a_pipe_is_not_waited_for(self, tmp_path):
+        for name in ("a.zip", "fog.npy", "labels.npy"):
+            os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match=r"a\.zip is no regular file"):
+            data.image_zip(tmp_path / "a.zip")
+        with pytest.raises(ValueError, match=r"fog\.npy is no regular file"):
+            data.cifar10_c(tmp_path, "fog")
 
     def test_different_sizes(self, folder):
         root, _ = folder
