@@ -81,13 +81,13 @@ def read_pixels(file: File, name: str) -> np.ndarray:
             if "transparency" in image.info or image.mode[-1] in "Aa":
                 image = _opaque(image, name)
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
-        if wide and pixels.max() <= 16:  # as 12 bits in the place of 16 give
-            warnings.warn(
-                f"{printable(name)} has 16 bits, of 65535 levels, and is nearly black: "
-                f"{pixels.max()} of 255 at most. If it uses but 8, 10 or 12 bits, store it with 8",
-                stacklevel=2,
-            )
-        return pixels
+    if wide and pixels.max() <= 16:  # as 12 bits in the place of 16 give
+        warnings.warn(
+            f"{printable(name)} has 16 bits, of 65535 levels, and is nearly black: "
+            f"{pixels.max()} of 255 at most. If it uses but 8, 10 or 12 bits, store it with 8",
+            stacklevel=2,
+        )
+    return pixels
 
 
 def as_colours(pixels: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, cli, pretrained
 from scoreopt_defense.evaluation import Result, Stopped, Store
 from scoreopt_defense.evaluation.config import ConfigError, _attack, _suite, load, purifier_of
 from scoreopt_defense.evaluation.plan import Plan
+from scoreopt_defense.evaluation.progress import Lines
 from scoreopt_defense.evaluation.report.reload import reload
 from scoreopt_defense.evaluation.sources import classifier
 from scoreopt_defense.objectives import MSE
@@ -111,6 +112,11 @@ def test_commands_to_a_terminal_in_a_key_are_escaped(written, capsys):
     error = capsys.readouterr().err
     assert "\x1b" not in error
     assert r"judging.\x1b]0;a" in error
+
+
+def test_commands_to_a_terminal_in_a_name_are_escaped_as_a_run_goes_on(capsys):
+    Lines().note("1/2 units, \x1b[31m on bare complete")
+    assert capsys.readouterr().err == "1/2 units, \\x1b[31m on bare complete\n"
 
 
 def test_what_the_file_says_is_what_is_made(written):

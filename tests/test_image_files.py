@@ -129,6 +129,16 @@ def test_purifying_a_folder_goes_on_past_broken_images_and_says_which(tmp_path, 
         assert np.array_equal(np.asarray(Image.open(target / name)), RGB)
 
 
+def test_two_images_of_one_output_are_named_before_anything_is_written(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "a.jpg").write_bytes(PNG)
+    with pytest.raises(
+        ValueError, match=r"a\.jpg and a\.png would both be written to .*out/a\.png"
+    ):
+        purified(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_a_network_does_not_take_is_skipped_too(tmp_path):
     (tmp_path / "a.png").write_bytes(PNG)
     (tmp_path / "b.png").write_bytes(encoded(RGB[:4]))

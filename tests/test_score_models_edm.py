@@ -305,6 +305,7 @@ def altered(path: Path, change) -> Path:
         (lambda outer, unet: unet.update(_init_args=torch.ones(2)), "could be rebuilt"),
         (lambda outer, unet: outer.update(sigma_data=torch.ones(2)), "sigma_data"),
         (lambda outer, unet: outer.update(sigma_max=-1.0), "sigma_range"),
+        (lambda outer, unet: outer.update(sigma_max=10**400), "sigma_range"),
         (lambda outer, unet: outer["_modules"].clear(), "model"),
         (lambda outer, unet: unet["_parameters"].update(w="text"), "no tensor"),
     ],

@@ -195,7 +195,10 @@ def load_converted(path: str | Path) -> tuple[EDMConfig, dict[str, Tensor]]:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and value == value
+    """Not NaN, and not an integer of 400 digits, which no float() takes."""
+    if type(value) not in (int, float):
+        return False
+    return abs(value) < 2**53 or value == math.inf
 
 
 def _check(name: str, holds: bool) -> None:
