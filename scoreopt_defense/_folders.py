@@ -79,8 +79,9 @@ def layout(
     for entry in images:
         if len(entry.folders) <= level:
             raise ValueError(f"{entry.path} in {source} lies in no class: {_EXPECTED}")
-        if len(entry.folders) > level + 1 and entry.folders[level + 1].casefold() in SPLITS:
-            raise ValueError(f"{entry.path} in {source} is of a split of a class: {_EXPECTED}")
+        within = entry.folders[level : level + 2]
+        if len(within) > 1 and any(name.casefold() in SPLITS for name in within):
+            raise ValueError(f"{entry.path} in {source} has its split too deep: {_EXPECTED}")
     classes = tuple(sorted(_classes(entries, level)))
     index = {name: i for i, name in enumerate(classes)}
     return Layout(classes, tuple((entry.path, index[entry.folders[level]]) for entry in images))

@@ -125,7 +125,12 @@ def test_a_label_means_the_same_in_every_split(split):
         ([*BOTH, "extra/ape/5.png"], "test", r"extra/ape/5\.png lies beside the splits \['test',"),
         ([*TWO, "docs/notes.txt"], None, r"docs/notes\.txt lies in a folder that has no images"),
         ([*BOTH, "train/docs/a.gif"], "test", r"train/docs/a\.gif lies in a folder that has no"),
-        (["ant/train/1.png", "bee/test/2.png"], "test", r"ant/train/1\.png .* split of a class"),
+        (
+            ["ant/train/1.png", "bee/test/2.png"],
+            "test",
+            r"ant/train/1\.png .* has its split too deep",
+        ),
+        (["train/train/ant/1.png"], "train", r"train/train/ant/1\.png .* has its split too deep"),
         (["train/ant/1.png"], "test", r"the folder has no test images, only folders \['train'\]"),
         (["Test/ant/1.png"], "train", r"the folder has no train images, only folders \['Test'\]"),
     ],
