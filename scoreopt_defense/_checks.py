@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import stat
 from collections.abc import Iterable
 from numbers import Integral, Real
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +15,7 @@ from torch import Tensor
 __all__ = [
     "check_choice",
     "check_count",
+    "check_file",
     "check_flag",
     "check_images",
     "check_labels",
@@ -19,6 +23,7 @@ __all__ = [
     "check_sigma",
     "check_unit_images",
     "looks_rescaled",
+    "printable",
 ]
 
 # Attacks may query outside [0, 1]: torchattacks' PGDRS adds Gaussian noise and comes to 2.8, and so
@@ -142,3 +147,27 @@ def check_positive(name: str, value: object, *, zero: bool = False) -> float:
         rule = "at least 0" if zero else "above 0"
         raise ValueError(f"{name} must be a finite number {rule}, got {value!r}")
     return number
+
+
+def check_file(path: str | Path, *, most: float = math.inf) -> int:
+    """The size of a regular file: devices and pipes may have no end.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: if there is nothing at ``path``.
+        ValueError: if it is no regular file, or a larger one.
+    """
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError(f"{path} is no regular file")
+    if about.st_size > most:
+        raise ValueError(f"{path} must have at most {most:,} bytes, got {about.st_size:,}")
+    return about.st_size
+
+
+def printable(text: str) -> str:
+    r"""Text for a terminal: a character that none prints, such as ESC, as ``\x1b``."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

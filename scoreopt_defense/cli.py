@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-__all__ = ["convert_edm", "main"]
+from scoreopt_defense._checks import printable
+
+__all__ = ["convert_edm", "main", "say"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,11 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _without_the_extra(arguments, error)
         return run(arguments)
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
-        print(f"scoreopt: {error}", file=sys.stderr)
+        say(f"scoreopt: {error}", error=True)
         return 1
     except KeyboardInterrupt as error:
-        print(f"scoreopt: {error or 'stopped'}", file=sys.stderr)
+        say(f"scoreopt: {error or 'stopped'}", error=True)
         return 130
+
+
+def say(text: object, *, error: bool = False) -> None:
+    """Print what may hold names out of files: commands to a terminal in them are escaped."""
+    stream = sys.stderr if error else sys.stdout
+    encoding = stream.encoding or "utf-8"
+    print(printable(str(text)).encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
 def _without_the_extra(arguments: list[str], error: ImportError) -> int:
@@ -52,4 +61,4 @@ def convert_edm(snapshot: str, output: str) -> None:
     config, weights = read_snapshot(snapshot)
     save_converted(output, config, weights)
     numbers = sum(value.numel() for value in weights.values())
-    print(f"{output}: {config.architecture}, {config.kind} preconditioning, {numbers:,} weights")
+    say(f"{output}: {config.architecture}, {config.kind} preconditioning, {numbers:,} weights")

@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"scoreopt {_release.described()}")
+        cli.say(f"scoreopt {_release.described()}")
         raise typer.Exit
 
 
@@ -111,16 +111,16 @@ def evaluate(
             retry_failed=retry_failed, progress=progress(),
         )  # fmt: skip
     except Stopped as stop:
-        print(f"scoreopt: {stop}", file=sys.stderr)
+        cli.say(f"scoreopt: {stop}", error=True)
         raise typer.Exit(130) from None
     with result.store:
-        print(f"{result}\n\nRobust accuracy in per cent with its 95 % interval, of {plan.count} "
-              f"images. The record is {folder / 'run.sqlite'}.")  # fmt: skip
+        cli.say(f"{result}\n\nRobust accuracy in per cent with its 95 % interval, of {plan.count} "
+                f"images. The record is {folder / 'run.sqlite'}.")  # fmt: skip
         for summary in summaries(result).values():
-            print(f"\n{summary}")
+            cli.say(f"\n{summary}")
         if failed := len(result.failures):
-            print(f"\n{failed} units failed: mend the cause, and call this again with "
-                  "--retry-failed.")  # fmt: skip
+            cli.say(f"\n{failed} units failed: mend the cause, and call this again with "
+                    "--retry-failed.")  # fmt: skip
 
 
 def _cores() -> int:
@@ -150,12 +150,12 @@ def _foretell(plan: Any, materials: Any, workers: int) -> None:
     ]  # fmt: skip
     _print_table(lines)
     total = sum(cell.seconds for cell in cells)
-    print(f"\n{plan.count} images, {plan.trials} trials, batches of {plan.batch}, seed "
-          f"{plan.seed}. {'At most' if plan.suites else 'About'} {duration(total / workers)} "
-          f"with {workers} worker(s).")  # fmt: skip
+    cli.say(f"\n{plan.count} images, {plan.trials} trials, batches of {plan.batch}, seed "
+            f"{plan.seed}. {'At most' if plan.suites else 'About'} {duration(total / workers)} "
+            f"with {workers} worker(s).")  # fmt: skip
     if plan.suites:
-        print(f"Stages of {', '.join(plan.suites)} are counted as if no image left the queue: an "
-              "upper bound.")  # fmt: skip
+        cli.say(f"Stages of {', '.join(plan.suites)} are counted as if no image left the queue: an "
+                "upper bound.")  # fmt: skip
 
 
 @app.command()
@@ -193,7 +193,7 @@ def report(
             made_from = None if config is None else configuration.load(config)
             page = pages.run_page(store, config=made_from, images=images, seed=seed)
             default = run / "report.html"
-        print(pages.write(page, out or default))
+        cli.say(pages.write(page, out or default))
 
 
 @app.command()
@@ -213,9 +213,9 @@ def export(
         raise typer.BadParameter("say --csv FILE, --parquet FILE or --json FILE")
     with Store(run) as store:
         for write, path in wanted:
-            print(f"{path}: {write(store, path)} rows")
+            cli.say(f"{path}: {write(store, path)} rows")
         if json:
-            print(f"{json}: {to_json(Result(store), json)} cells")
+            cli.say(f"{json}: {to_json(Result(store), json)} cells")
 
 
 @app.command()
@@ -248,7 +248,7 @@ def purify(
     if made is None:
         raise typer.BadParameter("'none' purifies nothing", param_hint="--purifier")
     for path in purify_files(made, source, target, seed=seed):
-        print(path)
+        cli.say(path)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -315,4 +315,4 @@ def convert_edm(
 def _print_table(lines: list[list[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        print("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip())
+        cli.say("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip())

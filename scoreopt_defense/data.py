@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scoreopt_defense._checks import check_file
+from scoreopt_defense._folders import layout, walk
 from scoreopt_defense._optional import optional
+from scoreopt_defense._pixels import as_colours, read_pixels, size_of
 
 __all__ = ["Images", "cifar", "cifar10_c", "hold_out", "image_folder", "image_zip", "load", "mnist"]
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
+_LARGEST = 2**30  # bytes of an image in a zip, which declares any number in a few
 
 
 class Images(NamedTuple):
@@ -38,8 +44,8 @@ def load(source: str | Path, *, split: str = "test", n: int | None = None, seed:
     Args:
         source: ``"mnist"``; a ``.zip`` of ``class/image`` files; a torchvision root that holds
             CIFAR-10 or CIFAR-100; or a folder of ``class/image`` files.
-        split: ``"train"`` or ``"test"``, for the sources that have both. A zip or a folder has both
-            if its class folders are below folders of those names (or ``val``, taken for test).
+        split: ``"train"`` or ``"test"``, for the sources that have both: of zips and folders, see
+            :func:`image_folder`.
         n: how many images, drawn without replacement; all of them by default. The paper takes 512.
         seed: of that draw; the same seed and source give the same images.
 
@@ -53,7 +59,7 @@ def load(source: str | Path, *, split: str = "test", n: int | None = None, seed:
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"no images at {path}: expected 'mnist', a zip file or a folder")
-    if path.suffix == ".zip":
+    if path.suffix.lower() == ".zip" and path.is_file():
         return image_zip(path, split=split, n=n, seed=seed)
     if (path / "cifar-10-batches-py").is_dir():
         return cifar(path, classes=10, split=split, n=n, seed=seed)
@@ -117,19 +123,29 @@ def cifar10_c(
         raise ValueError(f"no corruption {corruption!r} in {root}; it has {known}")
     if severity not in range(1, 6):
         raise ValueError(f"severity must be 1 to 5, got {severity!r}")
-    pixels = np.load(Path(root) / f"{corruption}.npy", mmap_mode="r", allow_pickle=False)
-    labels = np.load(Path(root) / "labels.npy", allow_pickle=False)
+    pixels = _array(Path(root) / f"{corruption}.npy")
+    labels = _array(Path(root) / "labels.npy")
     per_severity, rest = divmod(len(pixels), 5)
     if rest or len(labels) not in (per_severity, len(pixels)):
         raise ValueError(
             f"{corruption}.npy must hold 5 severities of as many images as labels.npy has labels, "
             f"got {len(pixels)} images and {len(labels)} labels"
         )
+    if labels.dtype.kind not in "iu" or not set(np.unique(labels)) <= set(range(10)):
+        raise ValueError(f"labels.npy in {root} must hold classes from 0 to 9")
     keep = _subset(per_severity, n, seed)
     first = (severity - 1) * per_severity
     return _as_images(
         pixels[first + keep], labels[:per_severity][keep], _CIFAR10_CLASSES, f"{corruption}.npy"
     )
+
+
+def _array(path: Path) -> np.ndarray:
+    check_file(path)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError) as error:
+        raise ValueError(f"{path} is no array, or a damaged one: {error}") from error
 
 
 def hold_out(images: Images, n: int, *, seed: int = 0) -> tuple[Images, Images]:
@@ -149,79 +165,83 @@ def hold_out(images: Images, n: int, *, seed: int = 0) -> tuple[Images, Images]:
 def image_folder(
     path: str | Path, *, split: str | None = None, n: int | None = None, seed: int = 0
 ) -> Images:
-    """A folder of ``class/image`` files, as ImageNet is kept; classes in sorted order.
+    """A folder of ``class/image`` files, as ImageNet is kept; classes sorted by name, as text.
 
-    ``split`` chooses among folders ``train`` and ``test`` (or ``val``), if it has any.
+    Classes are the first level of folders; what lies deeper is of its class. ``split`` chooses
+    among folders ``train`` and ``test`` (or ``val``) above them, if there are any; the classes are
+    those of all splits, and an empty one counts. Files whose names begin with a dot, and what tools
+    leave, are left out; links are followed. Grey images among coloured ones become RGB.
+
+    Raises:
+        ValueError: naming what is no class, an image that can't be read, or images of two sizes.
+        FileNotFoundError: if there is no such folder.
     """
+    optional("PIL.Image", extra="data")
     root = Path(path)
-    names = [str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()]
-    return _from_files(_of_split(names, split, path), lambda name: root / name, path, n, seed)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder at {root}")
+    return _from_files(walk(root, _refuse), lambda name: root / name, path, split, n, seed)
 
 
 def image_zip(
     path: str | Path, *, split: str | None = None, n: int | None = None, seed: int = 0
 ) -> Images:
     """As :func:`image_folder`, from a zip. Nothing is unpacked to disk."""
+    optional("PIL.Image", extra="data")
+    check_file(path)
     try:
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise ValueError(f"{path} is not a readable zip file: {error}") from error
     with archive:
-        names = _of_split(archive.namelist(), split, path)
-        return _from_files(names, archive.open, path, n, seed)
+        members = {info.filename.replace("\\", "/"): info for info in archive.infolist()}
+        for name, info in members.items():
+            if stat.S_ISLNK(info.external_attr >> 16):
+                raise ValueError(f"{name} in {path} is a link; a zip must hold what it links to")
+
+        def opened(name: str) -> BytesIO:
+            if members[name].file_size > _LARGEST:
+                raise ValueError(f"it has {members[name].file_size:,} bytes")
+            return BytesIO(archive.read(members[name]))  # the whole, which has a checksum
+
+        return _from_files(members, opened, path, split, n, seed)
 
 
-def _of_split(names: list[str], split: str | None, source: str | Path) -> list[str]:
-    """The names below a folder of that split; all of them where there are no such folders."""
-    above = {name: set(Path(name).parts[:-2]) for name in names}
-    present = {"train", "test", "val"} & set().union(*above.values())
-    if split is None or not present:
-        return names
-    folder = "val" if split == "test" and "test" not in present else split
-    if folder not in present:
-        raise ValueError(f"{source} has no {split} images, only folders {sorted(present)}")
-    return [name for name in names if folder in above[name]]
+def _refuse(problem: str) -> None:
+    raise ValueError(problem)
 
 
 def _from_files(
-    names: list[str], opener: Callable, source: str | Path, n: int | None, seed: int
+    names: Iterable[str],
+    opened: Callable[[str], Path | BytesIO],
+    source: str | Path,
+    split: str | None,
+    n: int | None,
+    seed: int,
 ) -> Images:
-    image = optional("PIL.Image", extra="data")
-    names = sorted(
-        name
-        for name in names
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES
-        and not Path(name).name.startswith(".")  # what macOS leaves beside each file
-    )
-    if not names:
-        raise ValueError(f"no images in {source}: expected class/image files, {IMAGE_SUFFIXES}")
-    parents = [Path(name).parent.name for name in names]
-    classes = tuple(sorted(set(parents)))
-    keep = _subset(len(names), n, seed)
-    arrays = []
-    for i in keep:
-        with image.open(opener(names[i])) as file:
-            arrays.append(pixels_of(file, names[i]))
-    shapes = {array.shape for array in arrays}
-    if len(shapes) > 1:
-        raise ValueError(f"the images in {source} must share one size, got {sorted(shapes)[:5]}")
+    """Images by their paths below ``source``; ``opened`` gives the file of one."""
+    classes, files = layout(names, split=split, source=source)
+    drawn = [files[i] for i in _subset(len(files), n, seed)]
+    named = [(partial(opened, name), str(Path(source, name))) for name, _ in drawn]
+    _check_one_size((size_of(file, name) for file, name in named), drawn, source)
+    arrays = [read_pixels(file, name) for file, name in named]
+    _check_one_size((array.shape for array in arrays), drawn, source)  # a PNG may be turned late
+    if any(array.ndim == 3 for array in arrays):
+        arrays = [as_colours(array) for array in arrays]
     stacked = np.stack(arrays)
-    labels = np.array([classes.index(parents[i]) for i in keep])
     pixels = stacked if stacked.ndim == 4 else stacked[..., None]
-    return _as_images(pixels, labels, classes, str(source))
+    return _as_images(pixels, np.array([label for _, label in drawn]), classes, str(source))
 
 
-def pixels_of(image: Any, name: str) -> np.ndarray:
-    """uint8 pixels of a Pillow image, of shape (H, W) or (H, W, 3)."""
-    if image.mode[0] not in "IF":
-        return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB"))
-    levels = np.asarray(image)  # Pillow's own conversion clips these at 255
-    if levels.dtype.kind == "f" or levels.min() < 0 or levels.max() > 65535:
-        raise ValueError(
-            f"{name} must have pixels of 8 or 16 bits, got {levels.dtype} from {levels.min():g} to "
-            f"{levels.max():g}"
-        )
-    return (levels >> 8).astype(np.uint8)
+def _check_one_size(
+    shapes: Iterable[tuple[int, ...]], files: list[tuple[str, int]], source: str | Path
+) -> None:
+    first: dict[tuple[int, ...], str] = {}  # of each size
+    for shape, (name, _) in zip(shapes, files, strict=True):
+        first.setdefault(shape[:2], name)
+    if len(first) > 1:
+        some = ", ".join(f"{w} x {h} ({name})" for (h, w), name in list(first.items())[:5])
+        raise ValueError(f"the images in {source} must share one size, got {some}")
 
 
 def _subset(total: int, n: int | None, seed: int) -> np.ndarray:

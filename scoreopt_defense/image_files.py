@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import torch
 
 from scoreopt_defense._checks import check_unit_images
+from scoreopt_defense._folders import walk
 from scoreopt_defense._optional import optional
-from scoreopt_defense.data import IMAGE_SUFFIXES, pixels_of
+from scoreopt_defense._pixels import IMAGE_SUFFIXES, as_colours, is_image_name, read_pixels, size_of
 from scoreopt_defense.evaluation.seeding import key_of
 from scoreopt_defense.noise import derive
 from scoreopt_defense.purifiers import Purifier
@@ -24,6 +26,8 @@ def purify_files(
     """Purify a file, or all image files below a folder, and write PNG files; yields each.
 
     An image's noise depends on the seed and on its name within the folder, not on the other files.
+    In a folder, an image that can't be read or purified is skipped; an error at the end names all
+    of those.
 
     Args:
         purifier: its denoiser's channels say whether images are read as grey or as RGB.
@@ -34,48 +38,83 @@ def purify_files(
     Raises:
         FileNotFoundError: if there is nothing at ``source``.
         ValueError: if there are no images, two would be written to one file, or ``target`` is no
-            place for them.
+            place for them; when the others are written, if any was skipped.
     """
+    optional("PIL.Image", extra="data")
     source, target = Path(source), Path(target)
+    skipped: list[str] = []
     if not source.exists():
         raise FileNotFoundError(f"there is nothing at {source}")
-    if source.is_file():
+    if not source.is_dir():
         if target.suffix.lower() != ".png":
             raise ValueError(f"the output must end in .png, got {target}")
         files = {source: target}
     else:
         files = {
-            file: (target / file.relative_to(source)).with_suffix(".png")
-            for file in sorted(source.rglob("*"))
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+            source / name: (target / name).with_suffix(".png")
+            for name in sorted(walk(source, skipped.append))
+            if is_image_name(name)
         }
     if not files:
-        raise ValueError(f"no images in {source}: expected files of {sorted(IMAGE_SUFFIXES)}")
-    if len(set(files.values())) < len(files):
-        raise ValueError(f"two images of {source} differ only in how their names end")
+        found = "".join(f"\n{said}" for said in skipped)
+        raise ValueError(f"no images in {source}: expected files of {IMAGE_SUFFIXES}{found}")
+    one_of = {target: file for file, target in files.items()}
+    for file, path in files.items():
+        if one_of[path] != file:
+            raise ValueError(f"{file} and {one_of[path].name} would both be written to {path}")
     if clash := sorted(str(file) for file in files.values() if file in files):
         raise ValueError(f"{clash[0]} would be overwritten: choose another output")
-    return _purify_each(purifier, files, source, seed)
+    return _purify_each(purifier, files, source, skipped, seed)
 
 
 def _purify_each(
-    purifier: Purifier, files: dict[Path, Path], source: Path, seed: int
+    purifier: Purifier, files: dict[Path, Path], source: Path, skipped: list[str], seed: int
 ) -> Iterator[Path]:
-    image = optional("PIL.Image", extra="data")
-    channels = purifier.denoiser.channels
     for file, target in files.items():
-        with image.open(file) as opened:
-            pixels = pixels_of(opened, str(file))
-        if channels == 1 and pixels.ndim == 3:
-            raise ValueError(f"{file} has colours, and the denoiser is for grey images")
-        if channels == 3 and pixels.ndim == 2:
-            pixels = np.repeat(pixels[..., None], 3, axis=2)
-        planes = pixels[..., None] if pixels.ndim == 2 else pixels
-        x = torch.from_numpy(planes.copy()).permute(2, 0, 1)[None].float() / 255
-        name = file.name if source.is_file() else file.relative_to(source).as_posix()
-        with torch.no_grad():
-            purified = purifier(check_unit_images(x), seed=derive(seed, key_of(name)))
-        levels = (purified[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        image.fromarray(levels.squeeze(-1) if levels.shape[2] == 1 else levels).save(target, "PNG")
+        name = file.name if file == source else file.relative_to(source).as_posix()
+        try:
+            levels = _purified(purifier, file, derive(seed, key_of(name)))
+        except ValueError as error:
+            if file == source:
+                raise
+            skipped.append(str(error))
+            continue
+        _write(levels, target)
         yield target
+    if skipped:
+        raise ValueError("\n".join([f"{len(skipped)} were skipped:", *skipped]))
+
+
+def _purified(purifier: Purifier, file: Path, seed: int) -> np.ndarray:
+    """Levels of shape (H, W) or (H, W, 3).
+
+    Raises:
+        ValueError: naming the file, if it or its image is not what the purifier takes.
+    """
+    channels = purifier.denoiser.channels
+    size_of(lambda: file, str(file))  # and its checksums
+    pixels = read_pixels(lambda: file, str(file))
+    if channels == 1 and pixels.ndim == 3:
+        raise ValueError(f"{file} has colours, and the denoiser is for grey images")
+    if channels == 3:
+        pixels = as_colours(pixels)
+    planes = pixels[..., None] if pixels.ndim == 2 else pixels
+    x = torch.from_numpy(planes.copy()).permute(2, 0, 1)[None].float() / 255
+    try:
+        with torch.no_grad():
+            purified = purifier(check_unit_images(x), seed=seed)
+    except ValueError as error:
+        raise ValueError(f"{file} could not be purified: {error}") from error
+    levels = (purified[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return levels.squeeze(-1) if levels.shape[2] == 1 else levels
+
+
+def _write(levels: np.ndarray, target: Path) -> None:
+    """A PNG file, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{os.getpid()}.part")
+    try:
+        optional("PIL.Image", extra="data").fromarray(levels).save(temporary, "PNG")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

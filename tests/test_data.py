@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -186,20 +188,30 @@ class TestErrors:
         with pytest.raises(ValueError, match=f"no images in .*{name}: expected class/image files"):
             data.load(path)
 
-    def test_no_zip(self, tmp_path):
-        (tmp_path / "broken.zip").write_bytes(b"PK but not for long")
+    @pytest.mark.parametrize("kind", ["text", "version", "name"])
+    def test_no_zip(self, kind, tmp_path):
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("é", "")
+        content = bytearray(stream.getvalue())
+        entry = content.index(b"PK\x01\x02")
+        content[entry + 6] = 99 if kind == "version" else content[entry + 6]
+        content[entry + 46] = 0xFF if kind == "name" else content[entry + 46]
+        (tmp_path / "broken.zip").write_bytes(b"PK but not" if kind == "text" else content)
         with pytest.raises(ValueError, match=r"broken.zip is not a readable zip file"):
             data.load(tmp_path / "broken.zip")
+
+    def test_a_pipe_is_not_waited_for(self, tmp_path):
+        for name in ("a.zip", "fog.npy", "labels.npy"):
+            os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match=r"a\.zip is no regular file"):
+            data.image_zip(tmp_path / "a.zip")
+        with pytest.raises(ValueError, match=r"fog\.npy is no regular file"):
+            data.cifar10_c(tmp_path, "fog")
 
     def test_different_sizes(self, folder):
         root, _ = folder
         Image.fromarray(pictures(1, size=9)[0]).save(root / "ant" / "odd.png")
-        with pytest.raises(ValueError, match="must share one size"):
-            data.image_folder(root)
-
-    def test_grey_among_coloured(self, folder):
-        root, _ = folder
-        Image.fromarray(pictures(1, channels=1)[0]).save(root / "ant" / "grey.png")
         with pytest.raises(ValueError, match="must share one size"):
             data.image_folder(root)
 
@@ -364,6 +376,30 @@ def test_arrays_that_divided_by_255_are_no_images_are_refused(pixels, got, tmp_p
     np.save(tmp_path / "labels.npy", np.zeros(8, dtype=int))
     message = rf"fog\.npy must hold uint8 pixels, 0 to 255, of shape \(n, H, W, C\), got {got}"
     with pytest.raises(ValueError, match=message):
+        data.cifar10_c(tmp_path, "fog")
+
+
+@pytest.mark.parametrize("name", ["fog.npy", "labels.npy"])
+@pytest.mark.parametrize("kind", ["empty", "text", "truncated", "pickle"])
+def test_a_damaged_array_is_named_and_no_pickle_is_read(kind, name, tmp_path):
+    np.save(tmp_path / "fog.npy", np.zeros((40, 8, 8, 3), dtype=np.uint8))
+    np.save(tmp_path / "labels.npy", np.zeros(8, dtype=int))
+    path = tmp_path / name
+    if kind == "pickle":
+        np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    else:
+        path.write_bytes(
+            {"empty": b"", "text": b"no array", "truncated": path.read_bytes()[:-9]}[kind]
+        )
+    with pytest.raises(ValueError, match=rf"{name} is no array, or a damaged one"):
+        data.cifar10_c(tmp_path, "fog")
+
+
+@pytest.mark.parametrize("labels", [np.full(8, 0.5), np.full(8, 10), np.full(8, -1)])
+def test_labels_of_other_classes_are_refused(labels, tmp_path):
+    np.save(tmp_path / "fog.npy", np.zeros((40, 8, 8, 3), dtype=np.uint8))
+    np.save(tmp_path / "labels.npy", labels)
+    with pytest.raises(ValueError, match=r"labels\.npy in .* must hold classes from 0 to 9"):
         data.cifar10_c(tmp_path, "fog")
 
 

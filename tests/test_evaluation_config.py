@@ -17,6 +17,7 @@ from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, cli, pretrained
 from scoreopt_defense.evaluation import Result, Stopped, Store
 from scoreopt_defense.evaluation.config import ConfigError, _attack, _suite, load, purifier_of
 from scoreopt_defense.evaluation.plan import Plan
+from scoreopt_defense.evaluation.progress import Lines
 from scoreopt_defense.evaluation.report.reload import reload
 from scoreopt_defense.evaluation.sources import classifier
 from scoreopt_defense.objectives import MSE
@@ -70,6 +71,52 @@ def written(tmp_path):
         return tmp_path / "run.toml"
 
     return write
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
+    """As Windows' editors write it."""
+    plain, marked = tmp_path / "plain.toml", tmp_path / "marked.toml"
+    plain.write_text(WHOLE, encoding="utf-8")
+    marked.write_text(WHOLE, encoding="utf-8-sig")
+    assert marked.read_bytes() == b"\xef\xbb\xbf" + plain.read_bytes()
+    assert load(marked) == load(plain)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("device", "is no regular file"),
+        ("pipe", "is no regular file"),
+        ("folder", "is no regular file"),
+        (b"#" * (2**20 + 1), "must have at most 1,048,576 bytes"),
+        (b"a = " + b"[" * 100_000, "is no TOML: "),
+        (WHOLE.encode("utf-16"), "is no TOML: "),
+    ],
+)
+def test_what_is_no_such_file_is_said_at_once(content, said, tmp_path, capsys):
+    path = tmp_path / "run.toml"
+    if content == "device":
+        path.symlink_to("/dev/zero")
+    elif content == "pipe":
+        os.mkfifo(path)
+    elif content == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    assert cli.main(["evaluate", str(path)]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_commands_to_a_terminal_in_a_key_are_escaped(written, capsys):
+    assert cli.main(["evaluate", str(written(IMAGES + BARE + '[judging]\n"\\u001b]0;a" = 1'))]) == 1
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert r"judging.\x1b]0;a" in error
+
+
+def test_commands_to_a_terminal_in_a_name_are_escaped_as_a_run_goes_on(capsys):
+    Lines().note("1/2 units, \x1b[31m on bare complete")
+    assert capsys.readouterr().err == "1/2 units, \\x1b[31m on bare complete\n"
 
 
 def test_what_the_file_says_is_what_is_made(written):

@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -242,6 +243,22 @@ def test_export_writes_a_line_an_image_trial_and_attack(finished, tmp_path):
     )
     right = np.mean([int(line["predicted_0"]) == int(line["label"]) for line in lines])
     assert 0 < right < 1
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
+def test_a_spreadsheet_takes_no_text_of_a_csv_file_for_a_formula(text, tmp_path):
+    row = {"defence": text, "attack": f"a{text}", "predicted": "[-1, 2]", "margin": "[-0.5, -2.0]",
+           "error": None, "seconds": -0.25}  # fmt: skip
+    store = SimpleNamespace(
+        plan=SimpleNamespace(judging={"purifications": 2}), rows=lambda: iter([dict(row)])
+    )
+    assert to_csv(store, tmp_path / "rows.csv") == 1
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        [line] = csv.DictReader(file)
+    assert line == {
+        **{"defence": f"'{text}", "attack": f"a{text}", "error": "", "seconds": "-0.25"},
+        **{"predicted_0": "-1", "predicted_1": "2", "margin_0": "-0.5", "margin_1": "-2.0"},
+    }
 
 
 def test_another_program_reads_the_parquet_file(finished, tmp_path):

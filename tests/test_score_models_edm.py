@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import re
 import tracemalloc
 import zipfile
 from collections import OrderedDict
@@ -304,6 +305,7 @@ def altered(path: Path, change) -> Path:
         (lambda outer, unet: unet.update(_init_args=torch.ones(2)), "could be rebuilt"),
         (lambda outer, unet: outer.update(sigma_data=torch.ones(2)), "sigma_data"),
         (lambda outer, unet: outer.update(sigma_max=-1.0), "sigma_range"),
+        (lambda outer, unet: outer.update(sigma_max=10**400), "sigma_range"),
         (lambda outer, unet: outer["_modules"].clear(), "model"),
         (lambda outer, unet: unet["_parameters"].update(w="text"), "no tensor"),
     ],
@@ -357,6 +359,52 @@ def test_truncated_empty_and_zipped_files_are_a_plain_error(small, tmp_path):
         archive.writestr("archive/data.pkl", pickle.dumps(Call(os.system, "true")))
     with pytest.raises(ValueError, match=r"archive of torch\.save"):
         read_snapshot(tmp_path / "state.pkl")
+
+
+@pytest.mark.parametrize("command", ["convert", "load"])
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder", "large"])
+def test_only_regular_files_of_bounded_size_are_read(kind, command, tmp_path, capsys):
+    path = tmp_path / "a.pkl"
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**32 + 1)  # takes no room on a disk
+    said = "must have at most 4,294,967,296 bytes" if kind == "large" else "is no regular file"
+    if command == "load":
+        with pytest.raises(ValueError, match=said):
+            pretrained.denoiser(f"edm:{path}")
+    else:
+        assert cli.main(["convert-edm", str(path), str(tmp_path / "b.safetensors")]) == 1
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["class", "global", "argument", "weight"])
+def test_what_a_terminal_takes_for_a_command_is_escaped(where, small, tmp_path, capsys):
+    name = "\x1b]0;owned\x07"
+    path = tmp_path / "a.pkl"
+    if where == "global":
+        path.write_bytes(b"\x80\x04c" + name.encode() + b"\nx\n.")
+    else:
+        content = snapshot(**DDPMPP, **SMALL)
+        unet = content["ema"].meta["state"]["_modules"]["model"].meta
+        if where == "class":
+            unet["class_name"] = name
+        elif where == "argument":
+            unet["state"]["_init_kwargs"][name] = 1
+        else:
+            unet["state"]["_parameters"][name] = torch.ones(1)
+        write(path, content)
+    with pytest.raises(ValueError, match="owned") as raised:
+        pretrained.denoiser(f"edm:{path}")
+    assert not set(str(raised.value)) & {"\x1b", "\x07"}
+    if where != "weight":  # which conversion keeps as it is
+        assert cli.main(["convert-edm", str(path), str(tmp_path / "b.safetensors")]) == 1
+        assert not set(capsys.readouterr().err) & {"\x1b", "\x07"}
 
 
 # --- hostile files ------------------------------------------------------------------------------
@@ -482,15 +530,21 @@ def storage_bytes(
     again: int | None = None,
     body: bytes = b"\0" * 16,
     kind: str = "Float",
-    key: bytes = b"X\x01\0\0\0k",
+    name: str = "k",
+    key: bytes | None = None,
 ) -> bytes:
     """A storage as torch.save writes it in the old format, with lengths of one's choice."""
     again = declared if again is None else again
     parts = [pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
     parts += [b"\x80\x02(X\x07\0\0\0storagectorch\n", kind.encode(), b"Storage\n"]
-    parts += [key, b"X\x03\0\0\0cpu", pickle.dumps(declared, 2)[2:-1], b"NtQ."]
+    parts += [
+        key or pickle.dumps(name, 2)[2:-1],
+        b"X\x03\0\0\0cpu",
+        pickle.dumps(declared, 2)[2:-1],
+        b"NtQ.",
+    ]
     return b"".join(
-        [*parts, pickle.dumps(["k"], 2), again.to_bytes(8, "little", signed=True), body]
+        [*parts, pickle.dumps([name], 2), again.to_bytes(8, "little", signed=True), body]
     )
 
 
@@ -579,6 +633,18 @@ BOMBS = {
         lambda: b"]\x94(" + b"K\x01" * 20_000 + b"e" + b"cbuiltins\nset\nh\x00\x85R" * 40 + b".",
         "more operations",
     ),
+    "one tuple copied again and again": (
+        lambda: b"(" + b"K\x01" * 20_000 + b"t\x94" + b"cnumpy\ndtype\nh\x00R" * 2_000 + b".",
+        "more operations",
+    ),
+    "one storage with a long name read again and again": (
+        lambda: tensor_pickle(
+            storage_bytes(name="k" * 2**16, declared=0, body=b""),
+            size=(0,),
+            times=400,
+        ),
+        "larger than the file",
+    ),
     "lists in lists": (lambda: b"]" * 100_000 + b"a" * 99_999 + b".", "class 'list'"),
 }
 
@@ -596,6 +662,107 @@ def test_bombs_are_refused_before_they_grow(bomb, tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 200 * len(make()) + 10e6  # of Python's objects
+
+
+def module(*, parameters=None, buffers=None, modules=None, passing=frozenset()) -> Persistent:
+    """A module as EDM pickles it, with no more than reading takes."""
+    return Persistent(
+        "Linear",
+        {
+            **{"_parameters": parameters or {}, "_buffers": buffers or {}},
+            **{"_modules": modules or {}, "_non_persistent_buffers_set": set(passing)},
+        },
+    )
+
+
+def with_modules(modules: dict) -> dict:
+    """A snapshot whose U-Net has these modules, and no weights of its own."""
+    content = snapshot(**DDPMPP, **SMALL)
+    unet = content["ema"].meta["state"]["_modules"]["model"].meta["state"]
+    unet |= {"_modules": modules, "_parameters": {}, "_buffers": {}}
+    return content
+
+
+def with_argument(value: object) -> dict:
+    content = snapshot(**DDPMPP, **SMALL)
+    unet = content["ema"].meta["state"]["_modules"]["model"].meta["state"]
+    unet["_init_kwargs"] |= {"encoder_type": value}
+    return content
+
+
+def shared_graph() -> dict:
+    """Twelve levels of modules, each of which holds the next ten times: 10 to the 12 paths."""
+    inner = module(parameters={"w": torch.ones(1)})
+    for _ in range(12):
+        inner = module(modules={str(i): inner for i in range(10)})
+    return with_modules({"a": inner})
+
+
+WIDE = {f"p{i}": None for i in range(20_000)}  # one dictionary, in every module
+LONG = ["x" * 100_000] * 20_000  # one string, 2 GB when it is written out
+
+EXHAUSTING = {
+    "modules in a shared graph": (shared_graph, "more modules and weights than any network"),
+    "a dictionary in every module": (
+        lambda: with_modules({str(i): module(parameters=WIDE) for i in range(300)}),
+        "more modules and weights than any network",
+    ),
+    "a list to be searched for each buffer": (
+        lambda: with_modules({"a": Persistent("Linear", {
+            "_parameters": {}, "_modules": {}, "_buffers": {f"b{i}": None for i in range(9000)},
+            "_non_persistent_buffers_set": list(range(100_000)),
+        })}),
+        "a list in place of a module's set",
+    ),
+    "one tensor under 3,000 names": (
+        lambda: with_modules(
+            {"a": module(parameters=dict.fromkeys(map(str, range(3000)), torch.zeros(700_000)))}
+        ),
+        r"weights of 8,400,000,000 bytes in all, in a file of [2-4],\d{3},\d{3}$",
+    ),
+    "a name of 1 MB above 500 weights": (
+        lambda: with_modules({"x" * 10**6: module(
+            parameters={str(i): torch.zeros(1) for i in range(500)})}),
+        "a weight whose name is no text, or a longer one",
+    ),
+    "names that grow with each level": (
+        lambda: with_modules({"x" * 150: module(modules={"y" * 60: module()})}),
+        "a weight whose name is no text, or a longer one",
+    ),
+    "a name that is a number": (
+        lambda: with_modules({"a": module(parameters={1: torch.zeros(1)})}),
+        "a weight whose name is no text",
+    ),
+    "a long list of one long string": (lambda: with_argument(LONG), "20000 items in .*encoder"),
+    "a long string": (lambda: with_argument(LONG[0]), "100000 items in .* encoder_type"),
+    "no weights": (lambda: with_modules({"a": module()}), "a network without weights"),
+    "weights of no numbers": (
+        lambda: with_modules({"a": module(parameters={"w": torch.zeros(0, 3)})}),
+        "a network without weights",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EXHAUSTING)
+def test_small_files_that_would_grow_are_refused_by_the_command(case, tmp_path, capsys):
+    make, said = EXHAUSTING[case]
+    path = write(tmp_path / "bomb.pkl", make())
+    tracemalloc.start()
+    try:
+        assert cli.main(["convert-edm", str(path), str(tmp_path / "out.safetensors")]) == 1
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert re.search(said, capsys.readouterr().err)
+    assert peak < 10 * path.stat().st_size + 20e6
+    assert os.listdir(tmp_path) == ["bomb.pkl"]
+
+
+def test_weights_may_be_as_large_as_their_file_and_no_larger(small):
+    """The bound that a tensor of many names meets leaves every honest file alone."""
+    _, weights = read_snapshot(small)
+    total = sum(value.numel() * value.element_size() for value in weights.values())
+    assert 0.5 * small.stat().st_size < total < small.stat().st_size
 
 
 def test_modules_that_hold_themselves_are_refused(tmp_path):

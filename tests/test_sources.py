@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import sys
 import types
 import urllib.request
@@ -95,6 +97,43 @@ def test_a_folder_that_timm_saved(tmp_path):
     about = {"num_classes": 7, "pretrained_cfg": {"mean": mean, "std": std}}
     timm.models.save_for_hf(net, tmp_path, model_config=about)
     check(classifier(f"timm:local-dir:{tmp_path}"), net, mean, std)
+
+
+class Touch:
+    """Pickled as a call that leaves a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", None, "Config file not found"),
+        ("config.json", b"{", "Expecting property name"),
+        ("config.json", b"[]", ""),
+        ("config.json", b"{}", r"timm cannot load .*: a file is damaged.*'architecture'"),
+        ("pytorch_model.bin", b"PK", ""),
+        ("pytorch_model.bin", "call", "weights_only"),
+        ("model.safetensors", b"abc", r"timm cannot load .*: a file is damaged.*header"),
+    ],
+)
+def test_a_folder_that_timm_did_not_save_is_said_and_nothing_in_it_runs(
+    file, content, said, tmp_path
+):
+    timm = pytest.importorskip("timm")
+    folder, mark = tmp_path / "net", tmp_path / "ran"
+    timm.models.save_for_hf(made_by_timm(timm), folder, model_config={"num_classes": 7})
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(pickle.dumps(Touch(mark)) if content == "call" else content)
+    with pytest.raises(ConfigError, match=rf"(?s)defences\.x\.classifier = 'timm:.*{said}"):
+        defence("x", Defence(classifier=f"timm:local-dir:{folder}"))
+    assert not mark.exists()
 
 
 def test_weights_of_timm_are_those_in_the_hubs_cache(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from torch import nn
 
 from scoreopt_defense import data, pretrained, purifiers
-from scoreopt_defense._checks import check_choice
+from scoreopt_defense._checks import check_choice, check_file
 from scoreopt_defense._optional import optional
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.evaluate import materials_of, named_attack
@@ -38,6 +38,9 @@ else:
     tomllib = optional("tomli", extra="evaluate")
 
 __all__ = ["Config", "ConfigError", "defence", "load", "purifier_of"]
+
+
+_MAX_BYTES = 2**20  # of a file: more than anybody writes
 
 
 class ConfigError(ValueError):
@@ -178,10 +181,11 @@ def load(path: str | Path) -> Config:
             them are listed.
     """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        check_file(path, most=_MAX_BYTES)
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no TOML: {error}") from error
     try:
         return Config.model_validate(values)

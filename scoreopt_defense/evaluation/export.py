@@ -20,12 +20,15 @@ from scoreopt_defense.evaluation.summary import summaries
 
 __all__ = ["right_counts", "to_csv", "to_json", "to_parquet"]
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
 
 def to_csv(store: Store, path: str | Path) -> int:
     """Write a line an image, trial and attack; returns how many.
 
     ``predicted_0``, ``margin_0`` and so on are the judged purifications; a cell is empty where the
-    unit failed. A suite's stage has rows of the images alone that it met.
+    unit failed. A suite's stage has rows of the images alone that it met. A text that a spreadsheet
+    would take for a formula, such as an attack's name ``=1+1``, is written after an apostrophe.
     """
     names, temporary = None, Path(f"{path}.part")
     count = 0
@@ -34,10 +37,15 @@ def to_csv(store: Store, path: str | Path) -> int:
             if names is None:
                 names = csv.DictWriter(file, list(row))
                 names.writeheader()
-            names.writerow(row)
+            names.writerow({name: _no_formula(value) for name, value in row.items()})
             count += 1
     os.replace(temporary, path)
     return count
+
+
+def _no_formula(value: Any) -> Any:
+    """As OWASP advises for CSV: numbers are left as they are."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULA else value
 
 
 def to_json(result: Result, path: str | Path) -> int:

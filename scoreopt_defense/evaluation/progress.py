@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from scoreopt_defense._checks import printable
 from scoreopt_defense.evaluation.plan import Plan, Unit
 from scoreopt_defense.evaluation.units import Outcome
 
@@ -75,7 +76,7 @@ class Lines(Progress):
         self.note(f"{self.done}/{self.total} units, {cell[0]} on {cell[1]} {state}")
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 class Bars(Progress):
@@ -124,7 +125,7 @@ class Bars(Progress):
         each = self.each.get(_cell(unit))
         total = None if each is None else max(1, round(each * _size(unit)))
         measure = "about, by seconds" if self.seen is None else "by network rows"
-        task = self.bars.add_task(f"  {unit}, {measure}", total=total)
+        task = self.bars.add_task(printable(f"  {unit}, {measure}"), total=total)
         self.flying[unit.index] = task, time.monotonic()
 
     def _move(self) -> None:
@@ -144,7 +145,7 @@ class Bars(Progress):
             took = outcome.seconds if self.seen is None else sum(outcome.calls.values())
             self.each[cell] = took / _size(outcome.unit)
         if cell not in self.cells:
-            said = f"{cell[0]} on {cell[1]}"
+            said = printable(f"{cell[0]} on {cell[1]}")
             self.cells[cell] = self.bars.add_task(said, total=self.left[cell])
         self.left[cell] -= 1
         self.bars.advance(self.run)
@@ -153,7 +154,7 @@ class Bars(Progress):
             self.bars.remove_task(self.cells.pop(cell))
 
     def note(self, text: str) -> None:
-        self.bars.console.print(text, markup=False)
+        self.bars.console.print(printable(text), markup=False)
 
     def stop(self) -> None:
         self.bars.stop()

@@ -13,7 +13,7 @@ __all__ = ["key_of", "reseeded"]
 
 def key_of(name: str) -> int:
     """A name as a whole number, the same in every process."""
-    return int.from_bytes(sha256(name.encode()).digest()[:8], "big")
+    return int.from_bytes(sha256(name.encode(errors="surrogatepass")).digest()[:8], "big")
 
 
 def reseeded(model: nn.Module, seed: int) -> nn.Module:

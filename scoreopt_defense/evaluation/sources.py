@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from scoreopt_defense import pretrained
@@ -98,8 +99,15 @@ def _robustbench(name: str) -> nn.Module:
 
 
 def _timm(name: str) -> nn.Module:
-    net = optional("timm").create_model(name, pretrained=True)
-    return Normalized(net, net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
+    timm = optional("timm")
+    try:
+        net = timm.create_model(name, pretrained=True)
+        return Normalized(net, net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
+    except (KeyError, SafetensorError) as error:  # timm says all else itself
+        raise ValueError(
+            f"timm cannot load {name!r}: a file is damaged, or timm did not save it "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def _torchvision(name: str) -> nn.Module:

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from scoreopt_defense._checks import printable
 from scoreopt_defense._optional import optional
 from scoreopt_defense.denoisers.deepinv import DeepinvUNetDenoiser, match_edm_groups
 from scoreopt_defense.denoisers.edm import EDM_SIGMA_RANGE
@@ -141,7 +142,7 @@ def fill(net: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
         net.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
         raise ValueError(
-            f"these are not the weights of this {type(net).__name__}: {str(error)[:500]}"
+            f"these are not the weights of this {type(net).__name__}: {printable(str(error))[:500]}"
         ) from None
     return net.eval().requires_grad_(False)
 
@@ -194,7 +195,10 @@ def load_converted(path: str | Path) -> tuple[EDMConfig, dict[str, Tensor]]:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and value == value
+    """Not NaN, and not an integer of 400 digits, which no float() takes."""
+    if type(value) not in (int, float):
+        return False
+    return abs(value) < 2**53 or value == math.inf
 
 
 def _check(name: str, holds: bool) -> None:

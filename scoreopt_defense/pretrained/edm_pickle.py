@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import mmap
 import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from scoreopt_defense._checks import check_file, printable
 from scoreopt_defense.pretrained.edm_network import EDMConfig
 from scoreopt_defense.pretrained.safe_pickle import Record, RefusedError, load
 
 __all__ = ["read_snapshot"]
 
+# Bounds on a file, well beyond the published networks: EDM's largest is ImageNet 64's, of 1.2 GB.
+_MAX_BYTES = 2**32
 _MAX_DEPTH = 16  # of modules in modules: EDM's have five levels
+_MAX_ENTRIES = 50_000  # of the dictionaries of all modules together: ImageNet 64's has 2,300
+_MAX_NAME = 200  # characters of a weight's name: ImageNet 64's have up to 36
+_MAX_LIST = 64  # of numbers among a network's arguments; characters of a text there
 
 _KINDS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
 _ARCHITECTURES = {"SongUNet": "NCSNpp", "DhariwalUNet": "ADMUNet"}
@@ -71,25 +78,26 @@ def read_snapshot(path: str | Path) -> tuple[EDMConfig, dict[str, Tensor]]:
         ValueError: if the file holds anything else than such a network, naming what was refused.
     """
     path = Path(path)
+    size = check_file(path, most=_MAX_BYTES)
     if zipfile.is_zipfile(path):
         raise ValueError(
             f"{path} is an archive of torch.save, such as EDM's training-state-*.pt: give its "
             "network-snapshot-*.pkl"
         )
-    size = path.stat().st_size
     if not size:
         raise ValueError(f"{path} is empty")
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             content = load(data, size=size, known=_KNOWN)  # type: ignore[arg-type]
         network: Any = content["ema"] if isinstance(content, dict) else content
-        return _config(network), _state_dict(network.state["_modules"]["model"])
+        return _config(network), _weights(network.state["_modules"]["model"], size)
     except RefusedError as error:
-        raise ValueError(f"{path} was refused, and nothing in it was run: it has {error}") from None
+        said = printable(str(error))
+        raise ValueError(f"{path} was refused, and nothing in it was run: it has {said}") from None
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} was refused, and nothing in it was run: it has no EDM network under 'ema' "
-            f"that could be rebuilt ({type(error).__name__}: {str(error)[:200]})"
+            f"that could be rebuilt ({type(error).__name__}: {printable(str(error)[:200])})"
         ) from None
 
 
@@ -133,7 +141,7 @@ def _config(network: Any) -> EDMConfig:
         raise RefusedError(f"a U-Net of class {unet_name!r}; known are {sorted(_ARCHITECTURES)}")
     if unet.state["_init_args"] or not isinstance(unet.state["_init_kwargs"], dict):
         raise RefusedError("a U-Net whose arguments were not recorded by name")
-    recorded = {key: _plain(value) for key, value in unet.state["_init_kwargs"].items()}
+    recorded = {key: _plain(key, value) for key, value in unet.state["_init_kwargs"].items()}
     arguments = _DEFAULTS[unet_name] | recorded
     if unet_name == "SongUNet":
         arguments = _song_type(arguments)
@@ -152,8 +160,10 @@ def _config(network: Any) -> EDMConfig:
     ).checked()
 
 
-def _plain(value: Any) -> Any:
+def _plain(key: Any, value: Any) -> Any:
     """A number, a string or a flat list of numbers."""
+    if isinstance(value, (list, tuple, str)) and len(value) > _MAX_LIST:
+        raise RefusedError(f"{len(value)} items in the network's argument {str(key)[:100]}")
     if isinstance(value, (list, tuple)):
         value = list(value)
     items = value if isinstance(value, list) else [value]
@@ -177,20 +187,56 @@ def _class_name(record: Any) -> str:
     return record.name[:100] if isinstance(record, Record) else type(record).__name__
 
 
-def _state_dict(module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
-    """As ``module.state_dict()``, of a record."""
-    if depth > _MAX_DEPTH or not isinstance(module, Record):
-        raise RefusedError("modules nested as in no network of EDM")
-    state = module.state
-    own = state["_parameters"] | {
-        key: value
-        for key, value in state["_buffers"].items()
-        if key not in state["_non_persistent_buffers_set"]
-    }
-    found = {prefix + key: value for key, value in own.items() if value is not None}
-    if not all(isinstance(value, Tensor) for value in found.values()):
-        raise RefusedError("a parameter that is no tensor")
-    for key, child in state["_modules"].items():
-        if child is not None:
-            found |= _state_dict(child, f"{prefix}{key}.", depth + 1)
+def _weights(module: Any, size: int) -> dict[str, Tensor]:
+    """As ``module.state_dict()``, of a record; all together no larger than the file is.
+
+    Raises:
+        RefusedError: if there are none, or more than a file of ``size`` bytes can have of its own.
+    """
+    found = _StateDict().of(module)
+    total = sum(value.numel() * value.element_size() for value in found.values())
+    if total > size:
+        raise RefusedError(f"weights of {total:,} bytes in all, in a file of {size:,}")
+    if not total:
+        raise RefusedError("a network without weights")
     return found
+
+
+@dataclass
+class _StateDict:
+    """Weights by name, and what is left to spend on finding them: a module may be held often."""
+
+    found: dict[str, Tensor] = field(default_factory=dict)
+    entries: int = _MAX_ENTRIES
+
+    def of(self, module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
+        if depth > _MAX_DEPTH or not isinstance(module, Record):
+            raise RefusedError("modules nested as in no network of EDM")
+        parameters, buffers, modules = (
+            self.entries_of(module.state[name]) for name in ("_parameters", "_buffers", "_modules")
+        )
+        passing = self.entries_of(module.state["_non_persistent_buffers_set"], kind=set)
+        own = parameters | {key: value for key, value in buffers.items() if key not in passing}
+        for key, value in own.items():
+            if value is not None:
+                if not isinstance(value, Tensor):
+                    raise RefusedError("a parameter that is no tensor")
+                self.found[self.name(prefix, key)] = value
+        for key, child in modules.items():
+            if child is not None:
+                self.of(child, self.name(prefix, key) + ".", depth + 1)
+        return self.found
+
+    def entries_of(self, value: Any, *, kind: type[dict] | type[set] = dict) -> Any:
+        if not isinstance(value, kind):
+            raise RefusedError(f"a {type(value).__name__} in place of a module's {kind.__name__}")
+        self.entries -= 1 + len(value)
+        if self.entries < 0:
+            raise RefusedError("more modules and weights than any network")
+        return value
+
+    @staticmethod
+    def name(prefix: str, key: Any) -> str:
+        if type(key) is not str or len(prefix) + len(key) > _MAX_NAME:
+            raise RefusedError("a weight whose name is no text, or a longer one than any network's")
+        return prefix + key

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from scoreopt_defense._checks import printable
 from scoreopt_defense._optional import optional
 from scoreopt_defense.denoisers.base import Denoiser
 from scoreopt_defense.denoisers.deepinv import DiffUNetDenoiser
@@ -79,7 +80,7 @@ def _from_file(file: Path, name: str, published: _Published) -> Denoiser:
     except (RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
         raise ValueError(
             f"{file} is truncated, altered or no file of weights: delete it and try again "
-            f"({type(error).__name__}: {str(error)[:200]})"
+            f"({type(error).__name__}: {printable(str(error))[:200]})"
         ) from error
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise ValueError(f"{file} must hold a state dict, names and tensors, and holds more")

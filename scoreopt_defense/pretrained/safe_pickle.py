@@ -181,6 +181,7 @@ class _Machine:
             stack.append(self.known(".".join(_expect(word, str) for word in words)))
         elif name in ("REDUCE", "NEWOBJ"):
             args, function = _expect(stack.pop(), tuple), _expect(stack.pop(), _Known)
+            self.budget.spend(opcodes=len(args))  # which are copied
             stack.append(function.stand_in(*args))
         elif name == "BUILD":
             state = stack.pop()
@@ -257,6 +258,7 @@ def _storage(blob: Any, budget: _Budget) -> _Storage:
     a persistent id, its key, its length again, its bytes.
     """
     stream = io.BytesIO(_expect(blob, bytes))
+    budget.spend(memory=len(blob))  # read again at each mention
     storage = _Storage()
     declared: list[tuple[torch.dtype, str, int]] = []
 
@@ -279,7 +281,6 @@ def _storage(blob: Any, budget: _Budget) -> _Storage:
     left = len(blob) - stream.tell()
     if not 0 <= length == length_again or left != length * dtype.itemsize:
         raise RefusedError(f"a storage that declares {length} {dtype} in {left} bytes")
-    budget.spend(memory=left)
     storage.values = (
         torch.frombuffer(bytearray(stream.read()), dtype=dtype)
         if length

@@ -1,0 +1,149 @@
+"""Pixels of image files, by Pillow; whatever is wrong with a file is said with its name."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from scoreopt_defense._checks import printable
+from scoreopt_defense._optional import optional
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "UnreadableImageError",
+    "as_colours",
+    "is_image_name",
+    "read_pixels",
+    "size_of",
+]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
+
+# What a file may be, whatever its name says. Pillow knows more, and runs a program for one (EPS).
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+_SIDEWAYS = (5, 6, 7, 8)  # orientations of EXIF that exchange height and width
+
+
+#: Gives a path, or a stream of what is in a file.
+File = Callable[[], Path | IO[bytes]]
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name says that it is an image, in letters of either case."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+class UnreadableImageError(ValueError):
+    """A file that is no image, a damaged one, or one of a kind that can't be read faithfully."""
+
+
+def size_of(file: File, name: str) -> tuple[int, int]:
+    """Height and width of an image as it is shown; of its pixels nothing is decoded.
+
+    Raises:
+        UnreadableImageError: naming it, if its header or a checksum of a PNG file is broken.
+    """
+    with _opened(file, name) as image:
+        width, height = image.size
+        getexif = optional("PIL.Image", extra="data").Image.getexif  # PNG's own decodes the pixels
+        turned = _orientation(partial(getexif, image))
+        image.verify()
+    return (width, height) if turned in _SIDEWAYS else (height, width)
+
+
+def read_pixels(file: File, name: str) -> np.ndarray:
+    """uint8 pixels, shape (H, W) or (H, W, 3), turned as EXIF says.
+
+    Sixteen bits are scaled by 65535, with a warning where that leaves the image nearly black.
+    Palettes and CMYK become RGB; an alpha channel is left out where it is opaque throughout.
+
+    Raises:
+        UnreadableImageError: naming the file, if it is damaged, partly transparent, or its pixels
+            have neither 8 nor 16 bits.
+    """
+    with _opened(file, name) as image:
+        wide = image.mode[0] == "I" or any(";16" in str(tile[3]) for tile in image.tile)
+        image.load()  # which leaves no tiles
+        if _orientation(image.getexif) != 1:
+            image = optional("PIL.ImageOps", extra="data").exif_transpose(image)
+        if image.mode[0] in "IF":  # Pillow's own conversion clips these at 255
+            pixels = _from_16_bits(image, name)
+        else:
+            grey = image.mode in ("1", "L", "LA")
+            if "transparency" in image.info or image.mode[-1] in "Aa":
+                image = _opaque(image, name)
+            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    if wide and pixels.max() <= 16:  # as 12 bits in the place of 16 give
+        warnings.warn(
+            f"{printable(name)} has 16 bits, of 65535 levels, and is nearly black: "
+            f"{pixels.max()} of 255 at most. If it uses but 8, 10 or 12 bits, store it with 8",
+            stacklevel=2,
+        )
+    return pixels
+
+
+def as_colours(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of shape (H, W, 3): grey ones in all three."""
+    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+
+
+@contextmanager
+def _opened(file: File, name: str) -> Iterator[Any]:
+    """A Pillow image; all that a decoder raises meanwhile, which is anything, names the file."""
+    pillow = optional("PIL.Image", extra="data")
+    pillow.init()
+    try:
+        source = file()
+        if isinstance(source, Path) and not stat.S_ISREG(os.stat(source).st_mode):
+            raise UnreadableImageError(f"{name} cannot be read: it is no regular file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+            opened = pillow.open(source, formats=[kind for kind in _FORMATS if kind in pillow.OPEN])
+        with opened as image:
+            yield image
+    except UnreadableImageError:
+        raise
+    except pillow.UnidentifiedImageError:
+        raise UnreadableImageError(
+            f"{name} cannot be read: it is no image of a kind among {', '.join(_FORMATS)}"
+        ) from None
+    except Exception as error:
+        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UnreadableImageError(f"{name} cannot be read: {said}") from error
+
+
+def _orientation(getexif: Callable[[], Any]) -> int:
+    try:
+        return getexif().get(0x0112, 1)
+    except Exception:  # damaged EXIF says nothing of the pixels
+        return 1
+
+
+def _from_16_bits(image: Any, name: str) -> np.ndarray:
+    levels = np.asarray(image)
+    if levels.dtype.kind == "f" or levels.min() < 0 or levels.max() > 65535:
+        raise UnreadableImageError(
+            f"{name} must have pixels of 8 or 16 bits, got {levels.dtype} from {levels.min():g} to "
+            f"{levels.max():g}"
+        )
+    if "transparency" in image.info:
+        raise UnreadableImageError(f"{name} must have no transparent pixels, and has 16-bit ones")
+    return ((levels.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def _opaque(image: Any, name: str) -> Any:
+    image = image.convert("RGBA")
+    lowest, _ = image.getchannel("A").getextrema()
+    if lowest < 255:
+        raise UnreadableImageError(
+            f"{name} must be opaque, and has pixels of alpha {lowest} of 255: give it a background"
+        )
+    return image.convert("RGB")
