@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-__all__ = ["Recording", "free_bytes", "keep_freed_memory"]
+__all__ = ["Recording", "free_bytes", "keep_freed_memory", "unwatched"]
 
 
 def free_bytes(device: torch.device) -> int:
@@ -41,6 +43,19 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     trim_threshold, mmap_threshold = -1, -3  # of malloc.h
     return bool(mallopt and mallopt(trim_threshold, 2**30) and mallopt(mmap_threshold, 2**30))
+
+
+def unwatched() -> AbstractContextManager[Any]:
+    """For a graph that is used up inside: nobody's hooks on what autograd keeps see it.
+
+    ``torch.utils.checkpoint`` would carry all of its function out again for each such graph, and
+    ``save_on_cpu`` copy it there and back. Where there are no hooks, as there seldom are, it costs
+    nothing; nor where torch is too old to say.
+    """
+    watching = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
+    if watching(False) is None:
+        return nullcontext()
+    return saved_tensors_hooks(Tensor.detach, lambda kept: kept)
 
 
 class Recording(saved_tensors_hooks):

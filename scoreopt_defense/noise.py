@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 __all__ = ["Noise", "Stream", "derive", "same_draws", "seeded", "threefry"]
 
@@ -176,6 +177,9 @@ def _counters(steps: range, use: int, device: torch.device) -> Tensor:
 class Stream:
     """The seeds of a purifier's calls and of its twins, each a function of where the stream starts.
 
+    In a worker of torch's ``DataLoader`` those of calls are functions of the worker's own seed too:
+    each worker and each epoch draws others, which ``torch.manual_seed`` repeats.
+
     Args:
         seed: where; any whole number from 0, or None for the operating system's entropy, which a
             process forked from this one and whoever unpickles it draw anew.
@@ -194,13 +198,19 @@ class Stream:
         """Seed of the next call, 0 to 2**64 - 1."""
         if self._seed is None and self._process != os.getpid():
             self._begin()
-        self._calls += 1
-        return derive(self.start, 0, self._calls)
+        self._calls = calls = self._calls + 1
+        worker = get_worker_info()
+        start = self.start if worker is None else derive(self.start, 3, worker.seed)
+        return derive(start, 0, calls)
 
     def next_twin(self) -> int:
         """Seed of another stream; the calls' own go on as if it had not been asked for."""
         self._twins += 1
         return derive(self.start, 1, self._twins)
+
+    def of_copy(self) -> int:
+        """Seed of a copy's stream: another one wherever this one is, which stays there."""
+        return derive(self.start, 2, self._calls, self._twins)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -184,8 +184,8 @@ def first_noise(model, x):
 @pytest.mark.parametrize("seed", [0, None])
 def test_a_twin_draws_noise_of_its_own(twin, seed, x):
     model = seeded(seed)
-    models = [model, *(twin(model) for _ in range(3))]
-    noises = [first_noise(m, x) for m in models]
+    models = [twin(model) for _ in range(1 if twin is copy.deepcopy and seed == 0 else 3)]
+    noises = [first_noise(m, x) for m in (model, *models)]
     for i, a in enumerate(noises):
         for b in noises[:i]:
             assert (a - b).abs().max() > 1e-3
@@ -197,6 +197,32 @@ def test_a_twin_leaves_its_parent_alone(twin, x):
     plain(x), asked(x)
     twin(asked)(x)
     assert torch.equal(plain(x), asked(x))
+
+
+def test_a_deep_copy_leaves_its_parents_twins_alone_too(x):
+    plain, copied = seeded(0), seeded(0)
+    copy.deepcopy(copied)
+    assert plain.with_gradient("bpda").purifier.seed == copied.with_gradient("bpda").purifier.seed
+    assert torch.equal(plain(x), copied(x))
+
+
+def test_deep_copies_are_alike_where_their_parent_has_not_moved(x):
+    """They may not count, which would change the parent, and draw nothing that no seed decides."""
+    model = seeded(0)
+    seeds = []
+    for move in (lambda: None, lambda: model(x), model.surrogate):
+        move()
+        first, again = copy.deepcopy(model), copy.deepcopy(model)
+        assert torch.equal(first_noise(first, x), first_noise(again, x))
+        seeds.append(first.purifier.seed)
+    assert len({*seeds, copy.deepcopy(first).purifier.seed}) == 4
+
+
+def test_a_twin_of_a_given_seed_counts_for_nothing():
+    """An evaluation seeds its own of a user's model, whose next ones stay what they were."""
+    plain, asked = seeded(0), seeded(0)
+    asked.replace(seed=5)
+    assert plain.surrogate().purifier.seed == asked.surrogate().purifier.seed
 
 
 @every_twin

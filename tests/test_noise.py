@@ -7,14 +7,18 @@ import itertools
 import math
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
 import torch
 from arithmetic import ARITHMETIC, AgainstNumPy, ErringRoots
 from toys import mid_images
+from torch.utils.data import DataLoader, Dataset
 
+from scoreopt_defense import OneShot
 from scoreopt_defense import noise as module
+from scoreopt_defense.denoisers import GaussianDenoiser
 from scoreopt_defense.noise import Noise, Stream, _log, _sqrt, threefry
 
 stats = pytest.importorskip("scipy.stats")
@@ -327,6 +331,39 @@ def test_an_unseeded_stream_is_another_in_another_process(monkeypatch):
     seeded.next_call()
     assert stream.start != before
     assert seeded.start == 3
+
+
+class Purified(Dataset):
+    """One image eight times, each purified on its own."""
+
+    def __init__(self, purifier):
+        self.purifier, self.image = purifier, mid_images(1, dtype=torch.float32)
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return self.purifier(self.image)[0]
+
+
+@pytest.mark.parametrize("settings", [{"seed": 0}, {}], ids=str)
+@pytest.mark.parametrize(
+    "context", ["fork", pytest.param("spawn", marks=pytest.mark.slow), None], ids=str
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="needs processes that fork safely")
+def test_workers_of_a_data_loader_draw_apart_and_torchs_seed_repeats_them(context, settings):
+    def epochs():
+        torch.manual_seed(0)
+        loader = DataLoader(
+            Purified(OneShot(GaussianDenoiser(), sigma=0.3, **settings)),
+            num_workers=2 if context else 0,
+            multiprocessing_context=context,
+        )
+        return torch.cat([image for _ in range(2) for image in loader])
+
+    found = epochs()
+    assert len(found.flatten(1).unique(dim=0)) == 16
+    assert torch.equal(found, epochs()) == bool(settings)
 
 
 @pytest.mark.slow

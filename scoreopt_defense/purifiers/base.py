@@ -6,7 +6,7 @@ import copy
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -350,7 +350,9 @@ class Purifier(Frozen, ABC):
         Raises:
             TypeError, ValueError: as the constructor's.
         """
-        settings = self.settings.replace(**{"seed": self._twins_seed()} | changes)
+        if "seed" not in changes:
+            changes["seed"] = self._others_seed(self._stream.next_twin)
+        settings = self.settings.replace(**changes)
         self._check(settings, self.denoiser)
         return self._twin(settings=settings, _stream=Stream(settings.seed))
 
@@ -359,15 +361,28 @@ class Purifier(Frozen, ABC):
         return self.replace(gradient=gradient)
 
     def _next_seed(self) -> int:
-        return self._stream.start if self.settings.deterministic else self._stream.next_call()
+        if self.settings.deterministic:
+            return self._stream.start
+        if torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "a backward pass carries this call out again, as torch.utils.checkpoint has it, and "
+                "would draw other noise: give the call a seed, as in checkpoint(model, x, seed=0, "
+                "use_reentrant=False), another in each step, or make it deterministic=True"
+            )
+        return self._stream.next_call()
 
-    def _twins_seed(self) -> int | None:
+    def _others_seed(self, derived: Callable[[], int]) -> int | None:
+        """What a twin's or a copy's setting is: none if this one has none, its own if fixed."""
         seed = self.settings.seed
-        return seed if seed is None or self.settings.deterministic else self._stream.next_twin()
+        return seed if seed is None or self.settings.deterministic else derived()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Networks of its own, and noise of its own: a copy of the stream would repeat this one."""
-        twin = self.replace()
+        """Networks of its own, and noise of its own; this one stays as it is, its stream included.
+
+        A seeded purifier's copy has a seed that follows from where this one's stream is: copies
+        that are made with no call or twin of this one between them are alike.
+        """
+        twin = self.replace(seed=self._others_seed(self._stream.of_copy))
         memo[id(self)] = twin
         own = {name: part for name, part in twin.__dict__.items() if name != "settings"}
         twin.__dict__.update(copy.deepcopy(own, memo))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scoreopt_defense._memory import unwatched
 from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.objectives import Loss
@@ -113,7 +115,7 @@ def _gradient(f: Callable[[Tensor], Any], at: Tensor, recorded: bool) -> tuple[T
     """Gradient of a function of a value and a rest, and that rest."""
     if torch.compiler.is_compiling():  # which knows torch.func, and autograd only in part
         return torch.func.grad(f, has_aux=True)(at)
-    with torch.enable_grad():
+    with torch.enable_grad(), nullcontext() if recorded else unwatched():
         value, rest = f(at.requires_grad_())
         (grad,) = torch.autograd.grad(value, at, create_graph=recorded)
     return grad, rest
