@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from purifiers_table import PURIFIERS, RANDOM, SUMS_PIXELS
-from tolerances import adam_rounding, rounding
+from tolerances import adam_rounding, default_dtype, rounding
 from toys import BentNet, bent, gaussian, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt
@@ -271,6 +271,21 @@ def test_a_pickle_goes_on_in_the_stream_where_it_was(x):
     purifier(x)
     restored = pickle.loads(pickle.dumps(purifier))
     assert torch.equal(purifier(x), restored(x))
+
+
+@every_purifier
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_torchs_default_dtype(make, dtype, x):
+    purifier, x = make(bent(dtype)), x.to(dtype)
+    for mode in purifier.modes:
+        found = []
+        for default in (torch.float32, torch.float64):
+            leaf = x.clone().requires_grad_()
+            with default_dtype(default):
+                y = purifier.replace(gradient=mode)(leaf, seed=3)
+                found.append((y.detach(), *torch.autograd.grad(y.sum(), leaf)))
+        assert [t.dtype for t in found[1]] == [dtype, dtype]
+        assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
 @every_purifier

@@ -8,7 +8,7 @@ from importlib import resources
 
 import pytest
 import torch
-from tolerances import depth_of, rounding
+from tolerances import default_dtype, depth_of, rounding
 
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, data, pretrained
 
@@ -50,11 +50,15 @@ def test_loading_opens_no_connection(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["denoiser", "classifier"])
 def test_they_load_in_float32_and_eval_mode_without_gradients_and_alike_each_time(kind):
-    first, second = (getattr(pretrained, kind)("mnist-tiny") for _ in range(2))
+    first = getattr(pretrained, kind)("mnist-tiny")
+    with default_dtype(torch.float64):
+        second = getattr(pretrained, kind)("mnist-tiny")
     assert not any(module.training for module in first.modules())
     assert {p.dtype for p in first.parameters()} == {torch.float32}
     assert not any(p.requires_grad for p in first.parameters())
-    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+    tensors = ([*net.parameters(), *net.buffers()] for net in (first, second))
+    for a, b in zip(*tensors, strict=True):
+        assert a.dtype == b.dtype
         assert torch.equal(a, b)
         assert a is not b
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from devices import Devices
-from tolerances import depth_of, everything_in_float64, half_rounding, rounding
+from tolerances import default_dtype, depth_of, everything_in_float64, half_rounding, rounding
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -508,6 +508,19 @@ def test_channels_last_changes_nothing(name):
         expected = it.denoiser(x_t, it.sigmas[1])
         last = copy.deepcopy(it.denoiser).to(memory_format=torch.channels_last)
         d = last(x_t.contiguous(memory_format=torch.channels_last), it.sigmas[1])
+    assert (d - expected).abs().max() <= it.tolerance(x_t)
+
+
+@every_case
+def test_another_default_dtype_changes_the_networks_own_numbers_alone(name):
+    """Such as embeddings of the time that a network makes in it: the more precise, if anything."""
+    it = case(name)
+    x_t = noised(it, it.sigmas[1])
+    with torch.no_grad():
+        expected = it.denoiser(x_t, it.sigmas[1])
+        with default_dtype(torch.float64):
+            d = it.denoiser(x_t, it.sigmas[1])
+    assert d.dtype == expected.dtype
     assert (d - expected).abs().max() <= it.tolerance(x_t)
 
 

@@ -14,7 +14,14 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["adam_rounding", "depth_of", "everything_in_float64", "half_rounding", "rounding"]
+__all__ = [
+    "adam_rounding",
+    "default_dtype",
+    "depth_of",
+    "everything_in_float64",
+    "half_rounding",
+    "rounding",
+]
 
 
 def rounding(dtype: torch.dtype, depth: float, scale: float = 1.0) -> float:
@@ -103,10 +110,16 @@ def everything_in_float64() -> Iterator[None]:
     softmax, grids of noise levels), which bounds every comparison with them by float32's rounding
     times their depth: too coarse to see a small mistake in a deep one.
     """
+    with default_dtype(torch.float64), _NoFloat32():
+        yield
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What ``torch.set_default_dtype`` does, for a while."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
-        with _NoFloat32():
-            yield
+        yield
     finally:
         torch.set_default_dtype(before)
