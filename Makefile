@@ -12,7 +12,7 @@ SCALE ?= cpu
 WORKERS ?= 1
 NETWORKS := $(if $(CLASSIFIER),--classifier $(CLASSIFIER)) $(if $(DENOISER),--denoiser $(DENOISER))
 
-.PHONY: demo paper-table test test-avx2 test-oldest lint clean
+.PHONY: demo gpu paper-table test test-avx2 test-oldest lint clean
 
 demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 2 minutes
 	mkdir -p runs
@@ -23,6 +23,9 @@ demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 
 paper-table: $(VENV)/dev.stamp  ## TABLE=table01 SCALE=cpu CIFAR10=path: benchmarks/README.md
 	$(BIN)/python benchmarks/paper_tables.py $(TABLE) $(CIFAR10) --scale $(SCALE) \
 		--workers $(WORKERS) $(NETWORKS)
+
+gpu: $(VENV)/dev.stamp  ## what only a CUDA device can show, to benchmarks/results/gpu.json; 8 minutes
+	$(BIN)/python benchmarks/gpu.py
 
 # A file's tests stay in one process, as they share what is made once.
 test: $(VENV)/dev.stamp  ## the default tests and the doctests; under 10 minutes

@@ -29,6 +29,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SWITCHES: dict[str, dict[str, Any]] = {
     "eager": {},
     "compiled": {"compile": True},
+    "CUDA graphs": {"compile": "reduce-overhead"},
+    "bfloat16": {"autocast": "bfloat16"},
+    "channels last": {"channels_last": True},
     "without the Jacobian": {"jacobian": False},
     "stopped early": {"tol": 0.01},
 }

@@ -24,10 +24,23 @@ ARITHMETIC = {
     "_to_copy": np.positive,
 }
 #: What moves numbers, and computes none.
-_MOVES = """
-    _local_scalar_dense alias arange cat clone detach empty expand full_like new_full select slice
-    unsqueeze view zeros_like
-""".split()
+_MOVES = {
+    "_local_scalar_dense",
+    "alias",
+    "arange",
+    "cat",
+    "clone",
+    "detach",
+    "empty",
+    "expand",
+    "full_like",
+    "new_full",
+    "select",
+    "slice",
+    "unsqueeze",
+    "view",
+    "zeros_like",
+}
 _OWN = {torch.float32: np.float32, torch.float64: np.float64, torch.int32: np.int32}
 _WIDER = _OWN | {torch.float32: np.float64, torch.int32: np.int64}
 #: A square root of float64 may err by so many units in its last place: see noise._sqrt.
@@ -78,7 +91,7 @@ class AgainstNumPy(TorchDispatchMode):
 
 
 class ErringRoots(TorchDispatchMode):
-    """Square roots as libraries have them: some a unit in the last place off, of float64 up to 3."""
+    """Square roots as libraries have them: a unit in the last place off, of float64 up to 3."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))

@@ -18,6 +18,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as there are cores
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """By their marker ``benchmarks/gpu.py`` runs them alone."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(autouse=True)
 def _same_random_state_for_every_test() -> Iterator[None]:
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ import torch
 from purifiers_table import PURIFIERS, RANDOM
 from tolerances import rounding
 from torch.utils.checkpoint import checkpoint
-from toys import bent, labels, mid_images, smooth_classifier
+from toys import bent, labels, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt, ThirdParty
 
@@ -64,12 +64,12 @@ def test_a_purifier_alone_is_refused_or_its_gradient_is_that_of_its_draws(name, 
     if mode not in RANDOM[name](bent()).modes:
         pytest.skip(f"{name} has no such gradient")
     plain, checked = (RANDOM[name](bent(), seed=0, gradient=mode) for _ in range(2))
+    refused = ""
     try:
         found = gradient(checked, x, reentrant)
     except RuntimeError as error:
-        assert "carries this call out again" in str(error)
-    else:
-        assert torch.equal(found, gradient(plain, x))
+        refused = str(error)
+    assert "carries this call out again" in refused or torch.equal(found, gradient(plain, x))
 
 
 @every_checkpoint

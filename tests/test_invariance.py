@@ -308,7 +308,7 @@ def test_single_precision_without_adam(sigma, x):
     )
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @every_purifier
 def test_the_device(make, x):
     on_cpu = make(bent())(x, seed=3)

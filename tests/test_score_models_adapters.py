@@ -553,7 +553,7 @@ def test_a_network_elsewhere_is_an_error_that_says_so(name):
         elsewhere(noised(it, 0.25), 0.25)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_a_network_on_the_cpu_is_an_error_for_images_on_cuda():
     with pytest.raises(ValueError, match=r"network is on cpu and the images are on cuda:0"):
         EDMDenoiser(Tiny())(torch.zeros(1, 3, 8, 8, device="cuda"), 0.25)

@@ -243,7 +243,7 @@ def test_images_keep_their_type_and_shape(dtype):
     assert purifier(x, samples=3).shape == (12, 3, 8, 8)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_moves_to_the_gpu_and_back():
     model, x = build(seed=0), mid_images(dtype=torch.float32)
     on_cpu = model(x, seed=3)

@@ -137,7 +137,7 @@ def _build(
     with torch.random.fork_rng(devices=[]):  # its weights are first drawn at random
         net = network(**config)
     net.load_state_dict(weights)
-    return net.eval().requires_grad_(False).to(torch.float32, memory_format=torch.channels_last)
+    return net.float().eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[torch.Size, bool]]:

@@ -64,15 +64,17 @@ class PurifierSettings(Settings):
             for.
         deterministic: give every image the same fixed noise, so that the purifier is a function;
             that of seed 0 unless another is given.
-        max_batch: purify at most so many images at a time; the result is the same. ``"auto"``: as
-            many as half of the free memory holds, by what autograd records of one denoising.
+        max_batch: purify at most so many images at a time; the result is the same, but for
+            rounding. ``"auto"``: as many as half of the free memory holds, by what autograd records
+            of one denoising.
         autocast: ``"bfloat16"`` or ``"float16"``: purify, and differentiate, under
             ``torch.autocast``. Images keep their type.
         channels_last: hand the denoiser images in that memory format, which suits the convolutions
             of GPUs with tensor cores.
         seed: where the stream of noise starts. Each call goes on in the stream, so that repeated
-            calls stay independent; without a seed it starts at the operating system's entropy.
-            Torch's global generator is neither used nor advanced.
+            calls stay independent, and each worker of a ``DataLoader`` has its own; without a seed
+            it starts at the operating system's entropy. Torch's global generator is neither used
+            nor advanced.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -234,8 +236,9 @@ class Purifier(Frozen, ABC):
             x: images, shape ``(B, C, H, W)``, float32 or float64, in [0, 1]. An attack's queries
                 outside are purified as they are, with a warning, once, beyond 0.1, which may also
                 be the sign of a wrong scale.
-            seed: makes this call reproducible: the same seed and images give the same result, on
-                any device and in chunks of any size.
+            seed: makes this call reproducible: the same seed gives the same noise on any device, in
+                chunks of any size, and the same images the same result, but for what networks round
+                otherwise there. Needed where ``torch.utils.checkpoint`` carries a call out again.
             samples: independent purifications of each image.
             max_batch: replaces the purifier's own for this call.
             **options: of the algorithm; see its ``purify``.
@@ -245,6 +248,7 @@ class Purifier(Frozen, ABC):
 
         Raises:
             TypeError, ValueError: if ``x`` is no such batch, not finite, or past -10 or 10.
+            RuntimeError: if a backward pass carries a call without a seed out again.
         """
         if getattr(torch.compiler, "is_exporting", bool)():
             raise RuntimeError(
@@ -365,7 +369,7 @@ class Purifier(Frozen, ABC):
             return self._stream.start
         if torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
-                "a backward pass carries this call out again, as torch.utils.checkpoint has it, and "
+                "a backward pass carries this call out again, as torch.utils.checkpoint does, and "
                 "would draw other noise: give the call a seed, as in checkpoint(model, x, seed=0, "
                 "use_reentrant=False), another in each step, or make it deterministic=True"
             )
