@@ -49,8 +49,8 @@ def unwatched() -> AbstractContextManager[Any]:
     """For a graph that is used up inside: nobody's hooks on what autograd keeps see it.
 
     ``torch.utils.checkpoint`` would carry all of its function out again for each such graph, and
-    ``save_on_cpu`` copy it there and back. Where there are no hooks, as there seldom are, it costs
-    nothing; nor where torch is too old to say.
+    ``save_on_cpu`` copy it there and back. Where there are no hooks, as there seldom are, it does
+    nothing; nor before torch 2.8, which cannot say.
     """
     watching = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
     if watching(False) is None:

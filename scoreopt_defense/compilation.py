@@ -83,7 +83,7 @@ def _as_at_any_step(inputs: tuple[Any, ...], device: torch.device) -> list[Any]:
     values = []
     for value in inputs:
         if isinstance(value, int):
-            value = torch.tensor(value, dtype=torch.float64, device=device)
+            value = torch.full((), value, dtype=torch.float64, device=device)  # copies nothing
         elif isinstance(value, Tensor) and (id(value) in seen or value._is_view()):
             value = value.clone()
         seen.add(id(value))

@@ -45,9 +45,9 @@ class Noise:
     A value depends on the seed, the repetition, the image's place in the batch and the step, and on
     nothing else: not on the chunk an image is in, not on the device, not on how often or in which
     order it is asked for. So chunks give the whole batch's result, and a backward pass sees the
-    forward pass's noise again without storing it. The same bits wherever the operations that
-    it is made of are rounded as IEEE 754 has it; but for compiled code, whose compiler may contract
-    a multiplication and an addition (1e-6 then), and Apple's MPS, which has no float64.
+    forward pass's noise again without storing it. Its bits are the same wherever operations are
+    rounded as IEEE 754 has it; but for compiled code, whose compiler may contract a multiplication
+    and an addition (2e-6 then), and on Apple's MPS, which has no float64.
 
     Args:
         images: key of each row's own numbers, two int32 tensors of shape ``(B,)``.

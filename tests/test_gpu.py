@@ -10,6 +10,8 @@ import results_file
 import torch
 from timing import SETTINGS
 
+from scoreopt_defense.compilation import _as_at_any_step
+
 pytest.importorskip("scipy.stats")
 pytest.importorskip("torchattacks")
 
@@ -69,6 +71,13 @@ def test_a_read_of_a_result_is_seen():
     x = torch.ones(3)
     assert gpu._waits(lambda: x.sum().item()) == {"aten::_local_scalar_dense": 1}
     assert gpu._waits(lambda: x.sum()) == {}
+
+
+@pytest.mark.cuda
+def test_a_compiled_step_is_given_whole_numbers_without_a_copy():
+    x = torch.zeros(2, device="cuda")
+    assert gpu._waits(lambda: torch.tensor(3, device="cuda"))["Memcpy HtoD"] == 1
+    assert "Memcpy HtoD" not in gpu._waits(lambda: _as_at_any_step((3, x), x.device))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")

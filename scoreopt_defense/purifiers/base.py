@@ -248,7 +248,7 @@ class Purifier(Frozen, ABC):
 
         Raises:
             TypeError, ValueError: if ``x`` is no such batch, not finite, or past -10 or 10.
-            RuntimeError: if a backward pass carries a call without a seed out again.
+            RuntimeError: if a backward pass makes the call, and gives it no seed.
         """
         if getattr(torch.compiler, "is_exporting", bool)():
             raise RuntimeError(
@@ -369,9 +369,10 @@ class Purifier(Frozen, ABC):
             return self._stream.start
         if torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
-                "a backward pass carries this call out again, as torch.utils.checkpoint does, and "
-                "would draw other noise: give the call a seed, as in checkpoint(model, x, seed=0, "
-                "use_reentrant=False), another in each step, or make it deterministic=True"
+                "a backward pass makes this call, as torch.utils.checkpoint does where it carries "
+                "one out again, and would draw other noise: give it a seed, as in "
+                "checkpoint(model, x, seed=0, use_reentrant=False), another in each step, or make "
+                "it deterministic=True"
             )
         return self._stream.next_call()
 
