@@ -50,6 +50,7 @@ WAITS = (
     "cudaStreamSynchronize", "aten::_local_scalar_dense",
 )  # fmt: skip
 WORKERS = (1, 2)  # processes on one device
+_SECONDS_TO_TEST = 180  # at most
 _SECONDS_TO_COMPILE = 120  # of one size in both ways; none is begun later
 
 
@@ -69,7 +70,13 @@ def guarded_tests(args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda"]
     if args.device == "cpu":  # which has none to run: they are found
         command.append("--collect-only")
-    run = subprocess.run([*command, *files], cwd=TESTS.parent, capture_output=True, text=True)
+    run = subprocess.run(
+        [*command, *files],
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS_TO_TEST,
+    )
     if run.returncode:
         raise RuntimeError(f"pytest ended with {run.returncode}: {run.stdout[-4000:]}{run.stderr}")
     return {"files": len(files), "pytest": run.stdout.strip().splitlines()[-1]}
