@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,11 +59,12 @@ class DefendedModel(Frozen):
             warnings.warn(
                 "the classifier is in training mode, and DefendedModel leaves it there: call "
                 "classifier.eval() first unless that is meant",
-                stacklevel=2,
+                stacklevel=3,
             )
         self.purifier = purifier  # in the data's order: ART takes the last for the logits
         self.classifier = classifier
         self.votes = check_count("votes", votes)
+        self._watch: Callable[[Tensor, Tensor], None] | None = None
         self.training = classifier.training
 
     def forward(self, x: Tensor, *, seed: int | None = None, samples: int = 1) -> Tensor:
@@ -84,10 +85,13 @@ class DefendedModel(Frozen):
         purified = self.purifier(x, seed=seed, samples=repeats)
         each = purified.unflatten(0, (repeats, len(x)))
         # a call for each: the classifier may be random itself, and draw once for all of a call
-        logits = [
+        several = [
             self._classify(one, repeats) for _ in range(samples if fixed else 1) for one in each
         ]
-        return torch.stack(logits).mean(0) if len(logits) > 1 else logits[0]
+        logits = torch.stack(several).mean(0) if len(several) > 1 else several[0]
+        if self._watch is not None:
+            self._watch(x, logits)
+        return logits
 
     def _classify(self, x: Tensor, samples: int) -> Tensor:
         """Logits of one sample of so many, whose graphs are all kept till the backward pass."""
@@ -108,12 +112,13 @@ class DefendedModel(Frozen):
         )
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = self.classifier(x)
+        logits = self.classifier(x.clone())  # memory of its own: it may normalise in place
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
                 f"the classifier must return logits of shape ({len(x)}, K) for {len(x)} images, "
-                f"got {got}"
+                f"got {got}; of one that returns more, or something else, make a module that "
+                "returns its logits alone"
             )
         return logits
 
@@ -129,6 +134,13 @@ class DefendedModel(Frozen):
     def with_gradient(self, gradient: str | Gradient) -> Self:
         """The same defence, differentiated in another mode; short for ``replace(gradient=...)``."""
         return self.replace(gradient=gradient)
+
+    def watched(self, watch: Callable[[Tensor, Tensor], None]) -> Self:
+        """The same defence and noise, whose calls are told: ``watch(x, logits)``, of its twins too.
+
+        Hooks of a module are not its twins', and an attack makes twins as it likes.
+        """
+        return self._twin(_watch=watch)
 
     def surrogate(self) -> Self:
         """The same classifier behind one-shot denoising, forward and backward.
@@ -183,7 +195,8 @@ class EOT(Frozen):
         """Mean logits, shape ``(B, K)``, of images of shape ``(B, C, H, W)`` in [0, 1]."""
         if isinstance(self.model, DefendedModel):
             return self.model(x, samples=self.samples)
-        return torch.stack([self.model(x) for _ in range(self.samples)]).mean(0)
+        each = [self.model(x.clone()) for _ in range(self.samples)]  # it may write into its images
+        return torch.stack(each).mean(0)
 
     def extra_repr(self) -> str:
         return f"samples={self.samples}"

@@ -38,7 +38,8 @@ def network_precision(net: object, x: Tensor, level: Tensor) -> Iterator[tuple[T
 
     Images get the type of its weights. Noise levels get float32 at least: rounded to bfloat16, 0.3
     is 0.30078. A network with half-precision weights may multiply the two before its first layer,
-    which makes float32 of both, and so it runs under autocast to the type of its weights.
+    which makes float32 of both, and so it runs under autocast to the type of its weights. Both are
+    copies: it may write into them.
 
     Args:
         net: whose weights they are.
@@ -54,4 +55,4 @@ def network_precision(net: object, x: Tensor, level: Tensor) -> Iterator[tuple[T
     dtype = network_dtype(net, x.dtype)
     exact = torch.promote_types(dtype, torch.float32)
     with nullcontext() if dtype == exact else torch.autocast(x.device.type, dtype):
-        yield x.to(dtype), level.to(exact)
+        yield x.to(dtype, copy=True), level.to(exact, copy=True)

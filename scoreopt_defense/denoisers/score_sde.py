@@ -156,13 +156,14 @@ class ScoreSDEVEDenoiser(Denoiser):
 
     def _denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         labels, level = self._labels(sigma)
-        score = self.net(x_t.to(network_dtype(self.net, x_t.dtype)), labels)
+        dtype = network_dtype(self.net, x_t.dtype)
+        score = self.net(x_t.to(dtype, copy=True), labels)  # it may write into its images
         return x_t + sigma * level * score.to(sigma.dtype)
 
     def _labels(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is told, and the level that it then stands for."""
         if self.steps is None:
-            return sigma.flatten().float(), sigma
+            return sigma.flatten().to(torch.float32, copy=True), sigma
         span = math.log(self.sigma_max / self.sigma_min)
         labels = ((self.sigma_max / sigma).log() / span * (self.steps - 1)).round()
         level = self.sigma_max * (-labels / (self.steps - 1) * span).exp()

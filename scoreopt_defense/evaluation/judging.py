@@ -77,41 +77,47 @@ class AnyStep:
     def run(
         self, attack: Any, model: nn.Module, x: Tensor, y: Tensor, seed: int
     ) -> tuple[Tensor, Tensor | None]:
-        watched = reseeded(model, derive(seed, 0))
         watch = _Watch(attack, model, x, y, self.confirm, derive(seed, 1))
-        hook = watched.register_forward_hook(watch, with_kwargs=True)  # a twin inherits it
-        try:
-            with seeded(derive(seed, 0)):
-                attacked = check_attacked(attack, x, attack.run(watched, x.clone(), y))
-        finally:
-            hook.remove()
+        watched = _watched(reseeded(model, derive(seed, 0)), watch)
+        with seeded(derive(seed, 0)):
+            attacked = check_attacked(attack, x, attack.run(watched, x.clone(), y))
         watch.last(attacked)
         broken = watch.broken.reshape(-1, 1, 1, 1)
         return torch.where(broken, watch.images, attacked), watch.broken
 
 
+def _watched(model: nn.Module, watch: _Watch) -> nn.Module:
+    return model.watched(watch) if isinstance(model, DefendedModel) else _Watched(model, watch)
+
+
+class _Watched(nn.Module):
+    """A module that is not ours, whose calls are told; it may write into what it is given."""
+
+    def __init__(self, model: nn.Module, watch: _Watch) -> None:
+        super().__init__()
+        self.model, self.watch = model, watch
+        self.training = model.training
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        logits = self.model(x.clone(), *args, **kwargs)
+        self.watch(x, logits)
+        return logits
+
+
 class _Watch:
-    """A forward hook: looks at each call of the model, and confirms what seems broken."""
+    """Looks at each call of the model, and confirms what seems broken."""
 
     def __init__(
         self, attack: Any, model: nn.Module, x: Tensor, y: Tensor, confirm: int, seed: int
     ) -> None:
         self.attack, self.model, self.x, self.y = attack, model, x, y
-        self.confirm, self.seed, self.calls, self.busy = confirm, seed, 0, False
+        self.confirm, self.seed, self.calls = confirm, seed, 0
         self.images, self.broken = x.clone(), torch.zeros_like(y, dtype=torch.bool)
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], logits: Any
-    ) -> None:
-        queries = (*args, *kwargs.values())[0]
-        if self.busy or queries.shape[1:] != self.x.shape[1:]:
-            return
-        self.calls += 1
-        self.busy = True  # a model that is not ours confirms with itself, hook and all
-        try:
+    def __call__(self, queries: Tensor, logits: Tensor) -> None:
+        if queries.shape[1:] == self.x.shape[1:]:
+            self.calls += 1
             self._look(queries.detach(), logits.detach())
-        finally:
-            self.busy = False
 
     def last(self, attacked: Tensor) -> None:
         """Vote on what the attack ended with."""

@@ -150,7 +150,7 @@ class Purifier(Frozen, ABC):
                 "the denoiser's network is in training mode, and the purifier leaves it there, so "
                 "that dropout and batch statistics are at work in it: call its eval() first unless "
                 "that is meant",
-                stacklevel=2,
+                stacklevel=3,
             )
         if not isinstance(settings, (self.Settings, type(None))):
             raise TypeError(
@@ -431,7 +431,8 @@ class Purification:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, x_a: Tensor, run: Runner = as_it_is) -> Tensor:
-        return self.purifier.purify(x_a, self.noise, run, **self.options)
+        # a copy: an algorithm of a user's own may write into it, and x_a is differentiated at
+        return self.purifier.purify(x_a.clone(), self.noise, run, **self.options)
 
     def one_shot(self, x_a: Tensor) -> Tensor:
         return self.purifier.one_shot(x_a, self.noise)

@@ -1,0 +1,207 @@
+"""Other people's modules in a defence: those that write into what they are given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerances import rounding
+from torch import Tensor, nn
+from toys import BentNet, bent, labels, mid_images, smooth_classifier
+
+from scoreopt_defense import EOT, BitDepth, DefendedModel, OneShot, ScoreOpt, ThirdParty
+from scoreopt_defense.attacks import attack
+from scoreopt_defense.attacks.views import Classifier, shown
+from scoreopt_defense.denoisers import (
+    DeepinvDenoiser,
+    Denoiser,
+    EDMDenoiser,
+    KDiffusionDenoiser,
+    ScoreSDEVEDenoiser,
+)
+from scoreopt_defense.evaluation import judging
+from scoreopt_defense.evaluation.judging import AnyStep, judge, vote
+from scoreopt_defense.gradients import GRADIENTS
+
+MEAN, STD = 0.45, 0.25
+
+
+class Normalised(nn.Module):
+    """A classifier that normalises its images: into new memory, or into theirs."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.head = smooth_classifier()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "normalises in place":
+            return self.head(x.sub_(MEAN).div_(STD))
+        if self.how == "normalises":
+            return self.head((x - MEAN) / STD)
+        return self.head(F.relu(x, inplace=self.how == "rectifies in place"))
+
+
+IN_PLACE = {
+    how: (Normalised(how).eval(), Normalised(how.removesuffix(" in place")).eval())
+    for how in ("normalises in place", "rectifies in place")
+}
+in_place = pytest.mark.parametrize(("own", "plain"), IN_PLACE.values(), ids=IN_PLACE.keys())
+
+CALLS = {
+    "once": ({}, lambda model: model),
+    "votes": ({"votes": 3}, lambda model: model),
+    "chunks": ({"max_batch": 3}, lambda model: model),
+    "chunks of votes": ({"max_batch": 3, "votes": 2}, lambda model: EOT(model, 2)),
+    "samples": ({}, lambda model: EOT(model, 3)),
+    "deterministic samples": ({"deterministic": True, "votes": 2}, lambda model: EOT(model, 3)),
+    "alone, under EOT": ({}, lambda model: EOT(model.classifier, 3)),
+}
+
+
+def logits_and_gradient(model: nn.Module, *, recorded: bool) -> tuple[Tensor, ...]:
+    x = mid_images().requires_grad_(recorded)
+    given = x.detach().clone()
+    with torch.set_grad_enabled(recorded):
+        logits = model(x)
+    assert torch.equal(x, given)
+    if not recorded:
+        return (logits,)
+    return logits.detach(), *torch.autograd.grad(F.cross_entropy(logits, labels()), x)
+
+
+@in_place
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("mode", GRADIENTS)
+@pytest.mark.parametrize(("settings", "seen"), CALLS.values(), ids=CALLS.keys())
+def test_a_classifier_may_write_into_its_images(own, plain, recorded, mode, settings, seen):
+    if mode == "none" and recorded:
+        pytest.skip("asks for gradients")
+    settings = {"steps": 2, "sigma": 0.3, "gradient": mode, "seed": 3} | settings
+    votes = settings.pop("votes", 1)
+    found, expected = (
+        logits_and_gradient(
+            seen(DefendedModel(classifier, ScoreOpt(bent(), **settings), votes=votes)),
+            recorded=recorded,
+        )
+        for classifier in (own, plain)
+    )
+    for value, known in zip(found, expected, strict=True):
+        assert torch.equal(value, known)
+
+
+@in_place
+def test_it_is_judged_and_voted_on_as_any_other(own, plain):
+    def judged(classifier):
+        model = DefendedModel(classifier, BitDepth(bits=8), votes=2)
+        verdict = judge(model, mid_images(), labels(), purifications=3, seed=0)
+        return verdict.margin, vote(model, mid_images(), times=5, rows=8, seed=0)
+
+    for value, known in zip(judged(own), judged(plain), strict=True):
+        assert torch.equal(value, known)
+
+
+@in_place
+@pytest.mark.parametrize("shows", ["classifier", "as-it-is", "one-shot"])
+def test_it_is_attacked_as_any_other(own, plain, shows):
+    pgd = attack("pgd-eot-linf", eps=0.1, steps=3, eot=2, gradient=shows)
+
+    def attacked(classifier):
+        return pgd.run(
+            DefendedModel(classifier, OneShot(bent(), sigma=0.3, seed=0)), mid_images(), labels()
+        )
+
+    assert torch.equal(attacked(own), attacked(plain))
+
+
+@in_place
+def test_any_step_judges_what_was_sent_and_not_what_became_of_it(own, plain):
+    def broken(classifier):
+        model = DefendedModel(classifier, BitDepth(bits=8))
+        pgd = attack("pgd-eot-linf", eps=0.2, steps=3, eot=1, gradient="bpda")
+        return AnyStep(confirm=2).run(pgd, model, mid_images(), labels(), seed=0)
+
+    for value, known in zip(broken(own), broken(plain), strict=True):
+        assert torch.equal(value, known)
+    told = []
+    judging._watched(own, lambda x, logits: told.append((x.clone(), logits)))(x=mid_images())
+    assert torch.equal(told[0][0], mid_images())
+    assert torch.equal(told[0][1], plain(mid_images()))
+
+
+def test_a_bare_classifier_that_is_shown_is_the_one_there_is():
+    model = DefendedModel(IN_PLACE["normalises in place"][0], BitDepth())
+    assert shown(Classifier(), model) is model.classifier
+
+
+class Overwrites(nn.Module):
+    """A network that writes into its images and its noise levels, or leaves them alone."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.net, self.in_place = BentNet().double(), in_place
+
+    def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        denoised = self.net(x_t.clone(), sigma.clone())
+        if self.in_place:
+            x_t.mul_(0)
+            sigma.fill_(7)
+        return denoised
+
+
+ADAPTERS = {
+    "EDM": EDMDenoiser,
+    "k-diffusion": lambda net: KDiffusionDenoiser(net, sigma_range=(0.01, 2)),
+    "deepinv": lambda net: DeepinvDenoiser(net, sigma_range=(0.01, 2)),
+    "score_sde": lambda net: ScoreSDEVEDenoiser(net, centered=True),
+}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS.keys())
+@pytest.mark.parametrize("mode", ["one-shot", "exact"])
+def test_a_denoisers_network_may_write_into_its_images(adapter, mode):
+    found, expected = (
+        logits_and_gradient(
+            DefendedModel(
+                smooth_classifier(),
+                ScoreOpt(
+                    adapter(Overwrites(in_place=in_place).eval()), loss="sr", steps=2,
+                    sigma=(0.2, 0.4), gradient=mode, seed=1,
+                ),
+            ),
+            recorded=True,
+        )
+        for in_place in (True, False)
+    )  # fmt: skip
+    for value, known in zip(found, expected, strict=True):
+        assert torch.equal(value, known)
+
+
+class Identity(Denoiser):
+    """Somebody's adapter, which may keep what it is given."""
+
+    def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        return x_t
+
+
+def halved(x: Tensor) -> Tensor:
+    return x.mul_(0.5)
+
+
+@pytest.mark.parametrize("mode", ["exact", "bpda", "one-shot"])
+def test_a_third_partys_purification_may_write_into_its_images(mode):
+    surrogate = {"denoiser": Identity(sigma_range=(0.01, 2)), "sigma": 0.3}
+    for max_batch in (None, 3):
+        found, expected = (
+            logits_and_gradient(
+                DefendedModel(
+                    smooth_classifier(),
+                    ThirdParty(function, gradient=mode, max_batch=max_batch, seed=0, **surrogate),
+                    votes=2,
+                ),
+                recorded=True,
+            )
+            for function in (halved, lambda x: x * 0.5)
+        )
+        for value, known in zip(found, expected, strict=True):
+            torch.testing.assert_close(value, known, rtol=0, atol=rounding(torch.float64, 64))
