@@ -7,8 +7,9 @@ own object stands where a name does.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from scoreopt_defense._checks import check_choice
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Frozen", "Options", "Settings", "chosen", "described", "name_of"]
+__all__ = ["Frozen", "Options", "Settings", "Twinned", "chosen", "described", "name_of"]
 
 Names = Mapping[str, type]
 
@@ -147,8 +148,58 @@ def _that_count(value: Any) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare}
 
 
-class Frozen(nn.Module):
-    """A module that is what it was made: nothing public of it can be set a second time.
+class Twinned(nn.Module):
+    """A module that has twins: of the same parts but for some, and neither changes the other.
+
+    A twin has what construction set, and public attributes that its owner added. What a tool hung
+    on the one is not the other's: hooks, and functions in place of its class's own, which are bound
+    to the module that they were made for.
+    """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "__init__" in vars(cls):
+            cls.__init__ = _recorded(cls.__init__)  # type: ignore[method-assign]
+
+    def _set_by_construction(self, name: Any) -> bool:
+        return name in self.__dict__.get("_constructed", ())
+
+    def _twin(self, **attributes: Any) -> Self:
+        twin = type(self).__new__(type(self))
+        parts = {
+            name: self._own(name, value)
+            for name, value in self.__dict__.items()
+            if self._set_by_construction(name)
+            or not (name.startswith("_") or hasattr(type(self), name))
+        }
+        modules = {name: part for name, part in attributes.items() if isinstance(part, nn.Module)}
+        parts["_modules"] |= modules
+        rest = {name: part for name, part in attributes.items() if name not in modules}
+        twin.__dict__.update(parts | rest)
+        return twin
+
+    def _own(self, name: str, value: Any) -> Any:
+        """torch's tables of parts and hooks, one level deep; anything else is shared."""
+        if isinstance(value, dict) and "_hooks" in name:
+            own = {key: hook for key, hook in value.items() if self._set_by_construction(key)}
+            return type(value)(own)
+        return value.copy() if isinstance(value, (dict, set)) else value
+
+
+def _recorded(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor at whose end a module notes what there is: its attributes, parts and hooks."""
+
+    @functools.wraps(init)
+    def recorded(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        tables = [v for name, v in self.__dict__.items() if name[0] == "_" and isinstance(v, dict)]
+        self.__dict__["_constructed"] = frozenset().union(["_constructed", *self.__dict__], *tables)
+
+    return recorded
+
+
+class Frozen(Twinned):
+    """A module that is what it was made: nothing public that construction set can be set again.
 
     ``train()`` and ``eval()`` do not reach the modules inside, which keep their owners' modes.
     """
@@ -167,25 +218,8 @@ class Frozen(nn.Module):
         return ()
 
     def _has(self, name: str) -> bool:
-        inside = (self.__dict__.get(kind, {}) for kind in ("_modules", "_parameters", "_buffers"))
-        return name in self.__dict__ or any(name in kind for kind in inside)
+        return self._set_by_construction(name)
 
     def train(self, mode: bool = True) -> Self:
         self.training = mode
         return self
-
-    def _twin(self, **attributes: Any) -> Self:
-        """A module of the same parts, but for these; neither changes the other."""
-        twin = type(self).__new__(type(self))
-        parts = {name: _own(value) for name, value in self.__dict__.items()}
-        modules = {name: part for name, part in attributes.items() if isinstance(part, nn.Module)}
-        parts["_modules"] |= modules
-        twin.__dict__.update(parts)
-        rest = {name: part for name, part in attributes.items() if name not in modules}
-        twin.__dict__.update(rest)
-        return twin
-
-
-def _own(value: Any) -> Any:
-    """torch's tables of parts and hooks, one level deep; anything else is shared."""
-    return value.copy() if isinstance(value, (dict, set)) else value

@@ -472,11 +472,11 @@ def test_the_sampled_answer_is_the_mean_of_eot_evaluations(y):
     assert not shown.training
 
 
-def test_a_hook_on_the_defended_model_watches_what_an_attack_sends_it(y):
+def test_a_watch_of_the_defended_model_is_told_what_an_attack_sends_it(y):
     x, sent = images(), []
     model = DefendedModel(smooth_classifier(torch.float32), purifier(seed=0))
-    model.register_forward_pre_hook(lambda module, args: sent.append(args[0].detach().clone()))
-    x_adv = PGD(eps=0.2, eot=3, steps=4).run(model, x, y)
+    watched = model.watched(lambda x, logits: sent.append(x.detach().clone()))
+    x_adv = PGD(eps=0.2, eot=3, steps=4).run(watched, x, y)
     assert torch.equal(sent[0], x)
     assert [len(images) for images in sent] == [4] * 4  # a step each, of three evaluations
     assert (x_adv - sent[-1]).abs().max() <= 0.05 + rounding(torch.float32, 3)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoreopt_defense.denoisers.precision import first_of
+from scoreopt_defense.settings import Twinned
 
 __all__ = ["Denoiser"]
 
 
-class Denoiser(nn.Module, ABC):
+class Denoiser(Twinned, ABC):
     r"""The posterior mean of a clean image given a noised one.
 
     .. math:: D_\theta(x_t; \sigma) \approx \mathbb E[x \mid x_t], \qquad

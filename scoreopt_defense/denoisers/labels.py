@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,11 +42,7 @@ class ClassConditionalDenoiser(Denoiser):
 
         Moving the network itself, as in ``twin.to(device)``, moves it for both.
         """
-        twin = copy.copy(self)
-        tables = ((name, v) for name, v in vars(self).items() if isinstance(v, (dict, set)))
-        twin.__dict__ |= {name: copy.copy(value) for name, value in tables}  # modules, hooks, ...
-        twin.class_label = class_label
-        return twin
+        return self._twin(class_label=class_label)
 
     def labels(self, x: Tensor) -> Tensor | None:
         """The label of each image of a batch, int64, shape ``(B,)``; or None."""
