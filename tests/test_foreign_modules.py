@@ -202,3 +202,43 @@ def test_a_third_partys_purification_may_write_into_its_images(mode):
         )
         for value, known in zip(found, expected, strict=True):
             torch.testing.assert_close(value, known, rtol=0, atol=rounding(torch.float64, 64))
+
+
+class Brought(nn.Module):
+    """A network whose weights are elsewhere, and on the spot while it runs, as offloading has it."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.net = BentNet().double().eval()
+        self.kept = dict(self.net.named_parameters())
+        self.net.to("meta")
+        if how == "hooks":
+            self.register_forward_pre_hook(lambda *_: self.put(self.kept))
+            self.register_forward_hook(lambda *_: self.put(None))
+        if how == "forward":  # accelerate's and diffusers' way
+            own = self.forward
+            self.forward = lambda *args: (self.put(self.kept), own(*args), self.put(None))[1]
+
+    def put(self, weights):
+        for name, weight in self.kept.items():
+            module, _, last = name.rpartition(".")
+            here = weight if weights else weight.to("meta")
+            setattr(self.net.get_submodule(module), last, nn.Parameter(here, requires_grad=False))
+
+    def forward(self, x_t, sigma):
+        return self.net(x_t, sigma)
+
+
+@pytest.mark.parametrize("how", ["hooks", "forward"])
+@pytest.mark.parametrize("mode", ["one-shot", "exact"])
+def test_a_network_may_be_brought_by_its_own_hook(how, mode):
+    def found(net):
+        prior = EDMDenoiser(net, sigma_range=(0.01, 2))
+        purifier = ScoreOpt(prior, steps=2, sigma=0.3, gradient=mode, seed=1, max_batch="auto")
+        model, x = DefendedModel(smooth_classifier(), purifier), mid_images().requires_grad_()
+        attacked = attack("pgd-eot-linf", steps=2, eot=1).run(model, mid_images(), labels())
+        return attacked, torch.autograd.grad(model(x, seed=1).sum(), x)[0]
+
+    assert all(map(torch.equal, found(Brought(how).eval()), found(BentNet().double().eval())))
+    with pytest.raises(ValueError, match="network is on meta and the images are on cpu"):
+        found(Brought("not at all").eval())

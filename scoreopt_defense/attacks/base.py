@@ -77,7 +77,7 @@ class Attack(Settings, ABC):
         y = check_labels(y, len(x))
         if start is not None:
             self._check_start(start, x)
-        devices = {part.device for part in model.parameters()}
+        devices = {part.device for part in model.parameters() if not part.is_meta}  # offloaded
         if devices and x.device not in devices:  # libraries would move the model
             raise ValueError(
                 f"the model is on {', '.join(map(str, devices))} and the images are on {x.device}: "
