@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from scoreopt_defense._checks import check_count
+from scoreopt_defense._transforms import refuse_transforms
 from scoreopt_defense.gradients import Gradient
 from scoreopt_defense.noise import same_draws
 from scoreopt_defense.purifiers import OneShot, Purifier
@@ -79,8 +80,9 @@ class DefendedModel(Frozen):
         Returns:
             Shape ``(B, K)``.
         """
+        refuse_transforms(self, x)
         check_count("samples", samples)
-        fixed = self.purifier.deterministic  # whose votes are the same ones in every sample
+        fixed = self.purifier.settings.deterministic  # whose votes are the same ones in every sample
         repeats = self.votes if fixed else self.votes * samples
         purified = self.purifier(x, seed=seed, samples=repeats)
         each = purified.unflatten(0, (repeats, len(x)))

@@ -21,7 +21,6 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from scoreopt_defense._checks import check_positive
 from scoreopt_defense.recomputation import (
@@ -248,7 +247,8 @@ def differentiate(gradient: Gradient, purification: Purification, x_a: Tensor) -
     """The purified images, whose backward pass is the gradient mode's.
 
     Raises:
-        RuntimeError: from the backward pass, if a network's weights have changed in between.
+        RuntimeError: from the backward pass, if a network's weights have changed in between, or
+            from one through that pass: there is no second derivative.
     """
     return _Differentiated.apply(x_a, gradient, purification)
 
@@ -256,6 +256,7 @@ def differentiate(gradient: Gradient, purification: Purification, x_a: Tensor) -
 class _Differentiated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_a: Tensor, gradient: Gradient, purification: Purification) -> Tensor:
+        ctx.save_for_backward(x_a)
         ctx.autocast = autocast_state(x_a.device.type)
         ctx.networks = purification.purifier
         purified, ctx.go_back = gradient.differentiate(purification, x_a.detach())
@@ -263,7 +264,6 @@ class _Differentiated(torch.autograd.Function):
         return purified.clamp(-1, 1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         if _versions(ctx.networks) != ctx.versions:
             raise RuntimeError(
@@ -271,7 +271,28 @@ class _Differentiated(torch.autograd.Function):
                 "the gradient would be that of another network"
             )
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
-            return ctx.go_back(grad), None, None
+            found = ctx.go_back(grad)
+        if torch.is_grad_enabled():  # create_graph=True
+            found = _Once.apply(found, grad, *ctx.saved_tensors)
+        return found, None, None
+
+
+class _Once(torch.autograd.Function):
+    """A gradient, tied to what it depends on.
+
+    As a constant it would have a second derivative of 0, or None, without a word.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor, *depends_on: Tensor) -> Tensor:
+        return found.view_as(found)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+        raise RuntimeError(
+            "a purifier's gradient cannot be differentiated again: no gradient mode has a second "
+            "derivative. Leave out create_graph=True, or differentiate the classifier alone"
+        )
 
 
 def _versions(networks: nn.Module) -> list[tuple[int, int]]:

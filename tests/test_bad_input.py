@@ -469,7 +469,7 @@ def test_a_network_that_cuts_its_graph_is_another_defence(variant):
     not hasattr(torch.compiler, "is_exporting"), reason="torch does not say that it exports"
 )
 def test_what_cannot_be_exported_says_so():
-    with pytest.raises(Exception, match="OneShot cannot be exported"):
+    with pytest.raises(Exception, match="DefendedModel cannot be exported"):
         torch.export.export(MODEL, (mid_images(),))
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -132,21 +130,6 @@ def _conv_bn(width_in: int, width_out: int, stride: int = 1) -> nn.Sequential:
     )
 
 
-class _ContiguousGradient(torch.autograd.Function):
-    """The identity, whose gradient is contiguous where the network's is channels-last.
-
-    Attack libraries flatten gradients with ``view``, which a channels-last one refuses.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.contiguous()
-
-
 class _ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -194,6 +177,8 @@ class TinyResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (B, num_classes), of images of shape (B, C, H, W) in [0, 1]."""
-        x = _ContiguousGradient.apply(x)
+        # a detour that makes the gradient contiguous, where the network's is channels-last: attack
+        # libraries flatten it with ``view``
+        x = x.flatten(1).unflatten(1, x.shape[1:])
         h = self.features((x - self.mean) / self.std)
         return self.head(torch.cat([h.mean((-2, -1)), h.amax((-2, -1))], dim=1))

@@ -23,6 +23,7 @@ from scoreopt_defense._checks import (
     looks_rescaled,
 )
 from scoreopt_defense._memory import Recording, free_bytes
+from scoreopt_defense._transforms import refuse_transforms
 from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.gradients import (
     GRADIENTS,
@@ -248,13 +249,11 @@ class Purifier(Frozen, ABC):
 
         Raises:
             TypeError, ValueError: if ``x`` is no such batch, not finite, or past -10 or 10.
-            RuntimeError: if a backward pass makes the call, and gives it no seed.
+            RuntimeError: if a backward pass makes the call, and gives it no seed; or torch is to record
+                or transform the purifier (``torch.export``, ``torch.func``, ``torch.fx``,
+                ``torch.jit``) and not to call it.
         """
-        if getattr(torch.compiler, "is_exporting", bool)():
-            raise RuntimeError(
-                f"{type(self).__name__} cannot be exported: its noise and its gradients are no "
-                "part of a graph. Export the classifier, and purify before it"
-            )
+        refuse_transforms(self, x)
         if torch.compiler.is_compiling():  # a model around it: its noise is no graph's constant
             return torch.compiler.disable(self.forward)(
                 x, seed=seed, samples=samples, max_batch=max_batch, **options
