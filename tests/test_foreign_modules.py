@@ -242,3 +242,58 @@ def test_a_network_may_be_brought_by_its_own_hook(how, mode):
     assert all(map(torch.equal, found(Brought(how).eval()), found(BentNet().double().eval())))
     with pytest.raises(ValueError, match="network is on meta and the images are on cpu"):
         found(Brought("not at all").eval())
+
+
+# ---- half precision
+
+HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+
+
+@HALF
+@pytest.mark.parametrize("mode", ["one-shot", "bpda", "exact"])
+def test_half_images_are_purified_in_float32_and_keep_their_type(dtype, mode):
+    purifier = ScoreOpt(bent(torch.float32), steps=2, sigma=0.3, gradient=mode, max_batch=3)
+    half = mid_images().to(dtype).requires_grad_()
+    full = half.detach().float().requires_grad_()
+    found, known = purifier(half, seed=1, samples=2), purifier(full, seed=1, samples=2)
+    assert found.dtype == dtype
+    assert torch.equal(found, known.to(dtype))
+    direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    (gradient,) = torch.autograd.grad(found, half, direction)
+    (exact,) = torch.autograd.grad(known, full, direction.float())
+    assert torch.equal(gradient, exact.to(dtype))
+    assert purifier(half[:0]).dtype == dtype
+
+
+@HALF
+@pytest.mark.parametrize("how", ["mixed", "true"])
+def test_a_defended_model_in_half_precision_is_one_as_other_modules_are(dtype, how):
+    """As Lightning has it: under autocast, or with every weight and image in half precision."""
+    x, classifier = mid_images().to(dtype), smooth_classifier(torch.float32)
+    model = DefendedModel(classifier, OneShot(bent(torch.float32), sigma=0.3), votes=2)
+    known = model(x.float(), seed=1)
+    model = model if how == "mixed" else model.to(dtype)
+    with torch.autocast("cpu", dtype, enabled=how == "mixed"):
+        logits = model(x, seed=1)
+    assert logits.dtype == dtype
+    # two layers of the classifier and one of the denoiser, of values and weights below 2
+    assert 0 < (logits.float() - known).abs().max() < rounding(dtype, 4 * 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        (lambda logits: (logits,), "tuple"),
+        (lambda logits: [logits, logits], "list"),
+        (lambda logits: {"logits": logits}, "dict"),
+        (lambda logits: logits[:1], r"\(1, 4\)"),
+    ],
+)
+def test_a_classifier_that_returns_something_else_is_told_what_to_return(returned, got):
+    class Wrapped(nn.Module):
+        def forward(self, x):
+            return returned(smooth_classifier()(x))
+
+    model = DefendedModel(Wrapped().eval(), BitDepth())
+    with pytest.raises(ValueError, match=f"got {got}; of one .* make a module that returns its"):
+        model(mid_images())

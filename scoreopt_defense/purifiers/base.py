@@ -46,6 +46,7 @@ __all__ = ["Purification", "Purifier", "PurifierSettings"]
 # cifar10-tiny by the exact gradient (7.4 MB an image, benchmarks/memory.py, over 1.63).
 _RECORDS = 6
 
+_HALF = (torch.float16, torch.bfloat16)
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
@@ -234,9 +235,9 @@ class Purifier(Frozen, ABC):
         """Purify a batch.
 
         Args:
-            x: images, shape ``(B, C, H, W)``, float32 or float64, in [0, 1]. An attack's queries
-                outside are purified as they are, with a warning, once, beyond 0.1, which may also
-                be the sign of a wrong scale.
+            x: images, shape ``(B, C, H, W)``, of any floating-point type, in [0, 1]; those in half
+                precision are purified in float32. An attack's queries outside are purified as they
+                are, with a warning, once, beyond 0.1, which may also be the sign of a wrong scale.
             seed: makes this call reproducible: the same seed gives the same noise on any device, in
                 chunks of any size, and the same images the same result, but for what networks round
                 otherwise there. Needed where ``torch.utils.checkpoint`` carries a call out again.
@@ -245,7 +246,8 @@ class Purifier(Frozen, ABC):
             **options: of the algorithm; see its ``purify``.
 
         Returns:
-            Shape ``(samples * B, C, H, W)``, all of ``x`` once, then all of it again; in [0, 1].
+            Shape ``(samples * B, C, H, W)``, all of ``x`` once, then all of it again; in [0, 1],
+            of the type of ``x``.
 
         Raises:
             TypeError, ValueError: if ``x`` is no such batch, not finite, or past -10 or 10.
@@ -258,6 +260,11 @@ class Purifier(Frozen, ABC):
             return torch.compiler.disable(self.forward)(
                 x, seed=seed, samples=samples, max_batch=max_batch, **options
             )
+        if isinstance(x, Tensor) and x.dtype in _HALF:
+            given, x = x.dtype, x.float()
+            return self.forward(
+                x, seed=seed, samples=samples, max_batch=max_batch, **options
+            ).to(given)
         self._warn_of_scale(*check_images(x, channels=self.denoiser.channels))
         check_count("samples", samples)
         if max_batch is not None:
