@@ -254,3 +254,22 @@ def test_unknown_schedulers_and_predictions_are_refused():
         ValueError, match=r"prediction_type must be one of .*'epsilon'.* got 'flow'"
     ):
         diffusers_denoiser(tiny_unet(), scheduler)
+
+
+@pytest.mark.parametrize("scheduler", ["DDPMScheduler", "EDMEulerScheduler"])
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_images_of_a_size_that_the_network_cannot_take_are_refused_and_no_others(scheduler, levels):
+    unet = diffusers.UNet2DModel(
+        in_channels=3, out_channels=3, layers_per_block=1, norm_num_groups=4,
+        block_out_channels=(8,) * levels, down_block_types=("DownBlock2D",) * levels,
+        up_block_types=("UpBlock2D",) * levels, attention_head_dim=4,
+    ).eval()  # fmt: skip
+    multiple = 2 ** (levels - 1)
+    purifier = OneShot(diffusers_denoiser(unet, getattr(diffusers, scheduler)()), sigma=0.3)
+    for height, width in ((4, 8), (8, 6), (9, 8), (12, 12)):
+        x = torch.full((1, 3, height, width), 0.5)
+        if height % multiple or width % multiple:
+            with pytest.raises(ValueError, match=rf"multiples of {multiple} .*\({height}, {width}"):
+                purifier(x)
+        else:
+            assert purifier(x).shape == x.shape

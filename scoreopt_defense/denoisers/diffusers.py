@@ -47,6 +47,9 @@ class DiffusersDDPMDenoiser(DDPMDenoiser):
         scheduler: gives ``alphas_cumprod`` and ``config.prediction_type``.
         class_label: of a class-conditional network; one, or one an image.
 
+    Raises:
+        ValueError: from a call, if a ``UNet2DModel`` cannot take images of that size.
+
     See :class:`~scoreopt_defense.denoisers.vp.DDPMDenoiser` for the equations.
     """
 
@@ -60,8 +63,10 @@ class DiffusersDDPMDenoiser(DDPMDenoiser):
             channels=_channels(unet),
             class_label=class_label,
         )
+        self._multiple = _multiple(unet)
 
     def predict(self, z: Tensor, timestep: Tensor) -> Tensor:
+        _check_size(z, self._multiple)
         return self.net(z, timestep, **_named(self.labels(z))).sample
 
 
@@ -74,6 +79,9 @@ class DiffusersEDMDenoiser(ClassConditionalDenoiser):
         unet: called as ``unet(x, t).sample`` with ``t`` of shape ``(B,)``.
         scheduler: does the preconditioning; gives ``config.sigma_min``, ``config.sigma_max``.
         class_label: of a class-conditional network; one, or one an image.
+
+    Raises:
+        ValueError: from a call, if a ``UNet2DModel`` cannot take images of that size.
 
     Reference:
         Karras et al., NeurIPS 2022, Table 1.
@@ -93,8 +101,10 @@ class DiffusersEDMDenoiser(ClassConditionalDenoiser):
         )
         self.net = unet
         self.scheduler = scheduler
+        self._multiple = _multiple(unet)
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        _check_size(x_t, self._multiple)
         c_noise = self.scheduler.precondition_noise(sigma.flatten())
         x = self.scheduler.precondition_inputs(x_t, sigma).to(network_dtype(self.net, x_t.dtype))
         prediction = self.net(x, c_noise, **_named(self.labels(x))).sample.to(sigma.dtype)
@@ -107,3 +117,21 @@ def _channels(unet: nn.Module) -> int | None:
 
 def _named(labels: Tensor | None) -> dict[str, Tensor]:
     return {} if labels is None else {"class_labels": labels}
+
+
+def _multiple(unet: nn.Module) -> int:
+    """Of what height and width must be multiples; 1 where nothing is known of it.
+
+    A ``UNet2DModel`` halves images at each level but the last, and doubles them again.
+    """
+    unet = getattr(unet, "_orig_mod", unet)  # torch.compile's wrapper
+    levels = getattr(getattr(unet, "config", None), "down_block_types", ())
+    return 2 ** (len(levels) - 1) if type(unet).__name__ == "UNet2DModel" else 1
+
+
+def _check_size(x: Tensor, multiple: int) -> None:
+    if x.shape[-2] % multiple or x.shape[-1] % multiple:
+        raise ValueError(
+            f"image height and width must be multiples of {multiple} for this UNet2DModel, got "
+            f"{tuple(x.shape[-2:])}"
+        )
