@@ -306,3 +306,28 @@ def test_the_last_layer_that_art_lists_is_the_logits():
     assert around.layer_names == ["purifier", "classifier"]
     logits = around.get_activations(X.numpy(), -1, batch_size=4)
     np.testing.assert_allclose(logits, around.predict(X.numpy()), atol=IMAGES)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, bool])
+def test_whole_numbers_are_taken_at_their_value(dtype):
+    """As ART's own preprocessors take them; of levels nobody says the scale."""
+    x = (X > 0.5).numpy()
+    defence = PurifierPreprocessor(purifier())
+    purified, _ = defence(x.astype(dtype))
+    np.testing.assert_array_equal(purified, defence(x.astype(np.float32))[0])
+    predicted = estimator(defence).predict(x.astype(dtype), batch_size=4)
+    np.testing.assert_array_equal(predicted, estimator(defence).predict(x.astype(np.float32)))
+    if dtype is not bool:
+        for level in (2, 9, 255):
+            with pytest.raises(ValueError, match=f"from 0 to {level}, of which .* as x / 255"):
+                defence((level * x).astype(dtype))
+
+
+def test_the_device_is_the_purifiers_or_what_is_said():
+    for device_type in (None, "cpu", "gpu"):  # of which ART takes the CPU where there is no GPU
+        defence = PurifierPreprocessor(purifier(), device_type=device_type)
+        on_gpu = device_type == "gpu" and torch.cuda.is_available()
+        assert defence.device.type == ("cuda" if on_gpu else "cpu")
+    assert PurifierPreprocessor(purifier().to("meta")).device.type == "cpu"  # offloaded
+    with pytest.raises(ValueError, match=r"device_type must be one of \['cpu', 'gpu'\], got 'tpu'"):
+        PurifierPreprocessor(purifier(), device_type="tpu")

@@ -205,7 +205,7 @@ def test_a_third_partys_purification_may_write_into_its_images(mode):
 
 
 class Brought(nn.Module):
-    """A network whose weights are elsewhere, and on the spot while it runs, as offloading has it."""
+    """A network whose weights are brought while it runs, as offloading has it."""
 
     def __init__(self, how):
         super().__init__()

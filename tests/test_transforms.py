@@ -153,14 +153,12 @@ def test_a_functional_transform_says_what_to_do(make, transform):
 @pytest.mark.parametrize("record", GRAPHS.values(), ids=GRAPHS.keys())
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 def test_a_tracer_is_told_what_to_trace(make, record):
-    with pytest.raises(RuntimeError, match="cannot be traced: .* Trace the classifier"):
+    with pytest.raises(RuntimeError, match=r"cannot be traced: .* Trace the classifier"):
         record(make(), mid_images(2))
 
 
 @pytest.mark.skipif(torch.__version__ < "2.8", reason="a break of the graph takes no message")
 def test_a_graph_without_a_break_says_why_there_is_none():
     whole = torch.compile(defended(), fullgraph=True, backend="eager")
-    with pytest.raises(Exception, match="a purifier is left out .*Leave out fullgraph=True"):
+    with pytest.raises(Exception, match=r"a purifier is left out .*Leave out fullgraph=True"):
         whole(mid_images(2))
-
-

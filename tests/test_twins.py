@@ -1,4 +1,4 @@
-"""Twins, and tools that hang something on a module: each runs its own code, frozen is what we set."""
+"""Twins run their own code, whatever a tool hung on their parent; frozen is what we set."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def test_a_twin_runs_its_own_forward(tool):
     assert torch.equal(through, known)
     assert called == [model]
     for other in (model.surrogate(), model.with_gradient("exact"), model.purifier.replace()):
-        assert not {"forward", "_old_forward", "_hf_hook", "_original_forward"} & other.__dict__.keys()
+        assert (
+            not {"forward", "_old_forward", "_hf_hook", "_original_forward"} & other.__dict__.keys()
+        )
 
 
 @TOOLS

@@ -262,9 +262,9 @@ class Purifier(Frozen, ABC):
             )
         if isinstance(x, Tensor) and x.dtype in _HALF:
             given, x = x.dtype, x.float()
-            return self.forward(
-                x, seed=seed, samples=samples, max_batch=max_batch, **options
-            ).to(given)
+            return self.forward(x, seed=seed, samples=samples, max_batch=max_batch, **options).to(
+                given
+            )
         self._warn_of_scale(*check_images(x, channels=self.denoiser.channels))
         check_count("samples", samples)
         if max_batch is not None:
