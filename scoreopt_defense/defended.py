@@ -121,8 +121,7 @@ class DefendedModel(Frozen):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
                 f"the classifier must return logits of shape ({len(x)}, K) for {len(x)} images, "
-                f"got {got}; of one that returns more, or something else, make a module that "
-                "returns its logits alone"
+                f"got {got}"
             )
         return logits
 

@@ -91,8 +91,9 @@ class Gradient(Protocol):
 
         Called without gradients being recorded; the second is called in the backward pass, once or
         more, with recording on and under the forward pass's autocast. What lies outside [-1, 1] is
-        clamped afterwards, and the clamp passes gradients straight through: a saturated pixel must
-        not hide them.
+        clamped afterwards, and that clamp passes gradients straight through: a saturated pixel does
+        not hide them. A mode that clamps itself has the clamp's own derivative, as the exact ones
+        do (:func:`through_every_step`): 0 at a pixel that was cut off.
         """
 
 

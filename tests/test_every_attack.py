@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from packaging.version import Version
+from purifiers_table import PURIFIERS, WITHOUT_NOISE
 from toys import bent, mid_images, smooth_classifier
 
 from scoreopt_defense import DefendedModel, ScoreOpt
@@ -191,3 +192,36 @@ def test_the_benchmark_gives_the_committed_outcomes(tmp_path, monkeypatch):
     }
     assert outcomes
     assert outcomes == {case: MEASURED[case]["outcome"] for case in outcomes}
+
+
+def counted_gradients(function, *arguments):
+    """How often functions of such names are called, as AutoAttack's ``check_dynamic`` has it."""
+    calls = []
+
+    def trace(frame, event, _):
+        if event == "call" and frame.f_code.co_name in ("grad", "backward", "_make_grads"):
+            calls.append(frame.f_code.co_name)
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function(*arguments)
+    finally:
+        sys.settrace(before)
+    return len(calls)
+
+
+@pytest.mark.parametrize("name", PURIFIERS)
+def test_what_autoattacks_checks_say_of_each_defence(name):
+    """As docs/attacks.md has it: of the code of the checks, since no package brings it."""
+    classifier, x = smooth_classifier(torch.float32), mid_images(dtype=torch.float32)
+    model = DefendedModel(classifier, PURIFIERS[name](bent(torch.float32), gradient="bpda"))
+    assert (counted_gradients(model, x) > 0) == name.startswith("ScoreOpt")  # check_dynamic
+    is_random = not torch.equal(model(x), model(x))  # check_randomized
+    assert is_random == (name not in WITHOUT_NOISE)
+    fixed = model.replace(deterministic=True)
+    assert torch.equal(fixed(x), fixed(x))
+    for mode in model.purifier.modes:
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(model.with_gradient(mode)(leaf).sum(), leaf)
+        assert gradient.flatten(1).abs().sum(1).all()  # check_zero_gradients

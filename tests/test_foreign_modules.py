@@ -278,22 +278,3 @@ def test_a_defended_model_in_half_precision_is_one_as_other_modules_are(dtype, h
     assert logits.dtype == dtype
     # two layers of the classifier and one of the denoiser, of values and weights below 2
     assert 0 < (logits.float() - known).abs().max() < rounding(dtype, 4 * 3, 2)
-
-
-@pytest.mark.parametrize(
-    ("returned", "got"),
-    [
-        (lambda logits: (logits,), "tuple"),
-        (lambda logits: [logits, logits], "list"),
-        (lambda logits: {"logits": logits}, "dict"),
-        (lambda logits: logits[:1], r"\(1, 4\)"),
-    ],
-)
-def test_a_classifier_that_returns_something_else_is_told_what_to_return(returned, got):
-    class Wrapped(nn.Module):
-        def forward(self, x):
-            return returned(smooth_classifier()(x))
-
-    model = DefendedModel(Wrapped().eval(), BitDepth())
-    with pytest.raises(ValueError, match=f"got {got}; of one .* make a module that returns its"):
-        model(mid_images())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tolerances import adam_rounding, rounding
 from toys import STD, bent, gaussian, labels, mid_images, shrinkage, smooth_classifier
 
-from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt
+from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt, ThirdParty
 from scoreopt_defense.denoisers import GaussianDenoiser
 from scoreopt_defense.gradients import BPDA, GRADIENTS, NoGradient
 
@@ -273,3 +273,14 @@ def test_eot_of_a_defended_model_is_its_gradient_with_more_votes(classifier, x, 
     torch.testing.assert_close(
         gradient_of_loss(few, x, y), gradient_of_loss(many, x, y), rtol=0, atol=TOLERANCE
     )
+
+
+@pytest.mark.parametrize(("mode", "cut_off"), [("bpda", 1.0), ("exact", 0.0), ("smoothed", 0.0)])
+def test_a_pixel_that_is_cut_off_passes_gradients_unless_the_mode_has_the_clamps_own(mode, cut_off):
+    """Twice the distance from grey: 0.9 becomes 1.3, which is cut off, and 0.6 becomes 0.7."""
+    purifier = ThirdParty(lambda x: 2 * x - 0.5, gradient=mode)
+    x = torch.full((1, 1, 1, 2), 0.9, dtype=torch.float64)
+    x[..., 1] = 0.6
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(purifier(x).sum(), x)
+    assert gradient.flatten().tolist() == [cut_off, 1.0 if mode == "bpda" else 2.0]
