@@ -11,9 +11,10 @@ import pytest
 import torch
 from packaging.version import Version
 from purifiers_table import PURIFIERS, WITHOUT_NOISE
+from torch import nn
 from toys import bent, mid_images, smooth_classifier
 
-from scoreopt_defense import DefendedModel, ScoreOpt
+from scoreopt_defense import DefendedModel, ScoreOpt, ThirdParty
 
 pytest.importorskip("torchattacks")
 pytest.importorskip("art")
@@ -225,3 +226,38 @@ def test_what_autoattacks_checks_say_of_each_defence(name):
         leaf = x.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(model.with_gradient(mode)(leaf).sum(), leaf)
         assert gradient.flatten(1).abs().sum(1).all()  # check_zero_gradients
+
+
+class Told(nn.Module):
+    """A classifier that notes how far from grey the images were that it was asked about."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.farthest = net, 0.0
+
+    def forward(self, x):
+        if x.numel():
+            self.farthest = max(self.farthest, (x.detach() - 0.5).abs().max().item())
+        return self.net(x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("library", "name"), EVERY)
+def test_behind_a_purification_that_does_nothing_every_attack_finds_what_it_finds_without(
+    library, name, classifier, x, tmp_path, monkeypatch
+):
+    """From 0.25 to 1, 2x - 1 and its inverse are exact, and so are their gradients."""
+    monkeypatch.chdir(tmp_path)
+    x = 0.5 + (x - 0.5) / 4
+    y = classifier(x).argmax(1)
+    assert y[0] != y[1]
+    bare = Told(classifier).eval()
+    try:
+        found = run(library, name, bare, x.clone(), y)
+    except Exception as error:
+        pytest.skip(f"fails also without a defence: {type(error).__name__}: {error}")
+    model = DefendedModel(Told(classifier).eval(), ThirdParty(lambda x: x, gradient="exact"))
+    defended = run(library, name, model, x.clone(), y)
+    if max(bare.farthest, model.classifier.farthest) > 0.25:
+        pytest.skip(f"asks about images beyond, {bare.farthest:.2f} from grey")
+    assert torch.equal(torch.as_tensor(defended), torch.as_tensor(found))

@@ -13,6 +13,7 @@ from scoreopt_defense import EOT, BitDepth, DefendedModel, OneShot, ScoreOpt, Th
 from scoreopt_defense.attacks import attack
 from scoreopt_defense.attacks.views import Classifier, shown
 from scoreopt_defense.denoisers import (
+    DDPMDenoiser,
     DeepinvDenoiser,
     Denoiser,
     EDMDenoiser,
@@ -172,6 +173,17 @@ def test_a_denoisers_network_may_write_into_its_images(adapter, mode):
     )  # fmt: skip
     for value, known in zip(found, expected, strict=True):
         assert torch.equal(value, known)
+
+
+def test_a_network_may_write_into_its_labels():
+    def forgets(x_t, level, labels):
+        return x_t * labels.float().fill_(0.5).reshape(-1)[0] + 0 * labels.zero_().sum()
+
+    one_hot, label = torch.eye(3, dtype=torch.float64)[:1], torch.tensor([2])
+    EDMDenoiser(forgets, class_labels=one_hot)(mid_images(1), 0.5)
+    DDPMDenoiser(forgets, torch.linspace(0.9, 0.1, 9), class_label=label)(mid_images(1), 0.5)
+    assert one_hot.tolist() == [[1, 0, 0]]
+    assert label.item() == 2
 
 
 class Identity(Denoiser):

@@ -200,3 +200,12 @@ def test_a_warning_names_the_users_line():
     with pytest.warns(UserWarning, match="training mode") as caught:
         DefendedModel(nn.Flatten().train(), OneShot(gaussian()))
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_weights_may_be_exchanged_for_a_call_as_anywhere():
+    model, x = defended(), mid_images()
+    before = model(x, seed=1)
+    weights = {name: torch.zeros_like(part) for name, part in model.classifier.named_parameters()}
+    named = {f"classifier.{name}": part for name, part in weights.items()}
+    assert not torch.func.functional_call(model, named, (x,), {"seed": 1}).any()
+    assert torch.equal(model(x, seed=1), before)

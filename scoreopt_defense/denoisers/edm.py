@@ -89,4 +89,4 @@ class EDMDenoiser(Denoiser):
         with network_precision(self.net, x_t, sigma.flatten()) as (x, level):
             if self.class_labels is None:
                 return self.net(x, level)
-            return self.net(x, level, self.class_labels.to(x).expand(len(x), -1))
+            return self.net(x, level, self.class_labels.to(x).repeat(len(x), 1))

@@ -54,4 +54,4 @@ class ClassConditionalDenoiser(Denoiser):
                 f"class_label must be one label or one an image, got {len(labels)} for a batch of "
                 f"{len(x)}"
             )
-        return labels.long().expand(len(x))
+        return labels.long().expand(len(x)).clone()  # a network may write into them
