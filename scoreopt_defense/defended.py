@@ -82,9 +82,8 @@ class DefendedModel(Frozen):
         """
         refuse_transforms(self, x)
         check_count("samples", samples)
-        fixed = (
-            self.purifier.settings.deterministic
-        )  # whose votes are the same ones in every sample
+        # of a deterministic purifier the votes are the same ones in every sample
+        fixed = self.purifier.settings.deterministic
         repeats = self.votes if fixed else self.votes * samples
         purified = self.purifier(x, seed=seed, samples=repeats)
         each = purified.unflatten(0, (repeats, len(x)))

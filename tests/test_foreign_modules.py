@@ -22,7 +22,7 @@ from scoreopt_defense.denoisers import (
 )
 from scoreopt_defense.evaluation import judging
 from scoreopt_defense.evaluation.judging import AnyStep, judge, vote
-from scoreopt_defense.gradients import GRADIENTS
+from scoreopt_defense.gradients import GRADIENTS, as_it_is
 
 MEAN, STD = 0.45, 0.25
 
@@ -214,6 +214,33 @@ def test_a_third_partys_purification_may_write_into_its_images(mode):
         )
         for value, known in zip(found, expected, strict=True):
             torch.testing.assert_close(value, known, rtol=0, atol=rounding(torch.float64, 64))
+
+
+class Halves(OneShot):
+    """A user's own algorithm, which begins by writing into its images, or does not."""
+
+    in_place = False
+
+    def purify(self, x_a, noise, run=as_it_is):
+        x = x_a.mul_(0.5) if self.in_place else x_a * 0.5
+        return super().purify(x, noise, run)
+
+
+class HalvesInPlace(Halves):
+    in_place = True
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "bpda", "exact"])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_users_own_algorithm_may_write_into_its_images(mode, recorded):
+    found, expected = (
+        logits_and_gradient(
+            DefendedModel(smooth_classifier(), kind(bent(), sigma=0.3, gradient=mode, seed=1)),
+            recorded=recorded,
+        )
+        for kind in (HalvesInPlace, Halves)
+    )
+    assert all(map(torch.equal, found, expected))
 
 
 class Brought(nn.Module):

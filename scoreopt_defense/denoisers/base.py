@@ -60,7 +60,7 @@ class Denoiser(Twinned, ABC):
                 f"x_t must have shape (B, {self.channels or 'C'}, H, W), got {tuple(x_t.shape)}"
             )
         device = first_of((p.device for p in self.parameters()), x_t.device)
-        if device != x_t.device and not any(map(_may_bring_weights, self.modules())):
+        if device != x_t.device and not any(map(_may_bring_weights, [*self.modules()][1:])):
             raise ValueError(
                 f"the denoiser's network is on {device} and the images are on {x_t.device}: move "
                 "one of them, as in denoiser.to(images.device)"

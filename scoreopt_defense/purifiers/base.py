@@ -235,8 +235,8 @@ class Purifier(Frozen, ABC):
         """Purify a batch.
 
         Args:
-            x: images, shape ``(B, C, H, W)``, of any floating-point type, in [0, 1]; those in half
-                precision are purified in float32. An attack's queries outside are purified as they
+            x: images, shape ``(B, C, H, W)``, float32 or float64, or in half precision, which are
+                purified in float32; in [0, 1]. An attack's queries outside are purified as they
                 are, with a warning, once, beyond 0.1, which may also be the sign of a wrong scale.
             seed: makes this call reproducible: the same seed gives the same noise on any device, in
                 chunks of any size, and the same images the same result, but for what networks round
