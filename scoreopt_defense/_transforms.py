@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx import Proxy
 
 __all__ = ["refuse_transforms"]
 
@@ -33,7 +34,7 @@ def refuse_transforms(module: nn.Module, x: object) -> None:
         if _SAYS_WHY:
             torch._dynamo.graph_break(msg=_LEFT_OUT)
         return
-    if isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing():
+    if isinstance(x, Proxy) or torch.jit.is_tracing():
         raise RuntimeError(
             f"{name} cannot be traced: {_WHY}. Trace the classifier, and purify before it"
         )
