@@ -122,7 +122,7 @@ def test_any_step_judges_what_was_sent_and_not_what_became_of_it(own, plain):
     for value, known in zip(broken(own), broken(plain), strict=True):
         assert torch.equal(value, known)
     told = []
-    judging._watched(own, lambda x, logits: told.append((x.clone(), logits)))(x=mid_images())
+    judging._watched(own, lambda *asked: told.append(asked))(x=mid_images())
     assert torch.equal(told[0][0], mid_images())
     assert torch.equal(told[0][1], plain(mid_images()))
 

@@ -98,9 +98,10 @@ class _Watched(nn.Module):
         self.model, self.watch = model, watch
         self.training = model.training
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        logits = self.model(x.clone(), *args, **kwargs)
-        self.watch(x, logits)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        queries = (*args, *kwargs.values())[0].detach().clone()
+        logits = self.model(*args, **kwargs)
+        self.watch(queries, logits)
         return logits
 
 
