@@ -268,6 +268,17 @@ class Brought(nn.Module):
         return self.net(x_t, sigma)
 
 
+class Fixed(nn.Module):
+    """A module all of whose weights are brought."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x, torch.ones(len(x)))
+
+
 @pytest.mark.parametrize("how", ["hooks", "forward"])
 @pytest.mark.parametrize("mode", ["one-shot", "exact"])
 def test_a_network_may_be_brought_by_its_own_hook(how, mode):
@@ -279,6 +290,9 @@ def test_a_network_may_be_brought_by_its_own_hook(how, mode):
         return attacked, torch.autograd.grad(model(x, seed=1).sum(), x)[0]
 
     assert all(map(torch.equal, found(Brought(how).eval()), found(BentNet().double().eval())))
+    pgd, offloaded = attack("pgd-eot-linf", steps=1, eot=1), Brought(how).eval()
+    bare = nn.Sequential(Fixed(offloaded), nn.Flatten())
+    assert pgd.run(bare, mid_images(), labels()).shape == (4, 3, 8, 8)
     with pytest.raises(ValueError, match="network is on meta and the images are on cpu"):
         found(Brought("not at all").eval())
 

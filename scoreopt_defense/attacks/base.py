@@ -18,6 +18,7 @@ from scoreopt_defense._checks import (
     check_positive,
     check_unit_images,
 )
+from scoreopt_defense._offloading import may_bring_weights
 from scoreopt_defense._weights import untouched
 from scoreopt_defense.attacks.losses import margin
 from scoreopt_defense.attacks.views import View, shown, views
@@ -77,8 +78,9 @@ class Attack(Settings, ABC):
         y = check_labels(y, len(x))
         if start is not None:
             self._check_start(start, x)
-        devices = {part.device for part in model.parameters() if not part.is_meta}  # offloaded
-        if devices and x.device not in devices:  # libraries would move the model
+        devices = {part.device for part in model.parameters()}
+        is_offloaded = devices == {torch.device("meta")} and may_bring_weights(model)
+        if devices and x.device not in devices and not is_offloaded:  # libraries would move it
             raise ValueError(
                 f"the model is on {', '.join(map(str, devices))} and the images are on {x.device}: "
                 "move one of them, as in model.to(images.device)"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from scoreopt_defense._offloading import may_bring_weights
 from scoreopt_defense.denoisers.precision import first_of
 from scoreopt_defense.settings import Twinned
 
@@ -60,7 +61,7 @@ class Denoiser(Twinned, ABC):
                 f"x_t must have shape (B, {self.channels or 'C'}, H, W), got {tuple(x_t.shape)}"
             )
         device = first_of((p.device for p in self.parameters()), x_t.device)
-        if device != x_t.device and not any(map(_may_bring_weights, [*self.modules()][1:])):
+        if device != x_t.device and not any(map(may_bring_weights, self.children())):
             raise ValueError(
                 f"the denoiser's network is on {device} and the images are on {x_t.device}: move "
                 "one of them, as in denoiser.to(images.device)"
@@ -103,8 +104,3 @@ class Denoiser(Twinned, ABC):
     def extra_repr(self) -> str:
         low, high = self.sigma_range
         return f"sigma_range=({low:g}, {high:g}), channels={self.channels}"
-
-
-def _may_bring_weights(module: nn.Module) -> bool:
-    """Whether something runs before its forward pass, as what offloads weights has it."""
-    return bool(module._forward_pre_hooks) or "forward" in vars(module)
