@@ -251,8 +251,8 @@ class Purifier(Frozen, ABC):
 
         Raises:
             TypeError, ValueError: if ``x`` is no such batch, not finite, or past -10 or 10.
-            RuntimeError: if a backward pass makes the call, and gives it no seed; or torch is to record
-                or transform the purifier (``torch.export``, ``torch.func``, ``torch.fx``,
+            RuntimeError: if a backward pass makes the call, and gives it no seed; or if torch is to
+                record or transform the purifier (``torch.export``, ``torch.func``, ``torch.fx``,
                 ``torch.jit``) and not to call it.
         """
         refuse_transforms(self, x)
