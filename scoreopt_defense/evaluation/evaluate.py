@@ -22,6 +22,7 @@ from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.runner import run
 from scoreopt_defense.evaluation.store import Store
 from scoreopt_defense.evaluation.suite import SUITES, Adaptive
+from scoreopt_defense.evaluation.threat import bound_of
 
 __all__ = ["evaluate", "evaluate_plan", "materials_of", "named_attack"]
 
@@ -55,8 +56,9 @@ def evaluate(
         images: ``(x, y)`` or :class:`~scoreopt_defense.data.Images`: ``x`` of shape
             ``(n, C, H, W)``, float32, in [0, 1].
         attacks: by name; or a list. Each is an object with ``run(model, x, y)``, which returns
-            images, and ``as_dict()``, or a name of :data:`scoreopt_defense.attacks.ATTACKS`. With
-            attributes ``norm`` and ``eps`` it is held to them.
+            images, and ``as_dict()``, or a name of :data:`scoreopt_defense.attacks.ATTACKS`. It is
+            held to its attributes ``norm`` (``"linf"``, ``"l2"``, ``"l1"``) and ``eps``; without
+            both it may return any image.
         out: folder of the record; started again with the same arguments, the run goes on. By
             default the record is kept in memory.
         trials: repetitions with other seeds.
@@ -190,6 +192,10 @@ def _by_name(attacks: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
                 f"attack {name!r} must have run(model, x, y) and as_dict(), got "
                 f"{type(attack).__name__}"
             )
+        try:
+            bound_of(attack)
+        except ValueError as error:
+            raise ValueError(f"attack {name!r}: {error}") from None
     return found
 
 
