@@ -73,10 +73,10 @@ class Attack(Settings, ABC):
                 given to an attack that takes none, or the model is on another device.
             ImportError: without the library; the error names the extra that brings it.
         """
-        check_unit_images(x)
+        x = check_unit_images(x)
         y = check_labels(y, len(x))
         if start is not None:
-            self._check_start(start, x)
+            start = self._checked_start(start, x)
         devices = {part.device for part in model.parameters()}
         if devices and x.device not in devices:  # libraries would move the model
             raise ValueError(
@@ -90,17 +90,18 @@ class Attack(Settings, ABC):
             x_adv = self.perturb(model, x.detach().clone(), y.detach().clone(), **begin)
             return x_adv.detach().to(x)
 
-    def _check_start(self, start: Tensor, x: Tensor) -> None:
+    def _checked_start(self, start: Tensor, x: Tensor) -> Tensor:
         if not self.takes_start:
             raise ValueError(
                 f"start must be None for {type(self).__name__}, which begins where its library "
                 "does; a class that takes one says takes_start = True, as FoolboxPGD does"
             )
-        check_unit_images(start)
+        start = check_unit_images(start)
         if start.shape != x.shape:
             raise ValueError(
                 f"start must have the images' shape {tuple(x.shape)}, got {tuple(start.shape)}"
             )
+        return start
 
     @abstractmethod
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

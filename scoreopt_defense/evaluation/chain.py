@@ -57,7 +57,7 @@ class Started:
         self.attack, self.start = attack, start
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return self.attack.run(model, x, y, start=self.start)
+        return self.attack.run(model, x, y, start=self.start.clone())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.attack, name)

@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation import workers as crews
+from scoreopt_defense.evaluation.asking import check_defence
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.plan import CLEAN, Clean, Materials, Plan
 from scoreopt_defense.evaluation.progress import Progress
@@ -83,7 +85,7 @@ def evaluate(
     Example:
         >>> class Linear(nn.Module):
         ...     def forward(self, x):
-        ...         return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
+        ...         return torch.stack([x.mean((1, 2, 3)), 0.5 + 0 * x.mean((1, 2, 3))], 1)
         >>> x, y = torch.tensor([0.2, 0.4, 0.9]).reshape(3, 1, 1, 1), torch.tensor([1, 1, 1])
         >>> print(evaluate(Linear(), (x, y)))
                 clean             weakest
@@ -146,10 +148,11 @@ def materials_of(
                 "eval() first unless that is meant",
                 stacklevel=3,
             )
-    if not isinstance(images, (tuple, list)) or len(images) < 2:
-        raise TypeError(f"images must be (x, y), images and labels, got {type(images).__name__}")
-    x, y = (torch.as_tensor(part) for part in images[:2])
-    materials = Materials(dict(defences), {CLEAN: Clean()} | _by_name(attacks), x, y, judging)
+    attacks = {CLEAN: Clean()} | _by_name(attacks)
+    materials = Materials(dict(defences), attacks, *_arrays(images), judging)
+    x = materials.x
+    for name, model in defences.items():
+        check_defence(name, model, x, materials.y)
     for name, suite in _suites(suites).items():
         chain, found = suite.chain(name, defences, x)
         if taken := sorted(found.keys() & materials.attacks.keys()):
@@ -160,6 +163,21 @@ def materials_of(
             suites={**materials.suites, name: chain},
         )
     return materials
+
+
+def _arrays(images: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels of a pair of tensors, arrays or lists."""
+    pair = isinstance(images, (tuple, list)) and len(images) >= 2
+    sample = images[0] if pair else None
+    if not pair or (
+        isinstance(sample, (tuple, list)) and len(sample) == 2 and not np.ndim(sample[1])
+    ):
+        raise TypeError(
+            f"images must be (x, y), images and labels, got {type(images).__name__}; of a data set "
+            "or a list of samples: next(iter(torch.utils.data.DataLoader(samples, batch_size=64)))"
+        )
+    x, y = (torch.as_tensor(part) for part in images[:2])
+    return x, y
 
 
 def _suites(suites: Mapping[str, Adaptive] | Iterable[str] | str) -> dict[str, Adaptive]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.diagnostics import input_gradient, optimization_curves
+from scoreopt_defense.evaluation.asking import answer
 from scoreopt_defense.purifiers import ScoreOpt
 
 __all__ = ["Bare", "Descent", "Gradients", "Probe", "gradient_modes"]
@@ -66,9 +67,9 @@ class Gradients(Probe):
 
 def _own_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Zero where the model cuts the graph."""
-    leaf = x.detach().requires_grad_()
+    leaf = x.detach().clone().requires_grad_()
     with torch.enable_grad():
-        loss = F.cross_entropy(model(leaf), y, reduction="sum")
+        loss = F.cross_entropy(model(leaf.clone()), y, reduction="sum")
     if not loss.requires_grad:
         return torch.zeros_like(x)
     (found,) = torch.autograd.grad(loss, leaf, allow_unused=True)
@@ -111,4 +112,4 @@ class Bare(Probe):
     def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         assert isinstance(model, DefendedModel)
         with torch.no_grad():
-            return {"right": (model.classifier(x).argmax(1) == y).float()}
+            return {"right": (answer(model.classifier, x).argmax(1) == y).float()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count, check_flag, check_positive
 from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.evaluation.asking import answer
 from scoreopt_defense.evaluation.chain import WorstCase
 from scoreopt_defense.evaluation.plan import Chain
 from scoreopt_defense.evaluation.probes import Bare, Descent, Gradients, gradient_modes
@@ -273,8 +274,8 @@ def _is_random(model: nn.Module, x: Tensor) -> bool:
 def _answers_vary(model: nn.Module, x: Tensor, seed: int) -> bool:
     """Whether it answers so in eight calls: what draws one of a few often comes to the same."""
     with seeded(seed):  # the global generators stay as they were
-        first = model(x)
-        return any(not torch.equal(model(x), first) for _ in range(7))
+        first = answer(model, x)
+        return any(not torch.equal(answer(model, x), first) for _ in range(7))
 
 
 def _untried(model: nn.Module, modes: tuple[str, ...]) -> dict[str, str]:

@@ -85,7 +85,7 @@ def norm_of(norm: object) -> float | None:
     """
     if norm is None or norm == "flow":
         return None
-    said = re.fullmatch(r"(?:[lℓ][\s_-]*)?(\S+)", str(norm).lower().strip())
+    said = re.fullmatch(r"(?:l[\s_-]*)?(\S+)", str(norm).lower().strip())
     if said is None or said[1] not in _P:
         raise ValueError(f"norm must be {_KNOWN}; or None, for no bound, got {norm!r}")
     return _P[said[1]]
@@ -111,7 +111,7 @@ def bound_of(attack: Any) -> tuple[float, float] | None:
                 f"got eps = {eps!r} alone"
             )
         return None
-    if not isinstance(eps, Real) or not eps >= 0:
+    if not isinstance(eps, Real) or not float(eps) >= 0:
         raise ValueError(f"an attack of norm {norm!r} must have eps, at least 0, got {eps!r}")
     return None if p is None else (p, float(eps))
 

@@ -123,7 +123,7 @@ def _attack_and_judge(
     measured = {}
     if hasattr(attack, "measure"):
         with seeded(derive(seed, 3)):
-            measured = attack.measure(reseeded(model, derive(seed, 3)), x, y)
+            measured = attack.measure(reseeded(model, derive(seed, 3)), x.clone(), y.clone())
     if getattr(attack, "takes_start", False):
         attack = Started(attack, start)
     attacked, broken = judging.criterion.run(attack, model, x, y, derive(seed, 0))
