@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from scoreopt_defense._checks import (
     check_choice,
     check_count,
     check_labels,
+    check_logits,
     check_positive,
     check_unit_images,
 )
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Attack", "BoundedAttack", "ProjectedGradientAttack", "strongest"]
 
+_LEAD = 8.0  # of logits: 1 - p is 3e-4, of which float32 has three digits
 # Largest eps that is no mistake of scale, images being in [0, 1]: no pixel is further than 1 from
 # another; half the pixels of a CIFAR image, all the way, are 28 in l2, and no paper goes past 5; a
 # flow of 2 leads from one edge of the image to the other
@@ -168,6 +171,9 @@ class BoundedAttack(Attack):
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     float32_only: ClassVar[bool] = False
+    #: Whether it goes the same way if an image's logits are all divided by one number; False where
+    #: its loss weighs them against something else. See :class:`_Shown`.
+    scale_free: ClassVar[bool] = True
 
     norm: str = "linf"
     eps: float = 8 / 255
@@ -200,6 +206,7 @@ class BoundedAttack(Attack):
             seen = _Autocast(seen, getattr(torch, self.autocast))
         if self.float32_only and x.dtype != torch.float32:
             seen, x = _Cast(seen, x.dtype), x.float()
+        seen = _Shown(seen, self, y)
         begin = {} if start is None else {"start": start.to(x)}
         found = [self.attack(seen, x, y, **begin) for _ in range(self.restarts)]
         return found[0] if len(found) == 1 else strongest(seen, found, y)
@@ -207,6 +214,11 @@ class BoundedAttack(Attack):
     @abstractmethod
     def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The library's attack, once, on what the attacker is shown, EOT included."""
+
+    @property
+    def classes(self) -> int:
+        """Fewest classes that its loss is defined of."""
+        return 2
 
     @property
     def calls(self) -> int:
@@ -286,17 +298,21 @@ def strongest(model: nn.Module, found: Sequence[Tensor], y: Tensor) -> Tensor:
     return torch.stack(list(found))[margins.argmax(0), torch.arange(len(y), device=y.device)]
 
 
-class _Stretched(nn.Module):
+class _Around(nn.Module):
+    """A module around what an attack is shown, in its mode."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+        self.training = model.training
+
+
+class _Stretched(_Around):
     """A model whose gradient's largest entry is 1, of each image: of it l2 takes the direction.
 
     A very sure classifier's is shorter than the 1e-12 and more that libraries add to its length, or
     its squares are 0 in float32: their steps would be short.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
@@ -310,27 +326,59 @@ def _stretched(gradient: Tensor) -> Tensor:
     return gradient / torch.where(largest > 0, largest, 1)
 
 
-class _Cast(nn.Module):
+class _Cast(_Around):
     """A model of another dtype than the library's."""
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model, self.dtype = model, dtype
-        self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x.to(self.dtype))
 
 
-class _Autocast(nn.Module):
+class _Autocast(_Around):
     """A model under autocast, its logits in the images' dtype again."""
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model, self.dtype = model, dtype
-        self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, self.dtype):
             logits = self.model(x)
         return logits.to(x.dtype)
+
+
+class _Shown(_Around):
+    r"""What an attack is shown: checked logits, of which the cross-entropy has a gradient.
+
+    Libraries take the cross-entropy themselves. Where the true class leads by
+    :math:`g = z_y - \max_{k \ne y} z_k`, its gradient is about :math:`e^{-g}`: from
+    :math:`g > -\ln \epsilon` on, with :math:`\epsilon` that of the dtype (16 in float32),
+    :math:`1 - p_y` rounds to 0 or to one digit, and the true class's part is lost; above 103 all of
+    it is, and an attack stands still. So an image that the first differentiated call finds there
+    has its logits divided by a number that leaves a lead of 8, and by the same one in all later
+    calls, so that losses stay comparable from step to step. That changes neither which class
+    wins, nor the sign of a margin or of its gradient, nor the difference-of-logits ratio.
+
+    Any other image's logits are divided by 1, which is exact, and so is its gradient: their bits
+    are those of the model. So are all logits of a call that is not differentiated, or of another
+    number of images than there are labels.
+
+    Args:
+        attack: whose answers these are.
+        y: labels of the images, shape ``(B,)``.
+    """
+
+    def __init__(self, model: nn.Module, attack: BoundedAttack, y: Tensor) -> None:
+        super().__init__(model)
+        self.attack, self.y = attack, y
+        self.divisors: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = check_logits(self.model(x), len(x))
+        if logits.shape[1] < self.attack.classes:
+            raise ValueError(
+                f"{type(self.attack).__name__} needs at least {self.attack.classes} classes, got "
+                f"{logits.shape[1]}; of two, take APGD with loss 'ce'"
+            )
+        if not (self.attack.scale_free and logits.requires_grad and len(x) == len(self.y)):
+            return logits
+        if self.divisors is None:
+            leads = -margin(logits.detach(), self.y)
+            sure = leads > -math.log(torch.finfo(logits.dtype).eps)
+            self.divisors = torch.where(sure, leads / _LEAD, 1).unsqueeze(1)
+        return logits / self.divisors
