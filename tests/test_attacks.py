@@ -35,6 +35,7 @@ from scoreopt_defense.attacks import (
 )  # fmt: skip
 from scoreopt_defense.attacks.base import BoundedAttack, strongest
 from scoreopt_defense.attacks.losses import LOSSES, dlr, margin
+from scoreopt_defense.evaluation.probes import Gradients
 
 for library in ("art", "foolbox", "recoloradv", "torchattacks"):
     pytest.importorskip(library)
@@ -410,6 +411,16 @@ def test_a_linear_classifier_is_attacked_along_its_weights_however_sure_it_is(ki
         # angle of 2^-8 costs 1e-5 of the way; the gradient itself has three digits
         went = ((x_adv - x) * model.way / model.way.norm()).flatten(1).sum(1)
         torch.testing.assert_close(went, torch.full((2,), eps), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("lead", [1.0, 50.0, 1e6])
+def test_the_gradient_of_a_very_sure_classifier_is_measured_as_attacks_take_it(lead):
+    model, x, y = Linear(lead), torch.full((2, 3, 8, 8), 0.5), torch.zeros(2).long()
+    found = Gradients().measure(model, x, y)
+    assert found["as-it-is: zero"].tolist() == [0, 0]
+    ours = DefendedModel(model.eval(), OneShot(bent(torch.float32), sigma=0.3))
+    found = Gradients().measure(ours, x, y)
+    assert max(share.max() for name, share in found.items() if name.endswith(": zero")) < 0.5
 
 
 def test_of_ordinary_logits_what_an_attack_is_shown_has_the_models_bits(y):

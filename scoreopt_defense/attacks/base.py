@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from scoreopt_defense._checks import (
     check_unit_images,
 )
 from scoreopt_defense._weights import untouched
-from scoreopt_defense.attacks.losses import margin
+from scoreopt_defense.attacks.losses import divisors, margin
 from scoreopt_defense.attacks.views import View, shown, views
 from scoreopt_defense.defended import EOT
 from scoreopt_defense.gradients import Gradient, OneShotGradient
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Attack", "BoundedAttack", "ProjectedGradientAttack", "strongest"]
 
-_LEAD = 8.0  # of logits: 1 - p is 3e-4, of which float32 has three digits
 # Largest eps that is no mistake of scale, images being in [0, 1]: no pixel is further than 1 from
 # another; half the pixels of a CIFAR image, all the way, are 28 in l2, and no paper goes past 5; a
 # flow of 2 leads from one edge of the image to the other
@@ -343,20 +341,13 @@ class _Autocast(_Around):
 
 
 class _Shown(_Around):
-    r"""What an attack is shown: checked logits, of which the cross-entropy has a gradient.
+    """What an attack is shown: checked logits, of which the cross-entropy has a gradient.
 
-    Libraries take the cross-entropy themselves. Where the true class leads by
-    :math:`g = z_y - \max_{k \ne y} z_k`, its gradient is about :math:`e^{-g}`: from
-    :math:`g > -\ln \epsilon` on, with :math:`\epsilon` that of the dtype (16 in float32),
-    :math:`1 - p_y` rounds to 0 or to one digit, and the true class's part is lost; above 103 all of
-    it is, and an attack stands still. So an image that the first differentiated call finds there
-    has its logits divided by a number that leaves a lead of 8, and by the same one in all later
-    calls, so that losses stay comparable from step to step. That changes neither which class
-    wins, nor the sign of a margin or of its gradient, nor the difference-of-logits ratio.
-
-    Any other image's logits are divided by 1, which is exact, and so is its gradient: their bits
-    are those of the model. So are all logits of a call that is not differentiated, or of another
-    number of images than there are labels.
+    An image that the first differentiated call finds the model too sure of has its logits divided
+    by :func:`~scoreopt_defense.attacks.losses.divisors`, and by the same ones in all later calls,
+    so that losses stay comparable from step to step. Any other image's logits are divided by 1,
+    which is exact, and so is its gradient: their bits are those of the model. So are all logits of
+    a call that is not differentiated, or of another number of images than there are labels.
 
     Args:
         attack: whose answers these are.
@@ -378,7 +369,5 @@ class _Shown(_Around):
         if not (self.attack.scale_free and logits.requires_grad and len(x) == len(self.y)):
             return logits
         if self.divisors is None:
-            leads = -margin(logits.detach(), self.y)
-            sure = leads > -math.log(torch.finfo(logits.dtype).eps)
-            self.divisors = torch.where(sure, leads / _LEAD, 1).unsqueeze(1)
+            self.divisors = divisors(logits.detach(), self.y)
         return logits / self.divisors

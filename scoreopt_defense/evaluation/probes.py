@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreopt_defense.attacks.losses import divisors
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.diagnostics import input_gradient, optimization_curves
 from scoreopt_defense.evaluation.asking import answer
@@ -69,7 +70,8 @@ def _own_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Zero where the model cuts the graph."""
     leaf = x.detach().clone().requires_grad_()
     with torch.enable_grad():
-        loss = F.cross_entropy(model(leaf.clone()), y, reduction="sum")
+        logits = model(leaf.clone())
+        loss = F.cross_entropy(logits / divisors(logits.detach(), y), y, reduction="sum")
     if not loss.requires_grad:
         return torch.zeros_like(x)
     (found,) = torch.autograd.grad(loss, leaf, allow_unused=True)
