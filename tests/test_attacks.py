@@ -34,7 +34,7 @@ from scoreopt_defense.attacks import (
     attack,
 )  # fmt: skip
 from scoreopt_defense.attacks.base import BoundedAttack, strongest
-from scoreopt_defense.attacks.losses import LOSSES, dlr, margin
+from scoreopt_defense.attacks.losses import LOSSES, divisors, dlr, margin
 from scoreopt_defense.evaluation.probes import Gradients
 
 for library in ("art", "foolbox", "recoloradv", "torchattacks"):
@@ -531,6 +531,55 @@ def test_of_two_classes_there_is_no_dlr_loss(how):
     with pytest.raises(ValueError, match=message):
         run(how.replace(**LINF, **SHORT), "bare", x, y, classifier=classifier)
     run(APGD(**LINF, **SHORT), "bare", x, y, classifier=classifier)
+
+
+@on_each_row
+def test_a_label_that_is_no_class_is_named(row):
+    labels = torch.tensor([0, 1, 4, 2])
+    if row.attack.calls + row.attack.differentiated:
+        with pytest.raises(
+            ValueError, match="labels must be from 0 to 3, the model's classes, got 4"
+        ):
+            run(row.attack, "bare", images(), labels)
+
+
+def test_logits_that_another_class_cannot_have_are_left_as_they_are():
+    logits = torch.tensor([[3.0, -torch.inf, -torch.inf], [3.0, 2.0, -torch.inf], [50.0, 2, 1]])
+    assert divisors(logits, torch.zeros(3).long()).flatten().tolist() == [1, 1, 6]
+    assert divisors(logits.half(), torch.zeros(3).long()).flatten().tolist() == [1, 1, 6]
+
+
+class Scribbling(BoundedAttack):
+    """Writes into all that it is given, and returns what it was given first."""
+
+    takes_start = True
+
+    def attack(self, model, x, y, *, start=None):
+        found = x if start is None else start
+        found = found.clone()
+        for given in (x, y, start):
+            if given is not None:
+                given.zero_()
+        return found
+
+
+def test_each_restart_is_given_the_images_and_labels_anew(y):
+    x = images()
+    how = Scribbling(eps=0.2, eot=1, restarts=3)
+    assert torch.equal(run(how, "bare", x, y), x)
+    found = how.run(smooth_classifier(torch.float32), x, y, start=1 - x)
+    assert torch.equal(found, 1 - x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_of_half_precision_are_shown_in_the_images(dtype, y):
+    class Half(nn.Module):
+        def forward(self, x):
+            return smooth_classifier(torch.float32)(x).to(dtype)
+
+    for kind in SURE_KINDS:
+        x_adv = kind(eps=0.2, eot=1, steps=4).run(Half(), images(), y)
+        assert x_adv.dtype == torch.float32
 
 
 def test_an_index_error_of_the_models_is_no_missing_loss(y):

@@ -206,7 +206,11 @@ class BoundedAttack(Attack):
             seen, x = _Cast(seen, x.dtype), x.float()
         seen = _Shown(seen, self, y)
         begin = {} if start is None else {"start": start.to(x)}
-        found = [self.attack(seen, x, y, **begin) for _ in range(self.restarts)]
+        # copies, since a library may write into what it is given
+        found = [
+            self.attack(seen, x.clone(), y.clone(), **{k: v.clone() for k, v in begin.items()})
+            for _ in range(self.restarts)
+        ]
         return found[0] if len(found) == 1 else strongest(seen, found, y)
 
     @abstractmethod
@@ -332,16 +336,17 @@ class _Cast(_Around):
 
 
 class _Autocast(_Around):
-    """A model under autocast, its logits in the images' dtype again."""
+    """A model under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, self.dtype):
-            logits = self.model(x)
-        return logits.to(x.dtype)
+            return self.model(x)
 
 
 class _Shown(_Around):
     """What an attack is shown: checked logits, of which the cross-entropy has a gradient.
+
+    They are of the images' precision, or their own if that is higher.
 
     An image that the first differentiated call finds the model too sure of has its logits divided
     by :func:`~scoreopt_defense.attacks.losses.divisors`, and by the same ones in all later calls,
@@ -356,15 +361,20 @@ class _Shown(_Around):
 
     def __init__(self, model: nn.Module, attack: BoundedAttack, y: Tensor) -> None:
         super().__init__(model)
-        self.attack, self.y = attack, y
+        self.attack, self.y, self.highest = attack, y, int(y.max())
         self.divisors: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         logits = check_logits(self.model(x), len(x))
-        if logits.shape[1] < self.attack.classes:
+        logits = logits.to(torch.promote_types(logits.dtype, x.dtype))
+        if (classes := logits.shape[1]) < self.attack.classes:
             raise ValueError(
                 f"{type(self.attack).__name__} needs at least {self.attack.classes} classes, got "
-                f"{logits.shape[1]}; of two, take APGD with loss 'ce'"
+                f"{classes}; of two, take APGD with loss 'ce'"
+            )
+        if self.highest >= classes:
+            raise ValueError(
+                f"labels must be from 0 to {classes - 1}, the model's classes, got {self.highest}"
             )
         if not (self.attack.scale_free and logits.requires_grad and len(x) == len(self.y)):
             return logits

@@ -72,8 +72,8 @@ def divisors(logits: Tensor, y: Tensor) -> Tensor:
         Shape ``(B, 1)``.
     """
     leads = -margin(logits, y)
-    sure = leads > -math.log(torch.finfo(logits.dtype).eps)
-    return torch.where(sure, leads / _LEAD, 1).unsqueeze(1)
+    sure = leads.isfinite() & (leads > -math.log(torch.finfo(logits.dtype).eps))
+    return torch.where(sure, leads / _LEAD, 1).clamp_min(1).unsqueeze(1)
 
 
 #: By name.
