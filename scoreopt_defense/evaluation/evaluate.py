@@ -54,7 +54,8 @@ def evaluate(
 
     Args:
         defences: modules from images in [0, 1] to logits, in eval mode, by name; or one of them.
-            Randomised or not, a :class:`~scoreopt_defense.DefendedModel` or not.
+            Randomised or not, a :class:`~scoreopt_defense.DefendedModel` or not. Each is asked
+            about a few images first.
         images: ``(x, y)`` or :class:`~scoreopt_defense.data.Images`: ``x`` of shape
             ``(n, C, H, W)``, float32, in [0, 1].
         attacks: by name; or a list. Each is an object with ``run(model, x, y)``, which returns
@@ -77,8 +78,9 @@ def evaluate(
         progress: told of each unit; silent by default.
 
     Raises:
-        TypeError, ValueError: naming the argument, its value and what is allowed; or if ``out``
-            holds a run of another plan or other weights.
+        TypeError, ValueError: naming the argument, its value and what is allowed, such as a defence
+            that does not answer with logits, a label that is none of its classes, or an attack that
+            would be held to nothing; or if ``out`` holds a run of another plan or other weights.
         StoreError: if the record cannot be read or written.
         Stopped: after Ctrl-C, when the units in flight are recorded.
 

@@ -266,7 +266,7 @@ def _cost(attack: Any) -> float:
 def _classes(model: nn.Module, x: Tensor) -> int:
     """How many there are; a defence's classifier answers without its purifier."""
     asked = model.classifier if isinstance(model, DefendedModel) else model
-    return answers(asked, x[:1]).shape[1]
+    return answers(asked, x[:4]).shape[1]
 
 
 def _is_random(model: nn.Module, x: Tensor) -> bool:
