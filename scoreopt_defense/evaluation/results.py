@@ -212,7 +212,7 @@ class Result:
         taken = [(name, of) for name, of in worst if of[name].left < _MAJORITY]
         alone = Counter(
             name for name, of in taken
-            if all(harm.left >= _MAJORITY for other, harm in of.items() if other != name)
+            if all(done.left >= _MAJORITY for other, done in of.items() if other != name)
         )  # fmt: skip
         by = Counter(name for name, _ in taken)
         stages = (

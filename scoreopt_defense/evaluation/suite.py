@@ -57,9 +57,9 @@ class Adaptive(Settings):
     Images of the bare classifier, of the one-shot surrogate, and of the defence of two steps if it
     takes more; PGD with EOT, from the worst image found so far, and AutoAttack for randomised
     defences (of two classes, its cross-entropy alone), under each gradient mode that the defence
-    offers; Square and SPSA; and restarts. An
-    image that is wrong in every judged purification of some attack leaves the queue. The worst of
-    each image is judged again by fresh purifications: that is robust accuracy.
+    offers; Square and SPSA; and restarts. An image that is wrong in every judged purification of
+    some attack leaves the queue. The worst of each image is judged again by fresh purifications:
+    that is robust accuracy.
 
     Args:
         norm: ``"linf"`` or ``"l2"``.
