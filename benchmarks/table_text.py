@@ -47,8 +47,12 @@ def points(found: Difference | Mapping[str, float]) -> str:
 
 def shares(cell: Mapping[str, Any]) -> dict[int, float]:
     """Of an exported cell or suite: how far each image is right, by its place, if it was judged."""
-    counts = enumerate(cell["right"].split())
-    return {i: int(count) / cell["of"] for i, count in counts if count != "-"}
+    counts = (count.partition("/") for count in cell["right"].split())
+    return {
+        i: int(right) / int(made or cell["of"])
+        for i, (right, _, made) in enumerate(counts)
+        if right != "-"
+    }
 
 
 def less(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:

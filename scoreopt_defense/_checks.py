@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -19,6 +19,7 @@ __all__ = [
     "check_flag",
     "check_images",
     "check_labels",
+    "check_logits",
     "check_positive",
     "check_sigma",
     "check_unit_images",
@@ -30,7 +31,12 @@ __all__ = [
 # does SparseFool. Nothing but another scale, such as pixels to 255, comes as far as this.
 _FARTHEST = 10.0
 _UNSUSPICIOUS = (-0.1, 1.1)
-_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# (x - mean) / std * std + mean in float32: a few units in the last place of 1
+_ROUNDING = 1e-6
+_WHOLE = (
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+)
 
 
 def check_images(x: object, *, channels: int | None = None) -> tuple[float, float]:
@@ -47,6 +53,11 @@ def check_images(x: object, *, channels: int | None = None) -> tuple[float, floa
         raise TypeError(f"images must be a torch.Tensor, got {type(x).__name__}")
     if x.ndim != 4:
         raise ValueError(f"images must have shape (B, C, H, W), got {tuple(x.shape)}")
+    if x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) > 4:
+        raise ValueError(
+            f"images must have shape (B, C, H, W), got {tuple(x.shape)}, which looks like "
+            "(B, H, W, C): pass images.permute(0, 3, 1, 2)"
+        )
     if channels is not None and x.shape[1] != channels:
         raise ValueError(
             f"images must have the denoiser's {channels} channels, got shape {tuple(x.shape)}"
@@ -68,22 +79,61 @@ def check_images(x: object, *, channels: int | None = None) -> tuple[float, floa
 
 
 def check_unit_images(x: object, *, channels: int | None = None) -> Tensor:
-    """As :func:`check_images`, and in [0, 1]: for doors at which no attack stands."""
+    """As :func:`check_images`, and in [0, 1]: for doors at which no attack stands.
+
+    Returns:
+        The images, of which rounding errors beyond 0 and 1 are cut off.
+    """
     low, high = check_images(x, channels=channels)
     assert isinstance(x, Tensor)
-    if low < 0 or high > 1:
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
         raise ValueError(_wrong_scale(low, high))
-    return x
+    return x.clamp(0, 1) if low < 0 or high > 1 else x
 
 
 def check_labels(y: object, count: int) -> Tensor:
     """Labels of ``count`` images, whole numbers of any type, as the int64 that losses take."""
     if not isinstance(y, Tensor) or y.dtype not in _WHOLE or y.shape != (count,):
-        got = f"{y.dtype} of {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"labels must be integers of shape ({count},), got {got}")
+        got, hint = type(y).__name__, ": pass torch.as_tensor(labels)"
+        if isinstance(y, Tensor):
+            got = f"{y.dtype} of {tuple(y.shape)}"
+            hints = {(count,): ": pass labels.long()", (count, 1): ": pass labels.flatten()"}
+            one_hot = y.ndim == 2 and len(y) == count
+            hint = hints.get(tuple(y.shape), ": pass labels.argmax(1)" if one_hot else "")
+        raise ValueError(f"labels must be integers of shape ({count},), got {got}{hint}")
+    y = y.long()
     if count and y.min() < 0:
         raise ValueError(f"labels must be classes from 0 on, got {int(y.min())}")
-    return y.long()
+    return y
+
+
+def check_logits(logits: object, count: int) -> Tensor:
+    """A classifier's answer to ``count`` images: floating, shape ``(count, K)``, K at least 2.
+
+    Raises:
+        ValueError: saying how a classifier that answers otherwise is wrapped.
+    """
+    if isinstance(logits, Tensor):
+        shape = tuple(logits.shape)
+        if len(shape) == 2 and len(logits) == count and shape[1] > 1 and logits.is_floating_point():
+            return logits
+        got = f"{logits.dtype} of {shape}"
+        one = shape in ((count,), (count, 1))  # of class 1, as binary cross-entropy takes it
+        z = "z = self.model(x).flatten(); return torch.stack([torch.zeros_like(z), z], 1)"
+        wrapped = z if one else ""
+    else:
+        got = type(logits).__name__
+        if hasattr(logits, "logits"):
+            wrapped = "return self.model(x).logits"
+        elif isinstance(logits, Mapping):
+            wrapped = 'return self.model(x)["logits"]'
+        else:
+            wrapped = "return self.model(x)[0]" if isinstance(logits, (tuple, list)) else ""
+    hint = f"; wrap it in a module whose forward is `{wrapped}`" if wrapped else ""
+    raise ValueError(
+        f"the classifier must return logits of shape ({count}, K), K at least 2, for {count} "
+        f"images, got {got}{hint}"
+    )
 
 
 def looks_rescaled(low: float, high: float) -> bool:

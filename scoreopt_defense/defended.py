@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scoreopt_defense._checks import check_count
+from scoreopt_defense._checks import check_count, check_logits
 from scoreopt_defense._transforms import refuse_transforms
 from scoreopt_defense.gradients import Gradient
 from scoreopt_defense.noise import same_draws
@@ -115,14 +115,8 @@ class DefendedModel(Frozen):
         )
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = self.classifier(x.clone())  # memory of its own: it may normalise in place
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(
-                f"the classifier must return logits of shape ({len(x)}, K) for {len(x)} images, "
-                f"got {got}"
-            )
-        return logits
+        # memory of its own: the classifier may normalise in place
+        return check_logits(self.classifier(x.clone()), len(x))
 
     def replace(self, *, votes: int | None = None, **changes: Any) -> Self:
         """A twin: the same classifier behind ``purifier.replace(**changes)``.

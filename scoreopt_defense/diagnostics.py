@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_count, check_labels, check_positive
 from scoreopt_defense._optional import optional
+from scoreopt_defense.attacks.losses import divisors
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.gradients import BPDA, GRADIENTS, Gradient, OneShotGradient
 from scoreopt_defense.noise import Noise
@@ -48,6 +49,9 @@ def input_gradient(
 
     .. math:: \nabla_x\, \mathrm{CE}\Big(\frac1k \sum_{r=1}^k f(P_r(x)),\, y\Big)
 
+    of logits divided as :func:`~scoreopt_defense.attacks.losses.divisors` says, where these are
+    very sure.
+
     Args:
         model: differentiated in its purifier's mode.
         x: images, shape ``(B, C, H, W)``, in [0, 1].
@@ -61,7 +65,8 @@ def input_gradient(
     y = check_labels(y, len(x))
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        loss = F.cross_entropy(model(x, seed=seed, samples=samples), y, reduction="sum")
+        logits = model(x, seed=seed, samples=samples)
+        loss = F.cross_entropy(logits / divisors(logits.detach(), y), y, reduction="sum")
     return torch.autograd.grad(loss, x)[0]
 
 

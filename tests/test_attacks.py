@@ -34,7 +34,8 @@ from scoreopt_defense.attacks import (
     attack,
 )  # fmt: skip
 from scoreopt_defense.attacks.base import BoundedAttack, strongest
-from scoreopt_defense.attacks.losses import LOSSES, dlr, margin
+from scoreopt_defense.attacks.losses import LOSSES, divisors, dlr, margin
+from scoreopt_defense.evaluation.probes import Gradients
 
 for library in ("art", "foolbox", "recoloradv", "torchattacks"):
     pytest.importorskip(library)
@@ -369,6 +370,87 @@ def test_a_very_sure_classifiers_gradient_is_followed_all_the_way(kind):
     )
 
 
+class Linear(nn.Module):
+    """Class 0 leads class 1 by ``lead`` at an image of 0.5 everywhere, and class 2 by ten times."""
+
+    def __init__(self, lead):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(3, 192, generator=generator))
+        self.lead = lead
+
+    @property
+    def way(self):
+        """From class 0 to class 1, as an image."""
+        return (self.weight[1] - self.weight[0]).detach().reshape(1, 3, 8, 8)
+
+    def forward(self, x):
+        ahead = torch.tensor([10.0, 9.0, 0.0])
+        return self.lead * (ahead + (x - 0.5).flatten(1) @ self.weight.T / 100)
+
+
+SURE_KINDS = [PGD, FoolboxPGD, ARTPGD, APGD]
+
+
+@pytest.mark.parametrize("lead", [5.0, 50.0, 1e3, 1e6])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("kind", SURE_KINDS)
+def test_a_linear_classifier_is_attacked_along_its_weights_however_sure_it_is(kind, norm, lead):
+    """The closed form: the ball's point farthest along the way from one class to the other.
+
+    Class 2 has a share of at most e to the -70 of the gradient. In float32 a cross-entropy knows of
+    class 0 no more from a lead of 17 on, and of nothing from 103 on.
+    """
+    model, x, eps = Linear(lead), torch.full((2, 3, 8, 8), 0.5), 0.01
+    x_adv = kind(norm=norm, eps=eps, eot=1, steps=40).run(model, x, torch.zeros(2).long())
+    if norm == "linf":
+        want = x + eps * model.way.sign()
+        torch.testing.assert_close(x_adv, want, rtol=0, atol=rounding(torch.float32, 3 * 40))
+    else:
+        # of a random start, across the way, each of APGD's first 8 steps leaves at most a half; an
+        # angle of 2^-8 costs 1e-5 of the way; the gradient itself has three digits
+        went = ((x_adv - x) * model.way / model.way.norm()).flatten(1).sum(1)
+        torch.testing.assert_close(went, torch.full((2,), eps), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("lead", [1.0, 50.0, 1e6])
+def test_the_gradient_of_a_very_sure_classifier_is_measured_as_attacks_take_it(lead):
+    model, x, y = Linear(lead), torch.full((2, 3, 8, 8), 0.5), torch.zeros(2).long()
+    found = Gradients().measure(model, x, y)
+    assert found["as-it-is: zero"].tolist() == [0, 0]
+    ours = DefendedModel(model.eval(), OneShot(bent(torch.float32), sigma=0.3))
+    found = Gradients().measure(ours, x, y)
+    assert max(share.max() for name, share in found.items() if name.endswith(": zero")) < 0.5
+
+
+def test_of_ordinary_logits_what_an_attack_is_shown_has_the_models_bits(y):
+    """A lead below 15.9 is divided by 1; another image's does not depend on its neighbours."""
+    shown = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Watch(BoundedAttack):
+        def attack(self, model, x, y):
+            shown.append(model)
+            return x
+
+    y = torch.zeros(2, dtype=torch.long)
+    x = torch.full((2, 3, 8, 8), 0.5)
+    for lead in (-100.0, 0.1, 5.0, 15.9, 16.0, 1e6):
+        model = Linear(lead)
+        Watch(eot=1).run(model, x, y)
+        found = []
+        for asked in (shown[-1], model):
+            leaf = x.clone().requires_grad_()
+            logits = asked(leaf)
+            F.cross_entropy(logits, y, reduction="sum").backward()
+            found.append((logits.detach(), leaf.grad))
+        assert torch.equal(found[0][0], found[1][0]) == (lead < 15.94)
+        assert torch.equal(found[0][1], found[1][1]) == (lead < 15.94)
+        assert torch.equal(found[0][0].argmax(1), found[1][0].argmax(1))
+        with torch.no_grad():
+            assert torch.equal(shown[-1](x), model(x))
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("random_start", [False, True])
 def test_a_start_is_where_it_begins(norm, random_start, y):
@@ -441,15 +523,79 @@ def test_an_image_that_is_not_broken_comes_back_attacked(name):
     assert (margins[1] < margins[0] - 0.01).all()
 
 
-def test_of_two_classes_autoattack_has_cross_entropy_alone():
+@pytest.mark.parametrize("how", [ATTACKS["autoattack-rand-linf"], APGD(loss="dlr")])
+def test_of_two_classes_there_is_no_dlr_loss(how):
     x, y = images(), torch.tensor([0, 1, 0, 1])
     classifier = smooth_classifier(torch.float32, classes=2)
-    both = attack("autoattack-rand-linf", **LINF, **SHORT)
-    x_adv = run(both, "bare", x, y, classifier=classifier)
-    clean, attacked = (F.cross_entropy(classifier(z), y, reduction="none") for z in (x, x_adv))
-    assert (attacked > clean).all()
-    with pytest.raises(IndexError):
-        run(attack("APGD", loss="dlr", **LINF, **SHORT), "bare", x, y, classifier=classifier)
+    message = f"{type(how).__name__} needs at least 3 classes, got 2; of two, take APGD with loss"
+    with pytest.raises(ValueError, match=message):
+        run(how.replace(**LINF, **SHORT), "bare", x, y, classifier=classifier)
+    run(APGD(**LINF, **SHORT), "bare", x, y, classifier=classifier)
+
+
+@on_each_row
+def test_a_label_that_is_no_class_is_named(row):
+    labels = torch.tensor([0, 1, 4, 2])
+    if row.attack.calls + row.attack.differentiated:
+        with pytest.raises(
+            ValueError, match="labels must be from 0 to 3, the model's classes, got 4"
+        ):
+            run(row.attack, "bare", images(), labels)
+
+
+def test_logits_that_another_class_cannot_have_are_left_as_they_are():
+    logits = torch.tensor([[3.0, -torch.inf, -torch.inf], [3.0, 2.0, -torch.inf], [50.0, 2, 1]])
+    assert divisors(logits, torch.zeros(3).long()).flatten().tolist() == [1, 1, 6]
+    assert divisors(logits.half(), torch.zeros(3).long()).flatten().tolist() == [1, 1, 6]
+
+
+class Scribbling(BoundedAttack):
+    """Writes into all that it is given, and returns what it was given first."""
+
+    takes_start = True
+
+    def attack(self, model, x, y, *, start=None):
+        found = x if start is None else start
+        found = found.clone()
+        for given in (x, y, start):
+            if given is not None:
+                given.zero_()
+        return found
+
+
+def test_each_restart_is_given_the_images_and_labels_anew(y):
+    x = images()
+    how = Scribbling(eps=0.2, eot=1, restarts=3)
+    assert torch.equal(run(how, "bare", x, y), x)
+    found = how.run(smooth_classifier(torch.float32), x, y, start=1 - x)
+    assert torch.equal(found, 1 - x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_of_half_precision_are_shown_in_the_images(dtype, y):
+    class Half(nn.Module):
+        def forward(self, x):
+            return smooth_classifier(torch.float32)(x).to(dtype)
+
+    for kind in SURE_KINDS:
+        x_adv = kind(eps=0.2, eot=1, steps=4).run(Half(), images(), y)
+        assert x_adv.dtype == torch.float32
+
+
+def test_an_index_error_of_the_models_is_no_missing_loss(y):
+    """AutoAttack would be APGD on cross-entropy alone, without a word."""
+
+    class Fails(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.calls > 8:  # in the second of the two runs
+                raise IndexError("a model's own")
+            return smooth_classifier(torch.float32)(x)
+
+    with pytest.raises(IndexError, match="a model's own"):
+        attack("autoattack-rand-linf", steps=4, eot=1).run(Fails(), images(), y)
 
 
 def test_the_sampled_answer_is_the_mean_of_eot_evaluations(y):
@@ -464,7 +610,7 @@ def test_the_sampled_answer_is_the_mean_of_eot_evaluations(y):
 
     model = DefendedModel(smooth_classifier(torch.float32), purifier(seed=0), votes=3)
     Watch(eot=5, gradient="bpda").run(model, images(), y)
-    (shown,) = seen
+    (shown,) = (outer.model for outer in seen)
     assert isinstance(shown, EOT)
     assert shown.samples == 5
     assert shown.model.votes == 3

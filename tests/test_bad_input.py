@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,6 +106,25 @@ def test_the_strict_door_takes_the_unit_range_alone(scale):
     assert check_unit_images(mid_images()) is not None
     with pytest.raises(ValueError, match=r"images must be in \[0, 1\]"):
         check_unit_images(mid_images() * scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_strict_door_cuts_off_what_rounding_adds(dtype):
+    inside = torch.tensor([0.0, 0.25, 1.0], dtype=dtype).reshape(1, 3, 1, 1)
+    assert check_unit_images(inside) is inside
+    outside = torch.tensor([-1e-8, 0.25, 1.0000001], dtype=dtype).reshape(1, 3, 1, 1)
+    assert torch.equal(check_unit_images(outside), inside)
+    for value in (-1e-5, 1.00001):
+        with pytest.raises(ValueError, match=r"images must be in \[0, 1\]"):
+            check_unit_images(inside + value)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_whose_channels_are_last_are_named(channels):
+    for door in (PURIFIER, lambda x: evaluate(smooth_classifier(), (x, labels(2)))):
+        with pytest.raises(ValueError, match=r"looks like \(B, H, W, C\).*permute\(0, 3, 1, 2\)"):
+            door(torch.rand(2, 8, 9, channels))
+    assert check_unit_images(torch.rand(2, 16, 4, 4)) is not None  # a small image of many channels
 
 
 @every_door
@@ -375,18 +395,31 @@ class Returns(nn.Module):
     ("function", "got"),
     [
         (lambda x: x, r"\(4, 3, 8, 8\)"),
-        (lambda x: x.mean((1, 2, 3)), r"\(4,\)"),
+        (lambda x: x.mean((1, 2, 3)), r"\(4,\).*torch.stack\(\[torch.zeros_like\(z\), z\], 1\)"),
+        (lambda x: x.flatten(1)[:, :1], r"\(4, 1\).*torch.stack"),
+        (lambda x: x.flatten(1).argmax(1)[:, None].repeat(1, 3), "torch.int64"),
         (lambda x: x.flatten(1)[:2], r"\(2, 192\)"),
-        (lambda x: {"logits": x.flatten(1)}, "dict"),
-        (lambda x: (x.flatten(1),), "tuple"),
+        (lambda x: {"logits": x.flatten(1)}, r'dict.*`return self.model\(x\)\["logits"\]`'),
+        (lambda x: (x.flatten(1),), r"tuple.*`return self.model\(x\)\[0\]`"),
+        (lambda x: SimpleNamespace(logits=x.flatten(1)), r"`return self.model\(x\).logits`"),
         (lambda x: None, "NoneType"),
     ],
-    ids=["images", "one number", "too few rows", "a dict", "a tuple", "nothing"],
+    ids=[
+        "images",
+        "one number",
+        "one logit",
+        "classes",
+        "too few rows",
+        "a dict",
+        "a tuple",
+        "an output",
+        "nothing",
+    ],
 )
 def test_a_classifier_that_returns_no_logits_is_named(function, got, x):
     model = DefendedModel(Returns(function), PURIFIER)
     with pytest.raises(
-        ValueError, match=rf"classifier must return logits of shape \(4, K\).*got {got}"
+        ValueError, match=rf"classifier must return logits of shape \(4, K\).*got .*{got}"
     ):
         model(x)
 
@@ -474,10 +507,14 @@ def test_what_cannot_be_exported_says_so():
 # ---- evaluations and attacks
 
 
-def test_a_dataset_is_not_images_and_labels():
-    dataset = torch.utils.data.TensorDataset(mid_images(), labels())
-    with pytest.raises(TypeError, match=r"images must be \(x, y\).*got TensorDataset"):
-        evaluate(smooth_classifier(), dataset)
+@pytest.mark.parametrize("kind", [lambda samples: samples, list, tuple])
+def test_a_dataset_is_not_images_and_labels_and_the_error_makes_them_of_it(kind):
+    samples = kind(torch.utils.data.TensorDataset(mid_images(), labels()))
+    with pytest.raises(TypeError, match=r"images must be \(x, y\).*got .*; of a data set") as error:
+        evaluate(smooth_classifier(), samples)
+    made = eval(str(error.value).rpartition(": ")[2], {"torch": torch, "samples": samples})
+    assert torch.equal(made[0], mid_images())
+    assert torch.equal(made[1], labels())
 
 
 def test_a_module_in_training_mode_is_named():

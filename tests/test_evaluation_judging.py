@@ -127,7 +127,7 @@ def test_a_query_nearer_to_another_image_breaks_its_own():
 def test_of_an_attack_without_a_bound_a_query_is_its_nearest_images():
     x = flat(0.3, 0.7)
     for order in ("plain", "reversed"):
-        free = Path(offsets=(0.15, 0.25, 0.0), order=order, norm="none")
+        free = Path(offsets=(0.15, 0.25, 0.0), order=order, norm=None)
         _, broken = AnyStep(confirm=3).run(free, Level(), x, torch.tensor([0, 1]), seed=0)
         assert broken.tolist() == [False, False]
 
@@ -305,14 +305,12 @@ def test_logits_that_are_not_finite_are_an_error():
     ("norm", "offset", "allowed"),
     [
         ("linf", 0.1, True),
-        ("linf", 0.11, False),
-        ("inf", 0.11, False),
-        (np.inf, 0.11, False),
+        *((norm, 0.11, False) for norm in ("linf", "Linf", "L-inf", "l_infinity", "inf", np.inf)),
+        *((norm, 0.11, False) for norm in ("l∞", "L infinity", float("inf"), "Infinity")),
         ("l2", 0.05, True),
-        ("l2", 0.051, False),
-        (2, 0.051, False),
+        *((norm, 0.051, False) for norm in ("l2", "L2", "l_2", 2, 2.0, np.float64(2), "2")),
         (1, 0.025, True),
-        ("l1", 0.026, False),
+        *((norm, 0.026, False) for norm in ("l1", "L1", 1.0, np.int64(1))),
     ],
 )
 def test_the_bound_is_the_attacks_own(norm, offset, allowed):
@@ -320,12 +318,51 @@ def test_the_bound_is_the_attacks_own(norm, offset, allowed):
     attack, x = Toy(norm=norm, eps=0.1), flat(0.5)
     assert inside(attack, x, x + offset).tolist() == [allowed]
     if not allowed:
-        with pytest.raises(ValueError, match=f"left its threat model on 1 of 1.*{norm}, eps 0.1"):
+        with pytest.raises(ValueError, match=r"left its threat model on 1 of 1.*, eps 0\.1"):
             check_attacked(attack, x, x + offset)
 
 
 def test_an_attack_without_a_bound_has_only_the_range_of_images():
-    assert inside(object(), flat(0.5, 0.5), flat(1.0, 1.1)).tolist() == [True, False]
+    for attack in (object(), Toy(norm=None), Toy(norm="flow"), Toy(eps=float("inf"))):
+        assert inside(attack, flat(0.5, 0.5), flat(1.0, 1.1)).tolist() == [True, False]
+
+
+@dataclass(frozen=True)
+class Radius:
+    """An attack that says how far it goes, but not in which norm."""
+
+    eps: float = 0.1
+
+    def run(self, model, x, y):
+        return x
+
+    def as_dict(self):
+        return {"eps": self.eps}
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        *(
+            (Silent(norm=norm), f"norm must be 'linf', 'l2' or 'l1'.*got {norm!r}")
+            for norm in ("l0", "l_inf2", "lpips", 3, -np.inf, float("nan"), True, "", "none")
+        ),
+        *(
+            (Silent(eps=eps), f"of norm 'linf' must have eps, at least 0, got {eps!r}")
+            for eps in (None, -0.1, float("nan"), "8/255")
+        ),
+        (Radius(), "an attack with eps must say its norm, 'linf'.*got eps = 0.1 alone"),
+    ],
+)
+def test_an_attack_that_could_be_held_to_nothing_is_refused_at_the_start(attack, message):
+    with pytest.raises(ValueError, match=message):
+        check_attacked(attack, X, X)
+    asked = []
+    model = Level().eval()
+    model.register_forward_hook(lambda *call: asked.append(call))
+    with pytest.raises(ValueError, match=f"attack 'theirs': .*{message}"):
+        evaluate(model, (X, Y), {"theirs": attack})
+    assert not asked
 
 
 def test_the_settings_of_judging_are_checked_and_come_back():

@@ -13,8 +13,10 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from table_text import shares
 from toy_evaluation import (
     Ascent,
     Failing,
@@ -30,6 +32,7 @@ from toy_evaluation import (
 
 from scoreopt_defense.evaluation import AnyStep, Judging, Stopped, Unit, evaluate
 from scoreopt_defense.evaluation import progress as display
+from scoreopt_defense.evaluation.export import right_counts
 from scoreopt_defense.evaluation.progress import Bars, Lines, Progress
 from scoreopt_defense.evaluation.units import Outcome
 
@@ -234,7 +237,7 @@ def test_a_cell_that_failed_altogether_has_no_figure():
     assert str(result).endswith("\nfailed: bad on noisy, 2 images: KeyError: 'no such thing'")
 
 
-@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.uint16, torch.uint64])
 def test_labels_of_any_whole_type_are_the_same_run(kind):
     x, y = images(8)
     assert found(run(None, images=(x, y.to(kind)))) == found(run(None, images=(x, y)))
@@ -243,12 +246,41 @@ def test_labels_of_any_whole_type_are_the_same_run(kind):
 def test_a_defence_that_fails_is_recorded_too(capsys):
     class Broken(torch.nn.Module):
         def forward(self, x):
-            return x.flatten(1)[:, :4] * float("nan")
+            return x.flatten(1)[:, :4] * (float("nan") if len(x) == 2 else 1)
 
     result = evaluate(Broken(), images(4), batch=2, progress=Lines(every=0.0))
     assert "logits that are not finite" in result.failures[0]["error"]
     said = capsys.readouterr().err
     assert "1 units left\n" in said  # and no time, as none is known
+
+
+class Twice(Failing):
+    """Fails on that batch in one trial of two."""
+
+    def run(self, model, x, y):
+        return super().run(model, x, y) if torch.rand(()) < 0.5 else x
+
+
+@pytest.mark.parametrize("criterion", ["final", "any-step"])
+def test_counts_are_of_the_judgements_that_were_made(criterion):
+    result = run(
+        None, attacks={"some": Twice()}, trials=6, defences=defences()["one-shot"],
+        judging=Judging(criterion=criterion, purifications=3),
+    )  # fmt: skip
+    made = 1 if criterion == "any-step" else 3
+    counts = result.counts("DefendedModel", "some")
+    failed = {unit["first"] for unit in result.failures}
+    rows = [row for row in result.rows("DefendedModel", "some") if row["predicted"]]
+    for image, (right, of) in counts.items():
+        own = [row for row in rows if row["image"] == image]
+        assert of == made * len(own)
+        assert (of < 6 * made) == (image // 4 * 4 in failed)
+        assert right / of == pytest.approx(result.shares("DefendedModel", "some")[image])
+        if criterion == "final":
+            assert right == sum((np.array(r["predicted"]) == r["label"]).sum() for r in own)
+    assert len({of for _, of in counts.values()}) > 1
+    written = right_counts(result, "DefendedModel", "some")
+    assert shares(written) == {i: right / of for i, (right, of) in counts.items()}
 
 
 @pytest.mark.parametrize("error", ["cuda", "cpu"])

@@ -17,7 +17,7 @@ from toys import bent, smooth_classifier
 from scoreopt_defense import ADP, GDMP, DefendedModel, DiffPure, OneShot, ScoreOpt, attacks
 from scoreopt_defense.attacks import views
 from scoreopt_defense.evaluation import Judging, Result, evaluate
-from scoreopt_defense.evaluation.chain import Carried, WorstCase, carried, harm
+from scoreopt_defense.evaluation.chain import DRAWS, LEFT, Carried, Harm, WorstCase, carried, harm
 from scoreopt_defense.evaluation.checklist import checklist
 from scoreopt_defense.evaluation.evaluate import evaluate_plan, materials_of
 from scoreopt_defense.evaluation.plan import CLEAN, Chain, Plan
@@ -147,6 +147,28 @@ class TestStages:
             # judged twice, and what was then taken by 32 more
             again = 0 if name == "s" else 32
             assert result.cell("d", name).classifier_calls == 2 * rows + again
+
+    def test_what_a_candidate_leaves_is_the_posterior_mean_of_what_was_seen(self) -> None:
+        """8 draws, and 32 more if all are wrong: the rule that ends the drawing cancels."""
+        p = (np.arange(10**5) + 0.5) / 10**5  # the midpoint rule errs by (40 / 1e5)^2 / 24
+        for c, m in [(1, None), (3, None), (8, None), (0, 0), (0, 5), (0, 32)]:
+            chance = p**c * (1 - p) ** (8 - c)
+            if m is not None:
+                chance = chance * p**m * (1 - p) ** (32 - m)
+            measured = {} if m is None else {LEFT: m / 40, DRAWS: 40.0}
+            row = {"predicted": [0] * c + [1] * (8 - c), "label": 0, "margin": [0.0] * 8,
+                   "broken": None, "measured": measured}  # fmt: skip
+            expected = (p * chance).sum() / chance.sum()
+            assert harm(row).expected == pytest.approx(expected, rel=1e-7)
+            assert harm(row).left == (c / 8 if m is None else m / 40)
+
+    def test_draws_that_were_added_are_counted(self) -> None:
+        result = run_stages({"some": Add(0.1675)}, dark(*[0.4] * 64), noise=0.1, confirm=30)
+        for row in result.rows("d", "s/some"):
+            found, wrong = row["measured"], row["predicted"] == [1, 1]
+            assert found[DRAWS] == (32 if wrong else 2)
+            right = found[LEFT] * found[DRAWS]
+            assert right == pytest.approx(round(right), abs=32 * 2**-24)  # a share in float32
 
     def test_ties_keep_the_first(self) -> None:
         row = {"place": 0, "label": 0, "predicted": [1], "margin": [-1.0], "broken": None}
@@ -298,14 +320,13 @@ class TestAdaptive:
         """Judged anew, an image that was wrong in each of 3 purifications may be right again."""
         for defence in whole.plan.defences:
             worst = whole.worst_case(defence, "adaptive")
-            left = [stage.left for stage in worst.stages]
-            assert left == sorted(left, reverse=True)
+            assert worst.stages[-1].left < worst.stages[0].left
             assert worst.cell.accuracy.value < whole.cell(defence).accuracy.value
-            least = dict.fromkeys(range(12), 1.0)
+            least: dict[int, Harm] = {}
             for row in (row for s in worst.stages for row in whole.rows(defence, s.attack)):
-                least[row["image"]] = min(least[row["image"]], harm(row)[0])
+                least[row["image"]] = min(least.get(row["image"], harm(row)), harm(row))
             taken = sum(stage.taken for stage in worst.stages)
-            assert taken == sum(share < 0.5 for share in least.values())
+            assert taken == sum(found.left < 0.5 for found in least.values())
 
     def test_the_last_judge_saw_other_purifications_than_the_choice(self, whole: Result) -> None:
         for defence in whole.plan.defences:
@@ -314,6 +335,14 @@ class TestAdaptive:
                 for name in (whole.plan.suites["adaptive"]["stages"][defence][0], "adaptive")
             )
             assert not set(map(tuple, chosen)) & set(map(tuple, judged))
+
+    @pytest.mark.parametrize(("classes", "kind"), [(2, "APGD"), (3, "AutoAttack")])
+    def test_of_two_classes_there_is_but_apgd_and_the_plan_says_so(self, classes, kind) -> None:
+        classifier = smooth_classifier(torch.float32, classes=classes)
+        for model in (classifier, DefendedModel(classifier, defences()["one-shot"].purifier)):
+            stages = Adaptive().member(model, images()[0]).stages
+            found = {type(a).__name__ for name, a in stages.items() if name.startswith("APGD")}
+            assert found == {kind}
 
     def test_a_module_that_is_not_ours_says_what_was_not_tried(self, whole: Result) -> None:
         untried = whole.worst_case("noisy", "adaptive").untried
@@ -503,4 +532,4 @@ class TestAttacksOfTheSuite:
 
         attack = attacks.PGD(eps=0.1, steps=2, eot=1, autocast="bfloat16")
         evaluate(Spy(), dark(0.4, 0.45), {"pgd": attack}, judging=Judging(purifications=2))
-        assert seen == [False] * 2 + [True] * 2 + [False] * 2
+        assert seen == [False] + [False] * 2 + [True] * 2 + [False] * 2

@@ -15,12 +15,13 @@ from scoreopt_defense._checks import (
     check_choice,
     check_count,
     check_labels,
+    check_logits,
     check_positive,
     check_unit_images,
 )
 from scoreopt_defense._offloading import may_bring_weights
 from scoreopt_defense._weights import untouched
-from scoreopt_defense.attacks.losses import margin
+from scoreopt_defense.attacks.losses import divisors, margin
 from scoreopt_defense.attacks.views import View, shown, views
 from scoreopt_defense.defended import EOT
 from scoreopt_defense.gradients import Gradient, OneShotGradient
@@ -74,10 +75,10 @@ class Attack(Settings, ABC):
                 given to an attack that takes none, or the model is on another device.
             ImportError: without the library; the error names the extra that brings it.
         """
-        check_unit_images(x)
+        x = check_unit_images(x)
         y = check_labels(y, len(x))
         if start is not None:
-            self._check_start(start, x)
+            start = self._checked_start(start, x)
         devices = {part.device for part in model.parameters()}
         is_offloaded = devices == {torch.device("meta")} and may_bring_weights(model)
         if devices and x.device not in devices and not is_offloaded:  # libraries would move it
@@ -92,17 +93,18 @@ class Attack(Settings, ABC):
             x_adv = self.perturb(model, x.detach().clone(), y.detach().clone(), **begin)
             return x_adv.detach().to(x)
 
-    def _check_start(self, start: Tensor, x: Tensor) -> None:
+    def _checked_start(self, start: Tensor, x: Tensor) -> Tensor:
         if not self.takes_start:
             raise ValueError(
                 f"start must be None for {type(self).__name__}, which begins where its library "
                 "does; a class that takes one says takes_start = True, as FoolboxPGD does"
             )
-        check_unit_images(start)
+        start = check_unit_images(start)
         if start.shape != x.shape:
             raise ValueError(
                 f"start must have the images' shape {tuple(x.shape)}, got {tuple(start.shape)}"
             )
+        return start
 
     @abstractmethod
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -169,6 +171,9 @@ class BoundedAttack(Attack):
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     float32_only: ClassVar[bool] = False
+    #: Whether it goes the same way if an image's logits are all divided by one number; False where
+    #: its loss weighs them against something else. See :class:`_Shown`.
+    scale_free: ClassVar[bool] = True
 
     norm: str = "linf"
     eps: float = 8 / 255
@@ -201,13 +206,23 @@ class BoundedAttack(Attack):
             seen = _Autocast(seen, getattr(torch, self.autocast))
         if self.float32_only and x.dtype != torch.float32:
             seen, x = _Cast(seen, x.dtype), x.float()
+        seen = _Shown(seen, self, y)
         begin = {} if start is None else {"start": start.to(x)}
-        found = [self.attack(seen, x, y, **begin) for _ in range(self.restarts)]
+        # copies, since a library may write into what it is given
+        found = [
+            self.attack(seen, x.clone(), y.clone(), **{k: v.clone() for k, v in begin.items()})
+            for _ in range(self.restarts)
+        ]
         return found[0] if len(found) == 1 else strongest(seen, found, y)
 
     @abstractmethod
     def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The library's attack, once, on what the attacker is shown, EOT included."""
+
+    @property
+    def classes(self) -> int:
+        """Fewest classes that its loss is defined of."""
+        return 2
 
     @property
     def calls(self) -> int:
@@ -287,17 +302,21 @@ def strongest(model: nn.Module, found: Sequence[Tensor], y: Tensor) -> Tensor:
     return torch.stack(list(found))[margins.argmax(0), torch.arange(len(y), device=y.device)]
 
 
-class _Stretched(nn.Module):
+class _Around(nn.Module):
+    """A module around what an attack is shown, in its mode."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+        self.training = model.training
+
+
+class _Stretched(_Around):
     """A model whose gradient's largest entry is 1, of each image: of it l2 takes the direction.
 
     A very sure classifier's is shorter than the 1e-12 and more that libraries add to its length, or
     its squares are 0 in float32: their steps would be short.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
@@ -311,27 +330,56 @@ def _stretched(gradient: Tensor) -> Tensor:
     return gradient / torch.where(largest > 0, largest, 1)
 
 
-class _Cast(nn.Module):
+class _Cast(_Around):
     """A model of another dtype than the library's."""
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model, self.dtype = model, dtype
-        self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x.to(self.dtype))
 
 
-class _Autocast(nn.Module):
-    """A model under autocast, its logits in the images' dtype again."""
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model, self.dtype = model, dtype
-        self.training = model.training
+class _Autocast(_Around):
+    """A model under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, self.dtype):
-            logits = self.model(x)
-        return logits.to(x.dtype)
+            return self.model(x)
+
+
+class _Shown(_Around):
+    """What an attack is shown: checked logits, of which the cross-entropy has a gradient.
+
+    They are of the images' precision, or their own if that is higher.
+
+    An image that the first differentiated call finds the model too sure of has its logits divided
+    by :func:`~scoreopt_defense.attacks.losses.divisors`, and by the same ones in all later calls,
+    so that losses stay comparable from step to step. Any other image's logits are divided by 1,
+    which is exact, and so is its gradient: their bits are those of the model. So are all logits of
+    a call that is not differentiated, or of another number of images than there are labels.
+
+    Args:
+        attack: whose answers these are.
+        y: labels of the images, shape ``(B,)``.
+    """
+
+    def __init__(self, model: nn.Module, attack: BoundedAttack, y: Tensor) -> None:
+        super().__init__(model)
+        self.attack, self.y, self.highest = attack, y, int(y.max())
+        self.divisors: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = check_logits(self.model(x), len(x))
+        logits = logits.to(torch.promote_types(logits.dtype, x.dtype))
+        if (classes := logits.shape[1]) < self.attack.classes:
+            raise ValueError(
+                f"{type(self.attack).__name__} needs at least {self.attack.classes} classes, got "
+                f"{classes}; of two, take APGD with loss 'ce'"
+            )
+        if self.highest >= classes:
+            raise ValueError(
+                f"labels must be from 0 to {classes - 1}, the model's classes, got {self.highest}"
+            )
+        if not (self.attack.scale_free and logits.requires_grad and len(x) == len(self.y)):
+            return logits
+        if self.divisors is None:
+            self.divisors = divisors(logits.detach(), self.y)
+        return logits / self.divisors

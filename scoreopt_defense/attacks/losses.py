@@ -6,6 +6,7 @@ Under EOT the logits are mean ones. The margin and the ratio are above 0 where a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -13,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LOSSES", "cross_entropy", "dlr", "margin"]
+__all__ = ["LOSSES", "cross_entropy", "divisors", "dlr", "margin"]
+
+_LEAD = 8.0  # 1 - p is 3e-4 there, of which float32 has three digits
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -53,6 +56,24 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (
         first - third + 1e-12
     )  # as in their code: equal logits are no error
+
+
+def divisors(logits: Tensor, y: Tensor) -> Tensor:
+    r"""What very sure logits are divided by, for a cross-entropy that has a gradient; 1 of others.
+
+    Where the true class leads by :math:`g = z_y - \max_{k \ne y} z_k`, the gradient is about
+    :math:`e^{-g}`. From :math:`g > -\ln \epsilon` on, with the dtype's :math:`\epsilon` (16 in
+    float32), :math:`1 - p_y` rounds to 0 or to one digit, and the true class's part is lost; above
+    103 all of it is, and an attack stands still. Divided by :math:`g / 8` such logits lead by 8.
+    That changes neither which class wins, nor the sign of a margin and of its gradient, nor the
+    difference-of-logits ratio.
+
+    Returns:
+        Shape ``(B, 1)``.
+    """
+    leads = -margin(logits, y)
+    sure = leads.isfinite() & (leads > -math.log(torch.finfo(logits.dtype).eps))
+    return torch.where(sure, leads / _LEAD, 1).clamp_min(1).unsqueeze(1)
 
 
 #: By name.

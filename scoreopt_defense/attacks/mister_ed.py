@@ -39,6 +39,7 @@ class StAdv(BoundedAttack):
 
     norms: ClassVar[tuple[str, ...]] = ("flow",)
     float32_only: ClassVar[bool] = True
+    scale_free: ClassVar[bool] = False
 
     norm: str = "flow"
     eps: float = 0.05

@@ -54,6 +54,10 @@ class _AutoPGD(BoundedAttack):
         raise NotImplementedError
 
     @property
+    def classes(self) -> int:
+        return 3 if "dlr" in self.losses else 2  # it divides by the third logit's distance
+
+    @property
     def calls(self) -> int:
         return self.differentiated + 2 * len(self.losses)  # one a candidate
 
@@ -68,12 +72,7 @@ class _AutoPGD(BoundedAttack):
                 model, norm=_NORMS[self.norm], eps=self.eps, steps=self.steps, loss=loss
             )
             attack.set_device(x.device)
-            try:
-                highest, _, _, wrong = attack.attack_single_run(x, y)
-            except IndexError:  # the DLR loss has no third logit to divide by
-                if not found:
-                    raise
-                continue
+            highest, _, _, wrong = attack.attack_single_run(x, y)
             found += [highest.detach(), wrong.detach()]
         return strongest(model, found, y)
 
@@ -91,7 +90,7 @@ class APGD(_AutoPGD):
         loss: ``"ce"``, cross-entropy, or ``"dlr"``, the difference-of-logits ratio.
 
     Raises:
-        IndexError: from a call, by the DLR loss, if there are fewer than three classes.
+        ValueError: from a call, with the DLR loss, if there are fewer than three classes.
 
     Reference:
         Croce and Hein, ICML 2020.
@@ -120,8 +119,11 @@ class AutoAttack(_AutoPGD):
 
     Args:
         norm, eps, gradient, eot, steps, restarts: as in
-            :class:`~scoreopt_defense.attacks.base.BoundedAttack`; ``steps`` of each of the two. Of
-            two classes there is no DLR loss, and cross-entropy stands alone.
+            :class:`~scoreopt_defense.attacks.base.BoundedAttack`; ``steps`` of each of the two.
+
+    Raises:
+        ValueError: from a call, if there are fewer than three classes, of which there is no DLR
+            loss: take :class:`APGD`.
 
     Reference:
         Croce and Hein, ICML 2020.

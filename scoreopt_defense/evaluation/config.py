@@ -163,7 +163,7 @@ class Config(_Section):
             with _named("suite", self.suite):
                 check_choice("suite", self.suite, SUITES)
             suites = {self.suite: SUITES[self.suite]()} | suites
-        with _named("attacks and suites", sorted([*attacks, *suites])):
+        with _named("defences, attacks and suites", [*defences, *attacks, *suites]):
             return materials_of(defences, images, attacks, judging, suites)
 
     def plan(self, materials: Materials) -> Plan:

@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation import workers as crews
+from scoreopt_defense.evaluation.asking import check_defence
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.plan import CLEAN, Clean, Materials, Plan
 from scoreopt_defense.evaluation.progress import Progress
@@ -22,6 +24,7 @@ from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.runner import run
 from scoreopt_defense.evaluation.store import Store
 from scoreopt_defense.evaluation.suite import SUITES, Adaptive
+from scoreopt_defense.evaluation.threat import bound_of
 
 __all__ = ["evaluate", "evaluate_plan", "materials_of", "named_attack"]
 
@@ -51,12 +54,14 @@ def evaluate(
 
     Args:
         defences: modules from images in [0, 1] to logits, in eval mode, by name; or one of them.
-            Randomised or not, a :class:`~scoreopt_defense.DefendedModel` or not.
+            Randomised or not, a :class:`~scoreopt_defense.DefendedModel` or not. Each is asked
+            about a few images first.
         images: ``(x, y)`` or :class:`~scoreopt_defense.data.Images`: ``x`` of shape
             ``(n, C, H, W)``, float32, in [0, 1].
         attacks: by name; or a list. Each is an object with ``run(model, x, y)``, which returns
-            images, and ``as_dict()``, or a name of :data:`scoreopt_defense.attacks.ATTACKS`. With
-            attributes ``norm`` and ``eps`` it is held to them.
+            images, and ``as_dict()``, or a name of :data:`scoreopt_defense.attacks.ATTACKS`. It is
+            held to its attributes ``norm`` (``"linf"``, ``"l2"``, ``"l1"``) and ``eps``; without
+            both it may return any image.
         out: folder of the record; started again with the same arguments, the run goes on. By
             default the record is kept in memory.
         trials: repetitions with other seeds.
@@ -73,15 +78,16 @@ def evaluate(
         progress: told of each unit; silent by default.
 
     Raises:
-        TypeError, ValueError: naming the argument, its value and what is allowed; or if ``out``
-            holds a run of another plan or other weights.
+        TypeError, ValueError: naming the argument, its value and what is allowed, such as a defence
+            that does not answer with logits, a label that is none of its classes, or an attack that
+            would be held to nothing; or if ``out`` holds a run of another plan or other weights.
         StoreError: if the record cannot be read or written.
         Stopped: after Ctrl-C, when the units in flight are recorded.
 
     Example:
         >>> class Linear(nn.Module):
         ...     def forward(self, x):
-        ...         return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
+        ...         return torch.stack([x.mean((1, 2, 3)), 0.5 + 0 * x.mean((1, 2, 3))], 1)
         >>> x, y = torch.tensor([0.2, 0.4, 0.9]).reshape(3, 1, 1, 1), torch.tensor([1, 1, 1])
         >>> print(evaluate(Linear(), (x, y)))
                 clean             weakest
@@ -144,10 +150,11 @@ def materials_of(
                 "eval() first unless that is meant",
                 stacklevel=3,
             )
-    if not isinstance(images, (tuple, list)) or len(images) < 2:
-        raise TypeError(f"images must be (x, y), images and labels, got {type(images).__name__}")
-    x, y = (torch.as_tensor(part) for part in images[:2])
-    materials = Materials(dict(defences), {CLEAN: Clean()} | _by_name(attacks), x, y, judging)
+    attacks = {CLEAN: Clean()} | _by_name(attacks)
+    materials = Materials(dict(defences), attacks, *_arrays(images), judging)
+    x = materials.x
+    for name, model in defences.items():
+        check_defence(name, model, x, materials.y)
     for name, suite in _suites(suites).items():
         chain, found = suite.chain(name, defences, x)
         if taken := sorted(found.keys() & materials.attacks.keys()):
@@ -158,6 +165,21 @@ def materials_of(
             suites={**materials.suites, name: chain},
         )
     return materials
+
+
+def _arrays(images: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels of a pair of tensors, arrays or lists."""
+    pair = isinstance(images, (tuple, list)) and len(images) >= 2
+    sample = images[0] if pair else None
+    if not pair or (
+        isinstance(sample, (tuple, list)) and len(sample) == 2 and not np.ndim(sample[1])
+    ):
+        raise TypeError(
+            f"images must be (x, y), images and labels, got {type(images).__name__}; of a data set "
+            "or a list of samples: next(iter(torch.utils.data.DataLoader(samples, batch_size=64)))"
+        )
+    x, y = (torch.as_tensor(part) for part in images[:2])
+    return x, y
 
 
 def _suites(suites: Mapping[str, Adaptive] | Iterable[str] | str) -> dict[str, Adaptive]:
@@ -190,6 +212,10 @@ def _by_name(attacks: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
                 f"attack {name!r} must have run(model, x, y) and as_dict(), got "
                 f"{type(attack).__name__}"
             )
+        try:
+            bound_of(attack)
+        except ValueError as error:
+            raise ValueError(f"attack {name!r}: {error}") from None
     return found
 
 

@@ -52,8 +52,9 @@ def to_json(result: Result, path: str | Path) -> int:
     """Write a run's figures, its plan and the machine; returns how many cells there are.
 
     A suite's stages and checklist are under ``"suites"``; among the cells is its sum alone. Of each
-    image, in order, ``"right"`` is in how many of ``"of"`` judgements it was right, ``-`` where
-    none was made: two cells of the same images can be paired by it.
+    image, in order, ``"right"`` is in how many of ``"of"`` judgements it was right, or ``3/4``
+    where but 4 were made, as a trial failed, or ``-`` where none was: two cells of the same images
+    can be paired by it.
     """
 
     def figure(share: Proportion | None) -> dict[str, float] | None:
@@ -101,8 +102,12 @@ def to_json(result: Result, path: str | Path) -> int:
 
 def right_counts(result: Result, defence: str, attack: str) -> dict[str, Any]:
     """Each image's count of right judgements, of ``of``, as it is written."""
-    of, counts = result.counts(defence, attack)
-    return {"of": of, "right": " ".join(str(counts.get(i, "-")) for i in range(result.plan.count))}
+    counts = result.counts(defence, attack)
+    of = max((made for _, made in counts.values()), default=0)
+    said = {
+        i: f"{right}" if made == of else f"{right}/{made}" for i, (right, made) in counts.items()
+    }
+    return {"of": of, "right": " ".join(said.get(i, "-") for i in range(result.plan.count))}
 
 
 def to_parquet(store: Store, path: str | Path) -> int:

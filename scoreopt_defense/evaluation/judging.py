@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_count
 from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.evaluation.asking import answer
 from scoreopt_defense.evaluation.seeding import reseeded
 from scoreopt_defense.evaluation.threat import check_attacked, reaches
 from scoreopt_defense.noise import derive, seeded
@@ -43,7 +45,7 @@ class Final:
         self, attack: Any, model: nn.Module, x: Tensor, y: Tensor, seed: int
     ) -> tuple[Tensor, Tensor | None]:
         with seeded(derive(seed, 0)):
-            attacked = attack.run(reseeded(model, derive(seed, 0)), x.clone(), y)
+            attacked = attack.run(reseeded(model, derive(seed, 0)), x.clone(), y.clone())
         return check_attacked(attack, x, attacked), None
 
 
@@ -80,7 +82,7 @@ class AnyStep:
         watch = _Watch(attack, model, x, y, self.confirm, derive(seed, 1))
         watched = _watched(reseeded(model, derive(seed, 0)), watch)
         with seeded(derive(seed, 0)):
-            attacked = check_attacked(attack, x, attack.run(watched, x.clone(), y))
+            attacked = check_attacked(attack, x, attack.run(watched, x.clone(), y.clone()))
         watch.last(attacked)
         broken = watch.broken.reshape(-1, 1, 1, 1)
         return torch.where(broken, watch.images, attacked), watch.broken
@@ -157,9 +159,10 @@ def vote(model: nn.Module, x: Tensor, *, times: int, rows: int, seed: int) -> Te
     with _as_deployed(x, seed):
         while left:
             samples = min(at_once, left)
-            logits = model(x, samples=samples) if samples > 1 else model(x)
+            asked = partial(model, samples=samples) if samples > 1 else model
+            logits = answer(asked, x)
             total, left = total.to(logits) + samples * logits, left - samples
-    return _finite(total / times)
+    return total / times
 
 
 @dataclass(frozen=True)
@@ -186,11 +189,11 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, *, purifications: int, seed: i
         y: shape ``(B,)``.
 
     Raises:
-        ValueError: if the logits are not finite.
+        ValueError: if they are no logits, or are not finite.
     """
     model = reseeded(model, seed)
     with _as_deployed(x, seed):
-        logits = torch.stack([_finite(model(x)) for _ in range(purifications)], dim=1)
+        logits = torch.stack([answer(model, x) for _ in range(purifications)], dim=1)
     return Verdict(
         logits.argmax(2).cpu(),
         torch.stack([margins(of_draw, y) for of_draw in logits.unbind(1)], dim=1).cpu(),
@@ -209,12 +212,6 @@ def margins(logits: Tensor, y: Tensor) -> Tensor:
     true = logits.gather(1, y[:, None])
     others = logits.scatter(1, y[:, None], float("-inf"))
     return (true.squeeze(1) - others.amax(1)).float()
-
-
-def _finite(logits: Tensor) -> Tensor:
-    if not torch.isfinite(logits).all():
-        raise ValueError("the model returned logits that are not finite")
-    return logits
 
 
 CRITERIA = Options({"final": Final, "any-step": AnyStep}, Criterion)

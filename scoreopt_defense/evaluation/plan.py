@@ -103,7 +103,7 @@ class Materials:
     suites: Mapping[str, Chain] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_unit_images(self.x)
+        object.__setattr__(self, "x", check_unit_images(self.x))
         if not len(self.x):
             raise ValueError("images must be at least one, got none")
         object.__setattr__(self, "y", check_labels(self.y, len(self.x)))

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreopt_defense.attacks.losses import divisors
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.diagnostics import input_gradient, optimization_curves
+from scoreopt_defense.evaluation.asking import answer
 from scoreopt_defense.purifiers import ScoreOpt
 
 __all__ = ["Bare", "Descent", "Gradients", "Probe", "gradient_modes"]
@@ -66,9 +68,10 @@ class Gradients(Probe):
 
 def _own_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Zero where the model cuts the graph."""
-    leaf = x.detach().requires_grad_()
+    leaf = x.detach().clone().requires_grad_()
     with torch.enable_grad():
-        loss = F.cross_entropy(model(leaf), y, reduction="sum")
+        logits = model(leaf.clone())
+        loss = F.cross_entropy(logits / divisors(logits.detach(), y), y, reduction="sum")
     if not loss.requires_grad:
         return torch.zeros_like(x)
     (found,) = torch.autograd.grad(loss, leaf, allow_unused=True)
@@ -111,4 +114,4 @@ class Bare(Probe):
     def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         assert isinstance(model, DefendedModel)
         with torch.no_grad():
-            return {"right": (model.classifier(x).argmax(1) == y).float()}
+            return {"right": (answer(model.classifier, x).argmax(1) == y).float()}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from scoreopt_defense._checks import check_choice
-from scoreopt_defense.evaluation.chain import harm
+from scoreopt_defense.evaluation.chain import Harm, harm
 from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.statistics import (
     Difference,
@@ -198,19 +198,21 @@ class Result:
         check_choice("defence", defence, self.plan.defences)
         check_choice("suite", suite, self.plan.suites)
         chain = self.plan.chains[suite]
-        found: dict[tuple[int, int], dict[str, tuple[float, float]]] = defaultdict(dict)
+        found: dict[tuple[int, int], dict[str, Harm]] = defaultdict(dict)
         names = [CLEAN, *chain.stages[defence][:-1]]
         left = []
         for name in names:
             for row in self.rows(defence, name):
                 if row["predicted"] is not None:
                     found[row["image"], row["trial"]][name] = harm(row)
-            left.append(float(np.mean([min(of.values())[0] for of in found.values()] or [np.nan])))
+            left.append(
+                float(np.mean([min(of.values()).left for of in found.values()] or [np.nan]))
+            )
         worst = [(min(of, key=lambda name: of[name]), of) for of in found.values()]
-        taken = [(name, of) for name, of in worst if of[name][0] < _MAJORITY]
+        taken = [(name, of) for name, of in worst if of[name].left < _MAJORITY]
         alone = Counter(
             name for name, of in taken
-            if all(share >= _MAJORITY for other, (share, _) in of.items() if other != name)
+            if all(done.left >= _MAJORITY for other, done in of.items() if other != name)
         )  # fmt: skip
         by = Counter(name for name, _ in taken)
         stages = (
@@ -254,11 +256,20 @@ class Result:
                 )
         return {image: float(np.mean(values)) for image, values in of_image.items()}
 
-    def counts(self, defence: str, attack: str = CLEAN) -> tuple[int, dict[int, int]]:
-        """How often an image was judged, and how often rightly, by its index."""
-        any_step = self.cell(defence, attack).unbroken is not None  # which judges a trial once
-        of = self.plan.trials * (1 if any_step else self.plan.judging["purifications"])
-        return of, {i: round(of * share) for i, share in self.shares(defence, attack).items()}
+    def counts(self, defence: str, attack: str = CLEAN) -> dict[int, tuple[int, int]]:
+        """How often an image was judged rightly, and how often at all, by its index.
+
+        Over all trials that did not fail; under the criterion ``any-step`` each judges once.
+        """
+        self._check_run(defence, attack)
+        found: dict[int, tuple[int, int]] = {}
+        for row in self._rows[defence, attack]:
+            if row["predicted"] is not None:
+                known = row["broken"]
+                made = _right(row) if known is None else np.array([not known])
+                right, of = found.get(row["image"], (0, 0))
+                found[row["image"]] = right + int(made.sum()), of + len(made)
+        return found
 
     def adversarial(self, defence: str, attack: str, trial: int = 0) -> np.ndarray:
         """The adversarial images; NaN where there are none because their unit failed."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count, check_flag, check_positive
 from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.evaluation.asking import answer, answers
 from scoreopt_defense.evaluation.chain import WorstCase
 from scoreopt_defense.evaluation.plan import Chain
 from scoreopt_defense.evaluation.probes import Bare, Descent, Gradients, gradient_modes
@@ -55,9 +56,10 @@ class Adaptive(Settings):
 
     Images of the bare classifier, of the one-shot surrogate, and of the defence of two steps if it
     takes more; PGD with EOT, from the worst image found so far, and AutoAttack for randomised
-    defences, under each gradient mode that the defence offers; Square and SPSA; and restarts. An
-    image that is wrong in every judged purification of some attack leaves the queue. The worst of
-    each image is judged again by fresh purifications: that is robust accuracy.
+    defences (of two classes, its cross-entropy alone), under each gradient mode that the defence
+    offers; Square and SPSA; and restarts. An image that is wrong in every judged purification of
+    some attack leaves the queue. The worst of each image is judged again by fresh purifications:
+    that is robust accuracy.
 
     Args:
         norm: ``"linf"`` or ``"l2"``.
@@ -123,7 +125,7 @@ class Adaptive(Settings):
         settings = model.purifier.settings if isinstance(model, DefendedModel) else None
         steps = getattr(settings, "steps", 0)
         is_random = _is_random(model, x) if self.random is None else self.random
-        budget = _Budget(self, modes, self.eot if is_random else 1)
+        budget = _Budget(self, modes, self.eot if is_random else 1, _classes(model, x))
         probes = budget.probes(ours) if self.probed else {}
         if probes and Descent.fits(model):
             probes["descent"] = "descent", Descent()
@@ -161,8 +163,8 @@ class _Budget:
     What differs between defences is in a name, so that it means one attack in any run.
     """
 
-    def __init__(self, suite: Adaptive, modes: Sequence[str], eot: int) -> None:
-        self.suite, self.modes, self.eot = suite, modes, eot
+    def __init__(self, suite: Adaptive, modes: Sequence[str], eot: int, classes: int) -> None:
+        self.suite, self.modes, self.eot, self.classes = suite, modes, eot, classes
         self.library = importlib.import_module("scoreopt_defense.attacks")
         self.best = next(mode for mode in _STRONGEST if mode in modes)
         self.threat: dict[str, Any] = {"norm": suite.norm, "eps": suite.eps}
@@ -194,7 +196,8 @@ class _Budget:
         for mode in self.modes:
             pgd = self.library.FoolboxPGD(gradient=self.shown(mode), **budget)
             stages[f"PGD{self.averaged}, {mode}"] = pgd
-            apgd = self.library.AutoAttack(gradient=self.shown(mode), **budget)
+            both = self.library.AutoAttack if self.classes > 2 else self.library.APGD
+            apgd = both(gradient=self.shown(mode), **budget)
             stages[f"APGD{self.averaged}, {mode}"] = apgd
         if self.suite.norm == "linf":
             samples = self.suite.queries // 10
@@ -260,6 +263,12 @@ def _cost(attack: Any) -> float:
     return passes * attack.gradients + min(passes, 10) * answered
 
 
+def _classes(model: nn.Module, x: Tensor) -> int:
+    """How many there are; a defence's classifier answers without its purifier."""
+    asked = model.classifier if isinstance(model, DefendedModel) else model
+    return answers(asked, x[:4]).shape[1]
+
+
 def _is_random(model: nn.Module, x: Tensor) -> bool:
     """Whether a model answers twice in two ways, be it by its purifier or its classifier."""
     if isinstance(model, DefendedModel):
@@ -273,8 +282,8 @@ def _is_random(model: nn.Module, x: Tensor) -> bool:
 def _answers_vary(model: nn.Module, x: Tensor, seed: int) -> bool:
     """Whether it answers so in eight calls: what draws one of a few often comes to the same."""
     with seeded(seed):  # the global generators stay as they were
-        first = model(x)
-        return any(not torch.equal(model(x), first) for _ in range(7))
+        first = answer(model, x)
+        return any(not torch.equal(answer(model, x), first) for _ in range(7))
 
 
 def _untried(model: nn.Module, modes: tuple[str, ...]) -> dict[str, str]:

@@ -122,7 +122,7 @@ def _raises(result: Result, defence: str, stage: str) -> bool:
     """Whether a stage left more right than there was, of the images that it met."""
     before, after = (
         {
-            (row["image"], row["trial"]): harm(row)[0]
+            (row["image"], row["trial"]): harm(row).left
             for row in result.rows(defence, name)
             if row["predicted"] is not None
         }

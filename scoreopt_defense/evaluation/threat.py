@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import re
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_attacked", "inside", "reaches"]
+__all__ = ["bound_of", "check_attacked", "inside", "norm_of", "reaches"]
 
-# as torchattacks, ART, NumPy and Foolbox spell them
-_NORMS = {
-    **dict.fromkeys(("linf", "l_inf", "inf"), float("inf")),
-    **dict.fromkeys(("l2", "l_2", "2", "2.0"), 2.0),
-    **dict.fromkeys(("l1", "l_1", "1", "1.0"), 1.0),
-}
+_KNOWN = "'linf', 'l2' or 'l1', or 'flow' for a bound that is no distance of pixels"
+_P = {"inf": math.inf, "infinity": math.inf, "infty": math.inf, "∞": math.inf}
+_P |= {"2": 2.0, "2.0": 2.0, "1": 1.0, "1.0": 1.0}
 # Rounding of x + delta, and of a projection, in float32: a few units in the last place of 1.
 _SLACK = 1e-5
 
@@ -23,19 +23,18 @@ def inside(attack: Any, x: Tensor, queries: Tensor) -> Tensor:
     """Whether each query is an image that the attack may return for its clean one.
 
     Args:
-        attack: with attributes ``norm`` (``"linf"``, ``"l2"`` or ``"l1"``, or as other libraries
-            spell them) and ``eps``, if it has a bound.
+        attack: held to its bound, if it has one; see :func:`bound_of`.
         x: clean images, shape ``(B, C, H, W)``, in [0, 1].
         queries: same shape.
 
     Returns:
         Booleans, shape ``(B,)``; false where a query is not finite.
     """
-    legal, bound = _legal(queries), _bound(attack)
+    legal, bound = _legal(queries), bound_of(attack)
     if bound is None:
         return legal
-    norm, most = bound
-    return legal & ((queries - x).flatten(1).norm(norm, dim=1) <= most)
+    norm, eps = bound
+    return legal & ((queries - x).flatten(1).norm(norm, dim=1) <= _rounded(eps))
 
 
 def reaches(attack: Any, x: Tensor, queries: Tensor) -> Tensor:
@@ -50,8 +49,8 @@ def reaches(attack: Any, x: Tensor, queries: Tensor) -> Tensor:
     Returns:
         Booleans, shape ``(Q, B)``.
     """
-    bound = _bound(attack)
-    norm, most = (2.0, 0.0) if bound is None else bound
+    bound = bound_of(attack)
+    norm, eps = (2.0, 0.0) if bound is None else bound
     distances = torch.cdist(
         queries.to(x).flatten(1), x.flatten(1), norm, compute_mode="donot_use_mm_for_euclid_dist"
     )
@@ -62,7 +61,7 @@ def reaches(attack: Any, x: Tensor, queries: Tensor) -> Tensor:
         owner = torch.where(at_place <= lowest, place, nearest)
         near = owner[:, None] == torch.arange(len(x), device=x.device)
     else:
-        near = distances <= most
+        near = distances <= _rounded(eps)
     return near & _legal(queries)[:, None]
 
 
@@ -71,12 +70,50 @@ def _legal(queries: Tensor) -> Tensor:
     return ((flat >= -_SLACK) & (flat <= 1 + _SLACK)).all(1)
 
 
-def _bound(attack: Any) -> tuple[float, float] | None:
-    """Its norm and radius, if an attack has one, with what rounding adds."""
-    norm, eps = str(getattr(attack, "norm", None)).lower(), getattr(attack, "eps", None)
-    if eps is None or norm not in _NORMS:
+def _rounded(eps: float) -> float:
+    return eps + _SLACK * max(1.0, eps)
+
+
+def norm_of(norm: object) -> float | None:
+    """The p of an lp norm, however a library spells it: infinity for ``"L-inf"`` or ``np.inf``.
+
+    Returns:
+        None for ``"flow"`` and ``None``: no distance between images.
+
+    Raises:
+        ValueError: of any other norm, and its message names those that are known.
+    """
+    if norm is None or norm == "flow":
         return None
-    return _NORMS[norm], eps + _SLACK * max(1.0, eps)
+    said = re.fullmatch(r"(?:l[\s_-]*)?(\S+)", str(norm).lower().strip())
+    if said is None or said[1] not in _P:
+        raise ValueError(f"norm must be {_KNOWN}; or None, for no bound, got {norm!r}")
+    return _P[said[1]]
+
+
+def bound_of(attack: Any) -> tuple[float, float] | None:
+    """An attack's norm, as its p, and its radius.
+
+    Args:
+        attack: with attributes ``norm``, as :func:`norm_of` knows it, and ``eps``, above or at 0,
+            images being in [0, 1]; with neither, or ``norm = None``, it may return any image.
+
+    Raises:
+        ValueError: if it has one of both alone, or one of them is unknown: it would be held to
+            nothing, in silence.
+    """
+    norm, eps = getattr(attack, "norm", None), getattr(attack, "eps", None)
+    p = norm_of(norm)
+    if norm is None:
+        if eps is not None and not hasattr(attack, "norm"):
+            raise ValueError(
+                f"an attack with eps must say its norm, {_KNOWN}; or norm = None, for no bound, "
+                f"got eps = {eps!r} alone"
+            )
+        return None
+    if not isinstance(eps, Real) or not float(eps) >= 0:
+        raise ValueError(f"an attack of norm {norm!r} must have eps, at least 0, got {eps!r}")
+    return None if p is None else (p, float(eps))
 
 
 def check_attacked(attack: Any, x: Tensor, attacked: Any) -> Tensor:

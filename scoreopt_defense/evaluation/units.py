@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.evaluation.chain import LEFT, Carried, Started
+from scoreopt_defense.evaluation.chain import DRAWS, LEFT, Carried, Started
 from scoreopt_defense.evaluation.judging import Judging, Verdict, judge
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
 from scoreopt_defense.evaluation.seeding import reseeded
@@ -123,27 +123,28 @@ def _attack_and_judge(
     measured = {}
     if hasattr(attack, "measure"):
         with seeded(derive(seed, 3)):
-            measured = attack.measure(reseeded(model, derive(seed, 3)), x, y)
+            measured = attack.measure(reseeded(model, derive(seed, 3)), x.clone(), y.clone())
     if getattr(attack, "takes_start", False):
         attack = Started(attack, start)
     attacked, broken = judging.criterion.run(attack, model, x, y, derive(seed, 0))
     verdict = judge(model, attacked, y, purifications=judging.purifications, seed=derive(seed, 1))
     if confirm and broken is None:
-        measured[LEFT] = _left(model, attacked, y, verdict, confirm, derive(seed, 4))
+        measured |= _left(model, attacked, y, verdict, confirm, derive(seed, 4))
     return _Part(verdict.predicted, verdict.margin, broken, attacked, measured)
 
 
 def _left(
     model: nn.Module, x: Tensor, y: Tensor, verdict: Verdict, confirm: int, seed: int
-) -> Tensor:
+) -> dict[str, Tensor]:
     """Share of right purifications, of more of them where all that were judged are wrong."""
     right = verdict.predicted == y.cpu()[:, None]
-    left = right.float().mean(1)
+    left, draws = right.float().mean(1), torch.full((len(x),), float(right.shape[1]))
     if wrong := (~right.any(1)).nonzero().flatten().tolist():
         again = judge(model, x[wrong], y[wrong], purifications=confirm, seed=seed)
         found = again.predicted == y[wrong].cpu()[:, None]
-        left[wrong] = found.sum(1) / (right.shape[1] + confirm)
-    return left
+        draws[wrong] += confirm
+        left[wrong] = found.sum(1) / draws[wrong]
+    return {LEFT: left, DRAWS: draws}
 
 
 def _put_together(outcome: Outcome, parts: list[_Part]) -> Outcome:
