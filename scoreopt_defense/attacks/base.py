@@ -19,8 +19,8 @@ from scoreopt_defense._checks import (
     check_positive,
     check_unit_images,
 )
+from scoreopt_defense._foreign import untouched
 from scoreopt_defense._offloading import may_bring_weights
-from scoreopt_defense._weights import untouched
 from scoreopt_defense.attacks.losses import divisors, margin
 from scoreopt_defense.attacks.views import View, shown, views
 from scoreopt_defense.defended import EOT

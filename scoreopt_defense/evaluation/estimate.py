@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -41,11 +40,7 @@ def estimate(plan: Plan, materials: Materials) -> list[Estimate]:
     parts = {part for chain in plan.chains.values() for part in chain.parts}
     samples = {name: getattr(materials.attacks[name], "eot", 1) for name in parts}
     attacks = {name: materials.attacks[name].replace(eot=1) for name in parts if samples[name] > 1}
-    materials = replace(
-        materials,
-        defences=copy.deepcopy(dict(materials.defences)),
-        attacks={**materials.attacks, **attacks},
-    )
+    materials = replace(materials, attacks={**materials.attacks, **attacks})
     alone = replace(plan, suites={n: {**of, "confirm": 0} for n, of in plan.suites.items()})
     firsts = [unit for unit in plan.units() if unit.trial == 0 and unit.images[0] == 0]
     execute(_of_one(firsts[0]), alone, materials)  # the first call of a network sets it up

@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from types import FrameType
 
+from scoreopt_defense._foreign import said
 from scoreopt_defense.evaluation.chain import Carried, carried
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
 from scoreopt_defense.evaluation.progress import Progress
@@ -134,8 +135,7 @@ class _Work:
         if self.losses[unit] < _LIVES:
             self.suspects.append(unit)
         else:
-            said = f"its worker was lost {_LIVES} times: {type(error).__name__}: {error}"
-            self._record(Outcome(unit, error=said))
+            self._record(Outcome(unit, error=f"its worker was lost {_LIVES} times: {said(error)}"))
 
     def _record(self, outcome: Outcome) -> None:
         self.record(outcome)
@@ -149,12 +149,13 @@ def _interrupts(work: _Work, progress: Progress) -> Iterator[None]:
         yield
         return
 
-    def first(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        if work.stopped:
+            raise KeyboardInterrupt
         work.stopped = True
         progress.note("stopping after the units in flight; Ctrl-C again stops at once")
-        signal.signal(signal.SIGINT, before)
 
-    before = signal.signal(signal.SIGINT, first)
+    before = signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count, check_flag, check_positive
+from scoreopt_defense._foreign import as_it_was, contained
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.asking import answer, answers
 from scoreopt_defense.evaluation.chain import WorstCase
@@ -274,8 +274,8 @@ def _is_random(model: nn.Module, x: Tensor) -> bool:
     if isinstance(model, DefendedModel):
         return not model.purifier.deterministic or _is_random(model.classifier, x)
     few = x[:8].to(next(model.parameters(), x).device)
-    twin = copy.deepcopy(model)  # whose statistics and counters stay as they were
-    return any(_answers_vary(twin, few, seed) for seed in range(4))
+    with as_it_was(model), contained():
+        return any(_answers_vary(model, few, seed) for seed in range(4))
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scoreopt_defense._foreign import as_it_was, contained, said
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.chain import DRAWS, LEFT, Carried, Started
 from scoreopt_defense.evaluation.judging import Judging, Verdict, judge
@@ -64,13 +65,15 @@ def execute(
 ) -> Outcome:
     """Attack and judge; an exception in either is the unit's recorded failure.
 
+    Each of the two meets the model and the attack as they were given, and leaves them so.
+
     Args:
         before: of a suite's stage, what it begins from; without it the clean images.
         seen: of each of the plan's units, rows that the networks have seen so far; this one's
             place is kept up to date, for whoever looks meanwhile.
     """
     started = time.perf_counter()
-    model, attack = materials.defences[unit.defence], materials.attacks[unit.attack]
+    model, attack = _hookable(materials.defences[unit.defence]), materials.attacks[unit.attack]
     device = next((part.device for _, part in model.named_parameters()), materials.x.device)
     rows = slice(*unit.images)
     x = materials.x[rows].clone().to(device)  # at an address of its own, as in any other process
@@ -91,7 +94,7 @@ def execute(
 
     counted()
     try:
-        with _as_it_was(model), _counted(model, calls, counted), _threads(plan.threads):
+        with contained(), _threads(plan.threads), _counted(model, calls, counted):
             parts = _within_memory(
                 lambda seed, *part: _attack_and_judge(
                     attack, model, *part, judging=materials.judging, seed=seed,
@@ -101,7 +104,7 @@ def execute(
             )  # fmt: skip
         outcome = _put_together(outcome, parts)
     except Exception as error:  # whatever a library raises; the run goes on
-        outcome = Outcome(unit, tried=outcome.tried, error=f"{type(error).__name__}: {error}")
+        outcome = Outcome(unit, tried=outcome.tried, error=said(error))
     return replace(outcome, calls=dict(calls), seconds=time.perf_counter() - started)
 
 
@@ -122,14 +125,17 @@ def _attack_and_judge(
 ) -> _Part:  # fmt: skip
     measured = {}
     if hasattr(attack, "measure"):
-        with seeded(derive(seed, 3)):
+        with as_it_was(model, attack), seeded(derive(seed, 3)):
             measured = attack.measure(reseeded(model, derive(seed, 3)), x.clone(), y.clone())
-    if getattr(attack, "takes_start", False):
-        attack = Started(attack, start)
-    attacked, broken = judging.criterion.run(attack, model, x, y, derive(seed, 0))
-    verdict = judge(model, attacked, y, purifications=judging.purifications, seed=derive(seed, 1))
-    if confirm and broken is None:
-        measured |= _left(model, attacked, y, verdict, confirm, derive(seed, 4))
+    with as_it_was(model, attack):
+        started = Started(attack, start) if getattr(attack, "takes_start", False) else attack
+        attacked, broken = judging.criterion.run(started, model, x, y, derive(seed, 0))
+    with as_it_was(model):
+        verdict = judge(
+            model, attacked, y, purifications=judging.purifications, seed=derive(seed, 1)
+        )
+        if confirm and broken is None:
+            measured |= _left(model, attacked, y, verdict, confirm, derive(seed, 4))
     return _Part(verdict.predicted, verdict.margin, broken, attacked, measured)
 
 
@@ -193,18 +199,24 @@ def _joined(parts: list[Tensor | None]) -> np.ndarray | None:
     return torch.cat(tensors).numpy() if tensors else None
 
 
-@contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Undo what attack libraries leave behind: other modes, gradients, flags."""
-    modes = {part: part.training for part in model.modules()}
-    flags = {weight: weight.requires_grad for weight in model.parameters()}
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-        for weight, flag in flags.items():
-            weight.requires_grad_(flag).grad = None
+class _Hookable(nn.Module):
+    """Stands for a TorchScript module, which takes no hooks."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.training = getattr(net, "training", False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def _hookable(model: nn.Module) -> nn.Module:
+    if isinstance(model, torch.jit.ScriptModule):
+        return _Hookable(model)
+    if isinstance(model, DefendedModel) and isinstance(model.classifier, torch.jit.ScriptModule):
+        return DefendedModel(_Hookable(model.classifier), model.purifier, votes=model.votes)
+    return model
 
 
 @contextmanager

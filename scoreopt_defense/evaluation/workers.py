@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 import os
 import pickle
+import secrets
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, MutableSequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any
 
+from scoreopt_defense._foreign import said
 from scoreopt_defense._memory import keep_freed_memory
 from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.chain import Carried
@@ -25,30 +23,39 @@ from scoreopt_defense.evaluation.units import Outcome, execute
 
 __all__ = ["Crew", "cluster", "in_process", "processes"]
 
-# Of a worker process: what it was given once, and that it does one unit at a time, since torch's
-# and numpy's global generators are the process's.
-_HELD: dict[str, tuple[Plan, Materials, MutableSequence[int] | None]] = {}
+# Of a worker process: what it was given once by each crew, or why it could not be read; and that it
+# does one unit at a time, since torch's and numpy's global generators are the process's.
+_HELD: dict[str, tuple[Plan, Materials, MutableSequence[int] | None] | str] = {}
 _ONE_AT_A_TIME = threading.Lock()
+_STARTS = 3  # of workers that are lost before their first unit, before the run is given up
 
 
 def carry_out(key: str, unit: Unit, before: Carried | None = None) -> Outcome:
     """A unit, in a worker that was given its plan."""
-    plan, materials, seen = _HELD[key]
+    held = _HELD[key]
+    if isinstance(held, str):
+        raise RuntimeError(held)
+    plan, materials, seen = held
     with _ONE_AT_A_TIME:
         return execute(unit, plan, materials, before, seen)
 
 
-def hold(key: str, blob: bytes, seen: MutableSequence[int] | None = None) -> None:
+def hold(key: str, blob: Any, seen: MutableSequence[int] | None = None) -> None:
     """Give this process a plan and its networks, and where to say how far a unit is."""
-    _HELD[key] = (*pickle.loads(blob), seen)
+    try:
+        _HELD[key] = (*pickle.loads(blob), seen)
+    except BaseException as error:  # whatever a user's module raises; said to who asks if it began
+        _HELD[key] = said(error)
 
 
 def let_go(key: str) -> None:
     _HELD.pop(key, None)
 
 
-def _ready(key: str) -> bool:
-    return key in _HELD
+def _begun(key: str) -> str | None:
+    """Why this process did not begin, if it did not."""
+    held = _HELD.get(key, "they did not get the networks")
+    return held if isinstance(held, str) else None
 
 
 class Crew:
@@ -56,7 +63,7 @@ class Crew:
 
     Args:
         opened: a context manager of a working executor and of how many units it takes at a time.
-        key: what its workers know the plan by.
+        key: what its workers know the plan by, and no other crew's do.
         seen: of each unit, rows that the networks have seen so far; None where it is not known.
     """
 
@@ -67,35 +74,47 @@ class Crew:
 
     @contextmanager
     def open(self) -> Iterator[tuple[Executor, Callable[[], int]]]:
-        """The executor, once a worker has said that it has the networks."""
-        with self.opened() as (executor, width):
-            try:
-                ready = executor.submit(_ready, self.key).result()
-            except Exception as error:
-                raise RuntimeError(
-                    f"the workers did not start ({error}): their networks and attacks must be of "
-                    "modules that they can import, and a script that starts workers must do so "
-                    "under if __name__ == '__main__'"
-                ) from error
-            if not ready:
-                raise RuntimeError("the workers did not get the networks")
-            yield executor, width
+        """The executor, once a worker has said that it has the networks.
+
+        Raises:
+            RuntimeError: if they cannot be read there, or workers are lost again and again.
+        """
+        with ExitStack() as stack:
+            for _ in range(_STARTS):
+                executor, width = stack.enter_context(self.opened())
+                try:
+                    why = executor.submit(_begun, self.key).result()
+                except BrokenExecutor as error:
+                    lost: Exception = error
+                    stack.close()
+                    continue
+                if why is not None:
+                    raise RuntimeError(
+                        f"the workers did not start ({why}): their networks and attacks must be of "
+                        "modules that they can import"
+                    )
+                yield executor, width
+                return
+            raise RuntimeError(
+                f"the workers were lost {_STARTS} times before they began ({lost}): something ended "
+                "them, such as the system for want of memory (give it fewer workers); a script that "
+                "starts workers must do so under if __name__ == '__main__'"
+            )
 
 
 def in_process(plan: Plan, materials: Materials) -> Crew:
-    """In this process, on a copy of the networks: the caller's stay as they are."""
-    seen = [0] * sum(1 for _ in plan.units())
+    """In this process, with the caller's own networks and attacks, which stay as they are."""
+    seen, key = [0] * sum(1 for _ in plan.units()), secrets.token_hex(8)
 
     @contextmanager
     def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
-        defences, attacks = copy.deepcopy((dict(materials.defences), dict(materials.attacks)))
-        _HELD[plan.hash] = plan, replace(materials, defences=defences, attacks=attacks), seen
+        _HELD[key] = plan, materials, seen
         try:
             yield _Here(), lambda: 1
         finally:
-            let_go(plan.hash)
+            let_go(key)
 
-    return Crew(opened, plan.hash, seen)
+    return Crew(opened, key, seen)
 
 
 class _Here(Executor):
@@ -110,34 +129,30 @@ class _Here(Executor):
 
 def processes(plan: Plan, materials: Materials, count: int) -> Crew:
     """A pool of so many processes, each with the networks."""
-    blob = _packed(plan, materials)
+    packed = _packed(plan, materials)
     context = multiprocessing.get_context("spawn")
-    seen = context.RawArray("q", sum(1 for _ in plan.units()))  # shared memory
+    # Shared memory, which has no name and ends with the processes. As an argument the networks
+    # would fill the pipe to a process that dies before it reads, and the write would never end.
+    blob = context.RawArray("B", len(packed))
+    memoryview(blob).cast("B")[:] = packed
+    seen, key = context.RawArray("q", sum(1 for _ in plan.units())), secrets.token_hex(8)
 
     @contextmanager
     def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
         others = set(multiprocessing.active_children())
-        with tempfile.TemporaryDirectory() as folder:
-            # As an argument it would fill the pipe to a process that dies before it reads, and the
-            # write would wait for ever.
-            file = Path(folder) / "networks"
-            file.write_bytes(blob)
-            pool = ProcessPoolExecutor(
-                count,
-                mp_context=context,
-                initializer=_start_process,
-                initargs=(plan.hash, file, seen),
-            )
-            try:
-                yield pool, lambda: count
-            except BaseException:  # do not wait for what is under way
-                for process in set(multiprocessing.active_children()) - others:
-                    process.terminate()
-                raise
-            finally:
-                pool.shutdown(cancel_futures=True)
+        pool = ProcessPoolExecutor(
+            count, mp_context=context, initializer=_start_process, initargs=(key, blob, seen)
+        )
+        try:
+            yield pool, lambda: count
+        except BaseException:  # do not wait for what is under way
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    return Crew(opened, plan.hash, seen)
+    return Crew(opened, key, seen)
 
 
 def _packed(plan: Plan, materials: Materials) -> bytes:
@@ -150,11 +165,11 @@ def _packed(plan: Plan, materials: Materials) -> bytes:
         ) from error
 
 
-def _start_process(key: str, file: Path, seen: MutableSequence[int]) -> None:
+def _start_process(key: str, blob: Any, seen: MutableSequence[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
-    hold(key, file.read_bytes(), seen)
+    hold(key, memoryview(blob), seen)
 
 
 def _end_with_parent() -> None:
@@ -172,7 +187,7 @@ def cluster(plan: Plan, materials: Materials, address: str) -> Crew:
     carries out one unit at a time.
     """
     distributed = optional("distributed", extra="cluster")
-    blob = _packed(plan, materials)
+    blob, key = _packed(plan, materials), secrets.token_hex(8)
 
     @contextmanager
     def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
@@ -181,14 +196,14 @@ def cluster(plan: Plan, materials: Materials, address: str) -> Crew:
         except (OSError, ValueError) as error:
             raise ConnectionError(f"no Dask scheduler answers at {address}: {error}") from error
         with client:
-            plugin = _plugin(plan.hash, blob)
+            plugin = _plugin(key, blob)
             client.register_plugin(plugin)  # also on workers that join or come back later
             try:
                 yield client.get_executor(pure=False), lambda: 2 * max(1, len(client.nthreads()))
             finally:
                 client.unregister_worker_plugin(plugin.name)
 
-    return Crew(opened, plan.hash)
+    return Crew(opened, key)
 
 
 def _plugin(key: str, blob: bytes) -> Any:

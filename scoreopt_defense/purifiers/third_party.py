@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_flag, check_sigma, looks_rescaled
-from scoreopt_defense._weights import untouched
+from scoreopt_defense._foreign import untouched
 from scoreopt_defense.denoisers import Denoiser, NoDenoiser
 from scoreopt_defense.gradients import BPDA, Gradient, Runner, as_it_is
 from scoreopt_defense.noise import Noise, seeded
