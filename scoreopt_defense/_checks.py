@@ -182,10 +182,12 @@ def check_flag(name: str, value: object) -> None:
         raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
-def check_count(name: str, value: object, *, least: int = 1) -> int:
-    """``value`` is a whole number of at least ``least``."""
+def check_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
+    """``value`` is a whole number of at least ``least``, and at most ``most``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if most is not None and int(value) > most:
+        raise ValueError(f"{name} must be a whole number of at most {most}, got {value!r}")
     return int(value)
 
 

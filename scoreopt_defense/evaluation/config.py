@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from fractions import Fraction
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +17,7 @@ from scoreopt_defense._optional import optional
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.evaluate import materials_of, named_attack
 from scoreopt_defense.evaluation.judging import AnyStep, Final, Judging
-from scoreopt_defense.evaluation.plan import Materials, Plan
+from scoreopt_defense.evaluation.plan import MOST_THREADS, Materials, Plan
 from scoreopt_defense.evaluation.sources import classifier, made
 from scoreopt_defense.evaluation.suite import SUITES, Adaptive
 from scoreopt_defense.presets import preset
@@ -84,12 +83,11 @@ class Defence(_Section):
 
 
 def _fraction(value: Any) -> Any:
-    """``"8/255"`` as a number."""
+    """``"8/255"`` as a number; floats alone, as an exact fraction of 1e999999999 has no end."""
     if isinstance(value, str):
-        try:
-            return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError):
-            pass
+        over, slash, under = value.partition("/")
+        with suppress(ValueError, ZeroDivisionError):
+            return float(over) / (float(under) if slash else 1.0)
     return value
 
 
@@ -99,7 +97,9 @@ class Attacked(_Section):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     attack: str | None = None
-    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0)] | None = None
+    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)] | None = (
+        None
+    )
 
 
 class SuiteSection(_Section):
@@ -108,7 +108,9 @@ class SuiteSection(_Section):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     suite: str | None = None
-    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0)] | None = None
+    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)] | None = (
+        None
+    )
 
 
 class Config(_Section):
@@ -132,7 +134,7 @@ class Config(_Section):
     trials: Count = 1
     batch: Count = 32
     seed: Seed = 0
-    threads: Count = 1
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS, strict=True)] = 1
     device: str = "cpu"
 
     def materials(self) -> Materials:

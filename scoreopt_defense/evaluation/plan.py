@@ -13,7 +13,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_count, check_labels, check_unit_images
-from scoreopt_defense.evaluation.identity import as_json, described, digest
+from scoreopt_defense.evaluation.identity import (
+    as_json,
+    behaviour,
+    described,
+    digest,
+    of_attack,
+    unlike,
+)
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.seeding import key_of
 from scoreopt_defense.noise import derive
@@ -21,6 +28,9 @@ from scoreopt_defense.noise import derive
 __all__ = ["CLEAN", "Chain", "Clean", "Materials", "Plan", "Unit", "differences"]
 
 CLEAN = "clean"
+MOST_THREADS = (
+    1024  # of a worker; far more of them cannot be started, and torch does not survive it
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ class Plan:
 
     Args:
         defences: by name: what each is, and a digest of its weights.
-        attacks: by name, the settings of each.
+        attacks: by name, the settings of each, and a digest of code that is not this library's.
         images: how many, of what shape, and their digest.
         trials: repetitions with other seeds.
         batch: images a unit. The batches are fixed: kernels differ in their last bits with the
@@ -126,6 +136,8 @@ class Plan:
         threads: of each worker; sums differ in their last bits with it.
         judging: see :class:`Judging`.
         suites: by name, each a :class:`Chain`.
+        behaviour: by defence, what it answered; see
+            :func:`~scoreopt_defense.evaluation.identity.behaviour`. No part of the hash.
     """
 
     defences: Mapping[str, Any]
@@ -137,23 +149,28 @@ class Plan:
     threads: int = 1
     judging: Mapping[str, Any] = field(default_factory=lambda: Judging().as_dict())
     suites: Mapping[str, Any] = field(default_factory=dict)
+    behaviour: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in {"trials": 1, "batch": 1, "seed": 0, "threads": 1}.items():
+        for name, least in {"trials": 1, "batch": 1, "seed": 0}.items():
             check_count(name, getattr(self, name), least=least)
+        check_count("threads", self.threads, most=MOST_THREADS)
 
     @classmethod
-    def of(cls, materials: Materials, **numbers: int) -> Plan:
-        """The plan for these materials."""
+    def of(cls, materials: Materials, *, threads: int = 1, **numbers: int) -> Plan:
+        """The plan for these materials; each defence is asked about the first two images."""
+        check_count("threads", threads, most=MOST_THREADS)
         return cls(
             defences={name: described(model) for name, model in materials.defences.items()},
-            attacks={
-                name: {"kind": type(attack).__name__} | as_json(attack.as_dict())
-                for name, attack in materials.attacks.items()
-            },
+            attacks={name: of_attack(attack) for name, attack in materials.attacks.items()},
             images={"shape": list(materials.x.shape), "sha256": digest(materials.x, materials.y)},
             judging=materials.judging.as_dict(),
             suites={n: as_json(dataclasses.asdict(c)) for n, c in materials.suites.items()},
+            behaviour={
+                name: behaviour(model, materials.x[:2], threads)
+                for name, model in materials.defences.items()
+            },
+            threads=threads,
             **numbers,
         )
 
@@ -236,12 +253,16 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the canonical JSON."""
-        return hashlib.sha256(self.as_json().encode()).hexdigest()
+        """SHA-256 of the canonical JSON, but for what was measured."""
+        declared = dataclasses.replace(self, behaviour={})
+        return hashlib.sha256(declared.as_json().encode()).hexdigest()
 
 
 def differences(was: Any, is_now: Any, name: str = "") -> list[str]:
-    """What differs between two plans, a line each."""
+    """What differs between two plans, a line each; of answers, what is more than rounding."""
+    if name == "plan.behaviour":
+        both = ((key, unlike(was[key], is_now.get(key))) for key in was or {})
+        return [f"plan.defences.{key}: {what}" for key, what in both if what]
     if isinstance(was, Mapping) and isinstance(is_now, Mapping):
         lines = [
             line

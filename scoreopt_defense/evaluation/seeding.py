@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from torch import nn
+from torch import Tensor, nn
 
 from scoreopt_defense.defended import DefendedModel
 
-__all__ = ["key_of", "reseeded"]
+__all__ = ["key_of", "placed", "reseeded"]
 
 
 def key_of(name: str) -> int:
@@ -24,3 +24,8 @@ def reseeded(model: nn.Module, seed: int) -> nn.Module:
     if not isinstance(model, DefendedModel):
         return model
     return model.replace() if model.purifier.deterministic else model.replace(seed=seed)
+
+
+def placed(model: nn.Module, x: Tensor) -> Tensor:
+    """The tensor, on the model's device."""
+    return x.to(next((part.device for part in model.parameters()), x.device))

@@ -19,7 +19,7 @@ from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.chain import DRAWS, LEFT, Carried, Started
 from scoreopt_defense.evaluation.judging import Judging, Verdict, judge
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
-from scoreopt_defense.evaluation.seeding import reseeded
+from scoreopt_defense.evaluation.seeding import placed, reseeded
 from scoreopt_defense.noise import derive, seeded
 
 __all__ = ["Outcome", "execute"]
@@ -74,15 +74,14 @@ def execute(
     """
     started = time.perf_counter()
     model, attack = _hookable(materials.defences[unit.defence]), materials.attacks[unit.attack]
-    device = next((part.device for _, part in model.named_parameters()), materials.x.device)
     rows = slice(*unit.images)
-    x = materials.x[rows].clone().to(device)  # at an address of its own, as in any other process
-    y = materials.y[rows].clone().to(device)
+    # at an address of its own, as in any other process
+    x, y = (placed(model, given[rows].clone()) for given in (materials.x, materials.y))
     outcome = Outcome(unit)
     start = x if before is None else torch.from_numpy(before.images).to(x)
     if before is not None and not getattr(attack, "takes_all", False):
         outcome = replace(outcome, tried=before.standing.nonzero()[0], images=before.images)
-        kept = torch.from_numpy(outcome.tried).to(device)
+        kept = placed(model, torch.from_numpy(outcome.tried))
         x, y, start = x[kept], y[kept], start[kept]
         if not len(x):
             return replace(outcome, seconds=time.perf_counter() - started)

@@ -96,9 +96,9 @@ class Crew:
                 yield executor, width
                 return
             raise RuntimeError(
-                f"the workers were lost {_STARTS} times before they began ({lost}): something ended "
-                "them, such as the system for want of memory (give it fewer workers); a script that "
-                "starts workers must do so under if __name__ == '__main__'"
+                f"the workers were lost {_STARTS} times before they began ({lost}): something "
+                "ended them, such as the system for want of memory (give it fewer workers); a "
+                "script that starts workers must do so under if __name__ == '__main__'"
             )
 
 

@@ -1,0 +1,408 @@
+"""Other people's models and attacks: what they leave behind, keep inside, and try to end."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import tempfile
+import threading
+import warnings
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from test_side_effects import state_of
+from torch import nn
+from torch.nn.utils import prune
+from toy_evaluation import Ascent, Toy, defences, found, images, run
+from toys import smooth_classifier
+
+from scoreopt_defense import DefendedModel, OneShot
+from scoreopt_defense.evaluation import Judging, evaluate
+from scoreopt_defense.evaluation.estimate import estimate
+from scoreopt_defense.evaluation.evaluate import materials_of
+from scoreopt_defense.evaluation.plan import Plan, differences
+from scoreopt_defense.evaluation.progress import Progress
+from scoreopt_defense.evaluation.suite import Adaptive
+from scoreopt_defense.evaluation.workers import Crew, in_process
+
+FEW = {"batch": 4, "judging": Judging(purifications=2)}
+
+
+class Net(nn.Module):
+    """With whatever an attack may reach: modes, buffers, a part, a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop = nn.BatchNorm2d(3), nn.Dropout(0.5)
+        self.net = smooth_classifier(torch.float32)
+        self.noise = torch.Generator().manual_seed(3)
+        self.numpy, self.python = np.random.default_rng(3), random.Random(3)
+        self.scale = 1.0
+
+    def forward(self, x):
+        shift = self.python.random() + self.numpy.random() + torch.rand(1, generator=self.noise)
+        return self.scale * self.net(self.drop(self.norm(x)) + 0.01 * shift.to(x))
+
+
+def net():
+    model = Net().eval()
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    return model
+
+
+@torch.no_grad()
+def in_place(model):
+    next(model.net.parameters()).add_(1.0)
+
+
+@torch.no_grad()
+def in_a_buffer(model):
+    model.norm.running_mean += 1.0
+
+
+def through_data(model):
+    next(model.net.parameters()).data.mul_(-1.0)
+
+
+def other_data(model):
+    weight = next(model.net.parameters())
+    weight.data = torch.zeros_like(weight)
+
+
+def other_part(model):
+    model.norm = nn.Identity()
+
+
+def other_weight(model):
+    model.net[1].weight = nn.Parameter(torch.zeros_like(model.net[1].weight))
+
+
+def no_weight(model):
+    model.net[1].bias = None
+
+
+def another_attribute(model):
+    model.scale, model.extra = -1.0, 3
+
+
+def own_forward(model):
+    model.net.forward = lambda x: torch.zeros(len(x), 4)
+
+
+def draws(model):
+    model(torch.zeros(1, 3, 8, 8))
+
+
+def grads(model):
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+        weight.grad = None
+
+
+LEAVES = {
+    "train mode": lambda model: model.train(),
+    "weights": in_place,
+    "weights through .data": through_data,
+    "other numbers": other_data,
+    "another weight": other_weight,
+    "no weight": no_weight,
+    "a buffer": in_a_buffer,
+    "another part": other_part,
+    "an attribute": another_attribute,
+    "a forward": own_forward,
+    "half precision": lambda model: model.half(),
+    "double precision": lambda model: model.double(),
+    "gradients": grads,
+    "a hook": lambda model: model.register_forward_hook(lambda *a: a[2] * 0),
+    "a pre-hook": lambda model: model.net.register_forward_pre_hook(lambda m, a: (a[0] * 0,)),
+    "generators of the module": draws,
+    "no gradients": lambda _: torch.set_grad_enabled(False),
+    "anomaly detection": lambda _: torch.autograd.set_detect_anomaly(True),
+    "a default type": lambda _: torch.set_default_dtype(torch.float64),
+    "a default device": lambda _: torch.set_default_device("meta"),
+    "threads": lambda _: torch.set_num_threads(3),
+    "deterministic algorithms": lambda _: torch.use_deterministic_algorithms(True),
+    "cudnn's flags": lambda _: setattr(torch.backends.cudnn, "benchmark", True),
+    "autocast": lambda _: torch.set_autocast_enabled("cpu", True),
+    "NumPy's errors": lambda _: np.seterr(all="raise"),
+    "filters of warnings": lambda _: warnings.simplefilter("error"),
+    "another folder": lambda _: os.chdir("/"),
+    "a hook on all modules": lambda _: nn.modules.module.register_module_forward_hook(
+        lambda module, x, y: y * 0 if isinstance(module, nn.Linear) else None
+    ),
+}
+
+
+def of_process():
+    return (
+        *(torch.is_grad_enabled(), torch.is_anomaly_enabled(), torch.get_default_dtype()),
+        *(torch.get_default_device(), torch.get_num_threads(), torch.backends.cudnn.benchmark),
+        *(torch.are_deterministic_algorithms_enabled(), torch.is_autocast_enabled("cpu")),
+        *(np.geterr(), list(warnings.filters), os.getcwd()),
+        *(dict(nn.modules.module._global_forward_hooks), torch.get_rng_state().tolist()),
+    )
+
+
+class Leaving(Toy):
+    """Returns the images as they are, and leaves something behind."""
+
+    def __init__(self, how):
+        super().__init__()
+        object.__setattr__(self, "how", how)
+
+    def run(self, model, x, y):
+        LEAVES[self.how](model)
+        object.__setattr__(self, "seen", True)
+        return x
+
+
+@pytest.mark.parametrize("how", LEAVES)
+def test_what_an_attack_leaves_behind_reaches_neither_judging_nor_other_units(how):
+    model, attack = net(), Leaving(how)
+    before, process = state_of(model), of_process()
+    attacks = {"rude": attack, "again": attack, "ascent": Ascent()}
+    result = run(None, defences={"net": model}, attacks=attacks, trials=1, batch=6)
+    alone = run(None, defences={"net": net()}, attacks={"ascent": Ascent()}, trials=1, batch=6)
+    assert not result.failures
+    assert of_process() == process
+    before.pop("versions")
+    now = state_of(model)
+    now.pop("versions")
+    for name, value in now.items():
+        for one, other in zip(value, before[name], strict=True):
+            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, name
+    assert set(vars(model)) == set(vars(Net()))
+    assert "seen" not in vars(attack)
+    margins = {
+        name: [row["margin"] for row in of.store.rows() if row["attack"] == name]
+        for of in (alone, result)
+        for name in of.plan.attacks
+    }
+    assert margins["ascent"] == [r["margin"] for r in alone.store.rows() if r["attack"] == "ascent"]
+    assert margins["rude"] == margins["again"] == margins["clean"]
+
+
+class Holding(nn.Module):
+    """With something in it that cannot be copied."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.net, self.held = smooth_classifier(torch.float32), held
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Caching(Holding):
+    """Keeps its features, which are no leaves of a graph, and counts its calls."""
+
+    def __init__(self):
+        super().__init__(0)
+
+    def forward(self, x):
+        self.features = self.net[:3](x)
+        self.held += 1
+        return self.net[3](self.features)
+
+
+class Counting(Caching):
+    """In a buffer, which it would save."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def after_a_call(model):
+    model(images(1)[0].requires_grad_())
+    return model
+
+
+def normed(of):
+    model = smooth_classifier(torch.float32)
+    of(model[1])
+    return after_a_call(model.eval())
+
+
+def traced():
+    return torch.jit.trace(smooth_classifier(torch.float32), images(1)[0], check_trace=False)
+
+
+def quantized():
+    given = smooth_classifier(torch.float32), {nn.Linear}
+    return torch.ao.quantization.quantize_dynamic(*given)
+
+
+AWKWARD = {
+    "weight_norm": lambda: normed(nn.utils.weight_norm),
+    "spectral_norm": lambda: normed(nn.utils.spectral_norm),
+    "pruning": lambda: normed(lambda part: prune.l1_unstructured(part, "weight", 0.3)),
+    "parametrized": lambda: normed(nn.utils.parametrizations.weight_norm),
+    "a lock": lambda: Holding(threading.Lock()),
+    "an open file": lambda: Holding(tempfile.TemporaryFile()),  # noqa: SIM115
+    "cached features": Caching,
+    "a counter": Counting,
+    "TorchScript": traced,
+    "frozen TorchScript": lambda: torch.jit.freeze(traced()),
+    "TorchScript behind a purifier": lambda: DefendedModel(
+        traced(), OneShot(defences()["one-shot"].purifier.denoiser, sigma=0.3)
+    ),
+    "quantized": quantized,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", AWKWARD)
+def test_a_model_that_cannot_be_copied_is_evaluated_and_stays_as_it_is(kind):
+    model = AWKWARD[kind]()
+    model = model if "frozen" in kind else model.eval()
+    attacks = {} if kind == "quantized" else {"ascent": Ascent()}
+    before = {name: str(value) for name, value in model.state_dict().items()}
+    result = evaluate(model, images(4), attacks, **FEW)
+    assert not result.failures
+    assert {name: str(value) for name, value in model.state_dict().items()} == before
+    (name,) = result.plan.defences
+    assert result.cell(name).classifier_calls == 4 * 2
+    assert not attacks or result.cell(name, "ascent").classifier_calls == 4 * (2 + 2)
+    again = evaluate(model, images(4), attacks, **FEW)
+    assert not differences({"plan": vars(result.plan)}, {"plan": vars(again.plan)})
+    if "TorchScript" not in kind:  # it compiles itself after some calls, and rounds otherwise
+        assert found(again) == found(result)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["a lock", "cached features", "TorchScript"])
+def test_neither_a_dry_run_nor_the_suites_question_copies_it(kind):
+    materials = materials_of({"net": AWKWARD[kind]().eval()}, images(4), {"a": Ascent()}, Judging())
+    assert [cell.error for cell in estimate(Plan.of(materials), materials)] == [None, None]
+    assert Adaptive().chain("adaptive", materials.defences, materials.x)[0].stages["net"]
+
+
+class Ending(Toy):
+    """Would end the process, or says what cannot be said."""
+
+    def __init__(self, error):
+        super().__init__()
+        object.__setattr__(self, "error", error)
+
+    def run(self, model, x, y):
+        raise self.error
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
+
+class Ends(Holding):
+    def forward(self, x):
+        raise SystemExit(self.held)
+
+
+ENDS = {
+    "exit": (SystemExit(0), "RuntimeError: it raised SystemExit: 0"),
+    "interrupt": (KeyboardInterrupt(), "RuntimeError: it raised KeyboardInterrupt: "),
+    "generator": (GeneratorExit(), "RuntimeError: it raised GeneratorExit: "),
+    "surrogate": (ValueError("caf\udce9"), "ValueError: caf\\udce9"),
+    "terminal": (ValueError("a\x1b[2Jb\nc"), "ValueError: a\\x1b[2Jb\nc"),
+    "no words": (Mute(), "Mute: a message that cannot be read"),
+}
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_would_end_the_run_is_its_units_failure(workers, tmp_path):
+    attacks = {name: Ending(error) for name, (error, _) in ENDS.items() if name != "no words"}
+    attacks |= {"no words": Ending(Mute())} if workers == 1 else {}
+    models = {"ends": Ends(0).eval(), "net": Holding(0).eval()}
+    result = evaluate(models, images(4), attacks, out=tmp_path, workers=workers, **FEW)
+    said = {(row["defence"], row["attack"]): row["error"] for row in result.failures}
+    assert {name: said["net", name] for name in attacks} == {n: ENDS[n][1] for n in attacks}
+    assert said["ends", "clean"] == ENDS["exit"][1]
+    assert str(result).encode()
+    assert ("net", "clean") not in said
+
+
+def test_ctrl_c_within_a_unit_is_no_failure_of_it():
+    class Pressed(Toy):
+        def run(self, model, x, y):
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+            return x
+
+    before, times = signal.getsignal(signal.SIGINT), 2
+    given = {"net": Holding(0).eval()}, images(4), {"pressed": Pressed()}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*given, **FEW)
+    materials, times = materials_of(*given, Judging()), 1
+    with pytest.raises(KeyboardInterrupt):
+        estimate(Plan.of(materials), materials)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_one_plan_runs_twice_in_one_process():
+    class Within(Progress):
+        inner = None
+
+        def advance(self, outcome):
+            if self.inner is None:
+                self.inner = run(None)
+
+    progress = Within()
+    outer = run(None, progress=progress)
+    assert found(outer) == found(progress.inner)
+    assert not outer.failures
+
+
+def losing(times):
+    """A crew whose workers are lost so many times before they begin."""
+    materials = materials_of(Holding(0).eval(), images(4), (), Judging())
+    crew, lost = in_process(Plan.of(materials), materials), []
+
+    @contextmanager
+    def opened():
+        with crew.opened() as (executor, width):
+            if len(lost) < times:
+                lost.append(1)
+                executor.submit = lambda *_: (_ for _ in ()).throw(BrokenProcessPool("abruptly"))
+            yield executor, width
+
+    return Crew(opened, crew.key), lost
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_a_worker_that_is_lost_before_it_begins_is_started_again(times):
+    crew, lost = losing(times)
+    with crew.open() as (executor, width):
+        assert executor.submit(len, "abc").result() == 3
+        assert width() == 1
+    assert len(lost) == times
+
+
+def test_workers_that_are_lost_at_every_start_are_an_error_that_blames_nobody():
+    crew, lost = losing(9)
+    said = "the workers were lost 3 times before they began"
+    with pytest.raises(RuntimeError, match=said) as error, crew.open():
+        pass
+    assert len(lost) == 3
+    assert "modules that they can import" not in str(error.value)
+
+
+def test_networks_for_workers_lie_in_no_file(tmp_path, monkeypatch):
+    seen = []
+
+    class Looking(Progress):
+        def advance(self, outcome):
+            seen.extend(path for path in tmp_path.rglob("*") if path.is_file())
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run(None, workers=2, trials=1, attacks={}, progress=Looking())
+    assert not seen
