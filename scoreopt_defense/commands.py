@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from scoreopt_defense import _release, cli
+from scoreopt_defense._files import replacing
 from scoreopt_defense._optional import optional
 
 optional("typer", extra="evaluate")
@@ -25,13 +26,8 @@ app = typer.Typer(
 
 
 def run(arguments: list[str]) -> int:
-    """The exit status of one call; errors other than of usage are the caller's to say.
-
-    Modules of the folder that it is called in can be named, as in ``python:mine:defence``.
-    """
-    here = os.getcwd()
-    if is_new := here not in sys.path:
-        sys.path.append(here)  # the last, so that no file there stands in for a library
+    """The exit status of one call; errors other than of usage are the caller's to say."""
+    path = list(sys.path)
     try:
         status = app(arguments, prog_name="scoreopt", standalone_mode=False)
     except typer.Abort:  # what Ctrl-C becomes on its way
@@ -43,9 +39,14 @@ def run(arguments: list[str]) -> int:
             error.show()
         return int(error.exit_code)
     finally:
-        if is_new:
-            sys.path.remove(here)
+        sys.path[:] = path
     return status if isinstance(status, int) else 0
+
+
+def _find_own_modules() -> None:
+    """Modules of this folder can be named, as in ``python:mine:defence``; for what runs a file."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # the last, so that no file there stands in for a library
 
 
 def _version(wanted: bool) -> None:
@@ -93,6 +94,7 @@ def evaluate(
     from scoreopt_defense.evaluation.summary import summaries
 
     keep_freed_memory()
+    _find_own_modules()
     read = configuration.load(config)
     materials = read.materials()
     plan = read.plan(materials)
@@ -102,9 +104,10 @@ def evaluate(
         _foretell(plan, materials, workers)
         return
     folder = out or Path("runs") / config.stem
-    if not (folder / "run.sqlite").exists():  # for the report, which loads the defences by it
+    if not (folder / "run.sqlite").exists():  # for the report's --config
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_bytes(config.read_bytes())
+        with replacing(folder / "config.toml") as part:
+            part.write_bytes(config.read_bytes())
     try:
         result = evaluate_plan(
             plan, materials, out=folder, workers=workers, cluster=cluster,
@@ -170,8 +173,8 @@ def report(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="TOML file of the run, to purify what is shown; shipped networks need none.",
-            show_default="RUN/config.toml, if it is there",
+            help="TOML file of the run, such as RUN/config.toml, to purify what is shown: runs the "
+            "functions that it names. Shipped networks need none, and without it nothing is run.",
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="How many to show, at most.")] = 8,
@@ -188,9 +191,10 @@ def report(
                 page = pages.comparison_page(store, second)
             default = run / f"compared-with-{other.resolve().name}.html"
         else:
-            if config is None and (run / "config.toml").is_file():
-                config = run / "config.toml"
-            made_from = None if config is None else configuration.load(config)
+            made_from = None
+            if config is not None:
+                _find_own_modules()
+                made_from = configuration.load(config)
             page = pages.run_page(store, config=made_from, images=images, seed=seed)
             default = run / "report.html"
         cli.say(pages.write(page, out or default))
@@ -244,6 +248,7 @@ def purify(
     from scoreopt_defense.image_files import purify_files
 
     keep_freed_memory()
+    _find_own_modules()
     made = purifier_of(purifier, denoiser, preset, dict(map(_setting, set_ or [])))
     if made is None:
         raise typer.BadParameter("'none' purifies nothing", param_hint="--purifier")

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,9 +17,12 @@ import pytest
 import torch
 from toy_evaluation import Ascent, Noisy, defences, found, images, run
 
+from scoreopt_defense._files import replacing
 from scoreopt_defense.evaluation import Judging, Result, Store, StoreError, evaluate
 from scoreopt_defense.evaluation.export import to_csv, to_json, to_parquet
 from scoreopt_defense.evaluation.plan import Plan, differences
+from scoreopt_defense.evaluation.progress import Progress
+from scoreopt_defense.evaluation.report import write
 
 SMALL = {"attacks": {"ascent": Ascent()}, "trials": 1, "defences": {"noisy": Noisy().eval()}}
 
@@ -293,3 +297,65 @@ def test_results_say_how_they_were_made(finished):
     )
     assert about["versions"]["torch"] == torch.__version__
     assert about["machine"]["processor"]
+
+
+LEFT_OVER = "images/000001.safetensors.12-ab.part"
+
+
+def test_another_process_that_writes_the_run_is_said_at_once_and_readers_are_let_in(tmp_path):
+    class Second(Progress):
+        errors = ()
+
+        def advance(self, outcome):
+            process = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True,
+                cwd=Path(__file__).parent,
+            )  # fmt: skip
+            with pytest.raises(StoreError, match="another process is writing this run: wait") as e:
+                run(tmp_path, **SMALL)
+            with Store(tmp_path) as reader:
+                self.errors += (process.stderr, str(e.value), len(reader.done()))
+            self.advance = lambda outcome: None
+
+    script = f"import toy_evaluation as t, pathlib; t.run(pathlib.Path({str(tmp_path)!r}))"
+    second = Second()
+    result = run(tmp_path, **SMALL, progress=second)
+    said, said_here, read = second.errors
+    assert "StoreError" in said
+    assert said_here in said
+    assert read == 1
+    (tmp_path / LEFT_OVER).touch()  # of a killed one
+    assert found(run(tmp_path, **SMALL)) == found(result) == found(run(None, **SMALL))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"defences": other_weights()}])
+def test_a_run_that_is_refused_leaves_the_folder_to_others(change, finished):
+    with pytest.raises(ValueError, match="holds another run"):
+        run(finished, **SMALL | change)
+    assert not run(finished, **SMALL).failures
+
+
+@pytest.mark.parametrize("writes", [to_csv, to_json, to_parquet, lambda _, path: write("a", path)])
+def test_a_full_disk_leaves_no_part_of_a_file(writes, finished, tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "out" / "file"
+    path.parent.mkdir()
+    path.write_text("as it was")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with Store(finished) as store, pytest.raises(OSError, match="No space left"):
+        writes(Result(store) if writes is to_json else store, path)
+    assert path.read_text() == "as it was"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_two_writers_of_one_file_have_names_of_their_own(tmp_path):
+    with replacing(tmp_path / "a") as one, replacing(tmp_path / "a") as other:
+        one.write_text("one")
+        other.write_text("other")
+        assert one != other
+    assert (tmp_path / "a").read_text() == "one"

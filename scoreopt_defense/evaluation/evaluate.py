@@ -128,6 +128,7 @@ def evaluate_plan(
     except BaseException:
         store.close()
         raise
+    store.unlock()
     return Result(store)
 
 

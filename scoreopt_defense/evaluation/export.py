@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from scoreopt_defense._files import replacing
 from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.report.budgets import budgets
 from scoreopt_defense.evaluation.results import Result
@@ -30,16 +30,14 @@ def to_csv(store: Store, path: str | Path) -> int:
     unit failed. A suite's stage has rows of the images alone that it met. A text that a spreadsheet
     would take for a formula, such as an attack's name ``=1+1``, is written after an apostrophe.
     """
-    names, temporary = None, Path(f"{path}.part")
-    count = 0
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    names, count = None, 0
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         for row in _flat(store):
             if names is None:
                 names = csv.DictWriter(file, list(row))
                 names.writeheader()
             names.writerow({name: _no_formula(value) for name, value in row.items()})
             count += 1
-    os.replace(temporary, path)
     return count
 
 
@@ -94,9 +92,8 @@ def to_json(result: Result, path: str | Path) -> int:
         "cells": cells,
         "suites": suites,
     }
-    temporary = Path(f"{path}.part")
-    temporary.write_text(json.dumps(about, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(about, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return len(cells)
 
 
@@ -114,9 +111,9 @@ def to_parquet(store: Store, path: str | Path) -> int:
     """As :func:`to_csv`, in Parquet."""
     pyarrow = optional("pyarrow", extra="parquet")
     parquet = optional("pyarrow.parquet", extra="parquet")
-    rows, temporary = list(_flat(store)), Path(f"{path}.part")
-    parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
-    os.replace(temporary, path)
+    rows = list(_flat(store))
+    with replacing(path) as part:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), part)
     return len(rows)
 
 

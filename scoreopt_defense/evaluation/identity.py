@@ -63,7 +63,7 @@ def _settings(purifier: Any) -> dict[str, Any]:
 
 
 def _weights(model: nn.Module) -> str:
-    """A digest of its buffers and all that it would save; of what cannot be read, of names alone."""
+    """A digest of buffers and all that it would save; of what cannot be read, of names alone."""
     try:
         numbers = model.state_dict() | dict(model.named_buffers())
         named = sorted(numbers.items())

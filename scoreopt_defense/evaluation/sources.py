@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from scoreopt_defense import pretrained
+from scoreopt_defense._foreign import contained
 from scoreopt_defense._optional import optional
 
 __all__ = ["CLASSIFIERS", "Normalized", "classifier", "made"]
@@ -60,14 +61,16 @@ def made(name: str) -> Any:
     Raises:
         ValueError: if there is no such function.
         ImportError: if there is no such module.
+        RuntimeError: if it would end the process.
     """
     module, _, function = name.partition(":")
     if not function:
         raise ValueError(f"expected <package.module>:<function>, got {name!r}")
-    found = getattr(importlib.import_module(module), function, None)
-    if not callable(found):
-        raise ValueError(f"{module} has no function {function!r}")
-    return found()
+    with contained():
+        found = getattr(importlib.import_module(module), function, None)
+        if not callable(found):
+            raise ValueError(f"{module} has no function {function!r}")
+        return found()
 
 
 class Normalized(nn.Module):

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from scoreopt_defense._files import replacing
 from scoreopt_defense.evaluation.about import machine, versions
 from scoreopt_defense.evaluation.plan import Plan, Unit, differences
 from scoreopt_defense.evaluation.units import Outcome
 
 __all__ = ["Store", "StoreError"]
 
-_FILE, _IMAGES = "run.sqlite", "images"
+_FILE, _IMAGES, _LOCK = "run.sqlite", "images", "run.lock"
 
 # A row of `results` is an image under one trial of one attack; its calls and seconds are its share
 # of its unit's. predicted and margin are JSON lists, a value a judged purification. `tried` counts
@@ -60,14 +61,16 @@ class StoreError(OSError):
 class Store:
     """Units' outcomes; a transaction each, so that a run stopped at any moment keeps whole ones.
 
-    One process writes; any may read meanwhile (write-ahead log).
+    One process writes, until :meth:`close` or :meth:`unlock`; any may read meanwhile (write-ahead
+    log).
 
     Args:
         folder: of ``run.sqlite``, made if it is not there; None keeps everything in memory.
         plan: of the run; None to read what there is.
 
     Raises:
-        StoreError: if the folder can't be written or the file is none of ours or damaged.
+        StoreError: if the folder can't be written, another process is writing it, or the file is
+            none of ours or damaged.
         ValueError: if it holds a run of another plan, other weights or another version; the error
             says what differs.
     """
@@ -75,13 +78,13 @@ class Store:
     def __init__(self, folder: str | Path | None, plan: Plan | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
         self._in_memory: dict[int, np.ndarray] = {}
-        with self._errors():
+        self._lock: sqlite3.Connection | None = None
+        with self._errors(), contextlib.ExitStack() as undo:
+            undo.callback(self.unlock)
             self._database = self._open(writing=plan is not None)
-            try:
-                self.plan = self._begin(plan)
-            except BaseException:
-                self._database.close()
-                raise
+            undo.callback(self._database.close)
+            self.plan = self._begin(plan)
+            undo.pop_all()
 
     def _open(self, *, writing: bool) -> sqlite3.Connection:
         if self.folder is None:
@@ -89,6 +92,9 @@ class Store:
         file = self.folder / _FILE
         if writing:
             (self.folder / _IMAGES).mkdir(parents=True, exist_ok=True)
+            self._lock_folder(self.folder)
+            for left in (self.folder / _IMAGES).glob("*.part"):  # of a run that was killed
+                left.unlink()
             database = sqlite3.connect(file, timeout=60)
             database.execute("PRAGMA synchronous=FULL")
             return database
@@ -100,6 +106,25 @@ class Store:
         except sqlite3.OperationalError:  # a log cannot be made on a medium that is read-only
             database = sqlite3.connect(f"{file.absolute().as_uri()}?immutable=1", uri=True)
         return database
+
+    def _lock_folder(self, folder: Path) -> None:
+        """An empty database, locked: that ends with its process, on every system."""
+        self._lock = sqlite3.connect(folder / _LOCK, timeout=0)
+        try:
+            self._lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            raise StoreError(
+                f"{folder}: another process is writing this run: wait until it has ended, or give "
+                "another folder"
+            ) from error
+
+    def unlock(self) -> None:
+        """Let others write."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _begin(self, plan: Plan | None) -> Plan:
         """The plan that is stored, or this one from now on."""
@@ -197,17 +222,11 @@ class Store:
         if self.folder is None:
             self._in_memory[unit.index] = images
             return name
-        temporary = self.folder / f"{name}.part"
-        try:
-            with temporary.open("wb") as file:
-                file.write(safetensors.numpy.save({"x": images}))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.folder / name)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        content = safetensors.numpy.save({"x": images})
+        with replacing(self.folder / name) as temporary, temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         return name
 
     def adversarial(self, unit: int) -> np.ndarray:
@@ -257,6 +276,7 @@ class Store:
 
     def close(self) -> None:
         """Close the file; nothing is lost without it."""
+        self.unlock()
         self._database.close()
 
     def __enter__(self) -> Store:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from scoreopt_defense._files import replacing
 from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.config import Config
 from scoreopt_defense.evaluation.plan import CLEAN, differences
@@ -48,7 +51,7 @@ def run_page(store: Store, *, config: Config | None = None, images: int = 8, see
         ImportError: without jinja2, plotly or scipy; the error names the extra that brings them.
     """
     result = Result(store, resubmissions=times_sent(store.plan))
-    loaded = reload(store.plan, config)
+    loaded = reload(store.plan, config, _first_images(store))
     shown = gallery(result, loaded, count=images, seed=seed)
     suites = summaries(result)
     verdicts = {key: found.verdict for key, found in suites.items()}
@@ -90,9 +93,8 @@ def write(html: str, path: str | Path) -> Path:
     """Write a page whole or not at all; returns its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        part.write_text(html, encoding="utf-8")
     return path
 
 
@@ -113,6 +115,16 @@ def _render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(
         css=own["page.css"], script=own["page.js"], plotly=plotly, CLEAN=CLEAN, **values
     )
+
+
+def _first_images(store: Store) -> Tensor | None:
+    """What the defences were asked about when the run began, if it can be read."""
+    first = next(store.plan.units())
+    try:
+        done = first.attack == CLEAN and first.index in store.done()
+        return torch.from_numpy(store.adversarial(first.index)[:2]) if done else None
+    except (OSError, LookupError):
+        return None
 
 
 def _started(store: Store) -> str:
