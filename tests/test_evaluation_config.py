@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from test_missing_extras import BLOCK
+from toy_evaluation import Ascent, images
 from toys import smooth_classifier
 
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, cli, pretrained
-from scoreopt_defense.evaluation import Result, Stopped, Store
+from scoreopt_defense.evaluation import Result, Stopped, Store, evaluate
 from scoreopt_defense.evaluation.config import ConfigError, _attack, _suite, load, purifier_of
 from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.progress import Lines
@@ -153,6 +154,19 @@ def test_what_the_file_says_is_what_is_made(written):
         (f"{IMAGES}{BARE}[attacks.spsa]\neps = -1", "attacks.spsa.eps should be greater than 0"),
         (f'{IMAGES}{BARE}[attacks.spsa]\neps = "8/0"', "attacks.spsa.eps should be a valid number"),
         ("seed = ", "is no TOML"),
+        ("seed = " + "9" * 5000, "is no TOML: Exceeds the limit"),
+        ("seed = " + "[" * 10**5, "is no TOML"),
+        (f"threads = 100000\n{IMAGES}{BARE}", "threads should be less than or equal to 1024, got"),
+        *(
+            (f'{IMAGES}{BARE}[attacks.spsa]\neps = "{eps}"', f"eps should be {said}")
+            for eps, said in {
+                "1e999999999": "a finite number",
+                "1/1e-999999999": "a valid number",
+                "1e-999999999": "greater than 0",
+                "inf": "a finite number",
+                "nan": "greater than 0",
+            }.items()
+        ),
     ],
 )
 def test_a_wrong_file_names_the_key_the_value_and_what_is_allowed(text, said, written):
@@ -278,6 +292,51 @@ def test_a_session(written, tmp_path, capsys):
     written(WHOLE.replace("seed = 3", "seed = 4"))
     assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out)]) == 1
     assert "plan.seed was 3 and is 4" in capsys.readouterr().err
+
+
+def test_a_fraction_is_the_number_that_its_parts_divide_to(written):
+    config = load(written(f'{IMAGES}{BARE}[attacks.spsa]\neps = " 8 / 255 "'))
+    assert config.attacks["spsa"].eps == 8 / 255
+
+
+CODE = """
+import pathlib, sys
+pathlib.Path("ran").touch()
+from toy_evaluation import Ascent, images
+from toys import smooth_classifier
+def made():
+    sys.exit({status})
+"""
+
+
+def test_reading_a_run_runs_nothing_that_its_folder_names(finished_toy, monkeypatch, capsys):
+    """Unless its configuration is given; then the folder that it is called in is searched."""
+    here, folder = finished_toy
+    monkeypatch.chdir(here)
+    (folder / "config.toml").write_text(
+        f'{IMAGES}[defences.toy]\nclassifier = "python:theirs:made"\n'
+    )
+    (here / "theirs.py").write_text(CODE.format(status=0))
+    (here / "plotly").mkdir()  # what stands in for a library is not found either
+    before = list(sys.path)
+    for command in (["report", str(folder)], ["export", str(folder), "--json", "a.json"]):
+        assert cli.main(command) == 0
+    assert not (here / "ran").exists()
+    assert "say --config FILE" in (folder / "report.html").read_text("utf-8")
+    assert cli.main(["report", str(folder), "--config", str(folder / "config.toml")]) == 0
+    assert (here / "ran").exists()
+    assert "it raised SystemExit: 0" in (folder / "report.html").read_text("utf-8")
+    assert sys.path == before
+    assert cli.main(["evaluate", str(folder / "config.toml"), "--out", "other"]) == 1
+    assert "it raised SystemExit: 0" in capsys.readouterr().err
+
+
+@pytest.fixture
+def finished_toy(tmp_path, monkeypatch):
+    model = {"toy": smooth_classifier(torch.float32)}
+    evaluate(model, images(2), {"ascent": Ascent()}, out=tmp_path / "run").store.close()
+    yield tmp_path, tmp_path / "run"
+    sys.modules.pop("theirs", None)
 
 
 @pytest.mark.parametrize(

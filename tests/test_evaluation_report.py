@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from scoreopt_defense.evaluation.plan import CLEAN, Chain, Plan
 from scoreopt_defense.evaluation.report import comparison_page, run_page, write
 from scoreopt_defense.evaluation.report import gallery as galleries
 from scoreopt_defense.evaluation.report import page as pages
+from scoreopt_defense.evaluation.report import reload as reloading
 from scoreopt_defense.evaluation.report.budgets import budgets, not_run
 from scoreopt_defense.evaluation.report.curves import resubmissions, sweeps
 from scoreopt_defense.evaluation.report.figures import figure
@@ -483,6 +485,18 @@ def test_the_configuration_is_kept_beside_the_run_and_names_the_classes(tmp_path
         assert reload(store.plan, load(config)).models.keys() == {"one"}
         changed = reload(store.plan, load(folder / "config.toml"))
     assert "not what was judged" in changed.missing["one"]
+
+
+def test_a_defence_that_answers_otherwise_than_the_judged_one_is_not_shown(monkeypatch):
+    model = smooth_classifier(torch.float32)
+    plan = evaluate({"m": model}, images(4)).plan
+    monkeypatch.setattr(reloading, "defence", lambda *_: model)
+    x, config = images(2)[0], SimpleNamespace(defences={"m": None}, images=None)
+    monkeypatch.setattr(reloading, "_classes", lambda _: ())
+    assert reload(plan, config, x).models == {"m": model}
+    with model[1].register_forward_hook(lambda module, given, y: y + 0.1):
+        loaded = reload(plan, config, x)
+    assert loaded.missing["m"].startswith("what could be loaded is not what was judged: its logits")
 
 
 @pytest.mark.parametrize("library", ["jinja2", "plotly.offline"])

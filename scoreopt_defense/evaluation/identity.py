@@ -185,8 +185,10 @@ def unlike(was: Mapping[str, Any] | None, is_now: Mapping[str, Any] | None) -> s
 
     What does not answer is not compared.
     """
-    for name in sorted({*(was or {})} & {*(is_now or {})}):
-        one, other = was[name], is_now[name]  # type: ignore[index]
+    for name, one in (was or {}).items():
+        other = (is_now or {}).get(name)
+        if other is None:
+            continue
         if len(one["of"]) != len(other["of"]):
             return f"{len(one['of'])} numbers of its {name} were answered, now {len(other['of'])}"
         most = one["rounding"] + other["rounding"]
