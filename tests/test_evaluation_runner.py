@@ -9,8 +9,12 @@ import os
 import random
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import Executor, Future
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +34,14 @@ from toy_evaluation import (
     run_here,
 )
 
-from scoreopt_defense.evaluation import AnyStep, Judging, Stopped, Unit, evaluate
+from scoreopt_defense.evaluation import AnyStep, Judging, Stopped, Store, Unit, evaluate, runner
 from scoreopt_defense.evaluation import progress as display
+from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.export import right_counts
+from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.progress import Bars, Lines, Progress
 from scoreopt_defense.evaluation.units import Outcome
+from scoreopt_defense.evaluation.workers import Crew
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +162,68 @@ def test_a_dask_cluster_one_of_whose_workers_is_killed(tmp_path, whole):
         killer.join()
         assert not is_alive(pids[0])
         assert found(result) == found(run(None, pause=0.05))
+
+
+DASK = {
+    "scheduler": """async def main():
+    scheduler = await distributed.Scheduler(port=0, dashboard=False, host="127.0.0.1")
+    print(scheduler.address, flush=True)
+    await scheduler.finished()""",
+    "worker": """async def main():
+    worker = await distributed.Worker(sys.argv[1], nthreads=1)
+    await worker.finished()""",
+}
+
+
+@pytest.mark.slow
+def test_a_dask_scheduler_that_is_killed_is_said_and_not_waited_for(tmp_path):
+    pytest.importorskip("distributed")
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+
+    def started(kind, *arguments):
+        code = f"import asyncio, distributed, sys\n{DASK[kind]}\nasyncio.run(main())"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True,
+            stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path,
+        )  # fmt: skip
+
+    with started("scheduler") as scheduler:
+        address = scheduler.stdout.readline().strip()
+        with started("worker", address) as worker:
+
+            class Killing(Progress):
+                def advance(self, outcome):
+                    scheduler.kill()
+
+            with pytest.raises(ConnectionError, match=r"the Dask scheduler at tcp.* is lost: what"):
+                run(tmp_path / "run", pause=0.05, cluster=address, progress=Killing())
+            worker.kill()
+    assert 0 < recorded(tmp_path / "run") < 54
+    assert found(run(tmp_path / "run", pause=0.05)) == found(run(None, pause=0.05))
+
+
+def test_workers_that_are_lost_in_silence_are_not_waited_for(monkeypatch):
+    """A cluster's: no future of theirs ever ends."""
+    monkeypatch.setattr(runner, "LOOK", 0.01)
+    looks = []
+
+    def width():
+        looks.append(1)
+        if len(looks) > 3:
+            raise ConnectionError("lost")
+        return 2
+
+    class Silent(Executor):
+        def submit(self, *_):
+            return Future()
+
+    materials = materials_of(defences(), images(4), (), Judging())
+    crew = Crew(lambda: nullcontext((Silent(), width)), "key")
+    monkeypatch.setattr(Crew, "open", lambda crew: crew.opened())
+    plan = Plan.of(materials)
+    with pytest.raises(ConnectionError, match="lost"):
+        runner.run(plan, materials, Store(None, plan), crew, Progress())
+    assert len(looks) == 4
 
 
 def test_one_cell_alone_is_the_same_cell_within_a_run(whole):
@@ -390,6 +459,11 @@ def test_the_rows_that_networks_see_are_counted():
         ({"trials": 0}, ValueError, "trials must be a whole number of at least 1, got 0"),
         ({"batch": 0}, ValueError, "batch must be a whole number"),
         ({"seed": -1}, ValueError, "seed must be a whole number of at least 0, got -1"),
+        (
+            {"threads": 10**5},
+            ValueError,
+            "threads must be a whole number of at most 1024, got 1000",
+        ),
         ({"workers": 0}, ValueError, "workers must be a whole number of at least 1, got 0"),
         ({"images": (images()[0] * 255, images()[1])}, ValueError, "divide pixels by 255"),
         (

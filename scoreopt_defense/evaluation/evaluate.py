@@ -50,7 +50,9 @@ def evaluate(
 
     The clean images come first, as an attack of the name ``"clean"``. Figures depend on the
     arguments alone, not on the order, the number of workers, or how often a run was stopped. The
-    networks are copied: the caller's are not touched.
+    caller's networks and attacks are worked with, and put back as they were after each attack and
+    each judging. Before the first, each defence is asked about two images: what it answers is part
+    of the run's key.
 
     Args:
         defences: modules from images in [0, 1] to logits, in eval mode, by name; or one of them.
@@ -71,9 +73,10 @@ def evaluate(
         suites: by name, such as ``{"adaptive": Adaptive(steps=10)}``; or names of
             :data:`~scoreopt_defense.evaluation.suite.SUITES` alone: every attack that each defence
             can be met with, the worst case over them, and a checklist.
-        workers: processes, each with a copy of the networks; 1 is this process.
+        workers: processes, each with a copy of the networks, which must be pickled; 1 is this
+            process.
         cluster: address of a Dask scheduler, in place of ``workers``.
-        threads: of each worker; the last bits of sums depend on it.
+        threads: of each worker, 1024 at most; the last bits of sums depend on it.
         retry_failed: do the units again that ``out`` records as failed, and what began from them.
         progress: told of each unit; silent by default.
 
@@ -81,7 +84,8 @@ def evaluate(
         TypeError, ValueError: naming the argument, its value and what is allowed, such as a defence
             that does not answer with logits, a label that is none of its classes, or an attack that
             would be held to nothing; or if ``out`` holds a run of another plan or other weights.
-        StoreError: if the record cannot be read or written.
+        StoreError: if the record cannot be read or written, or another process is writing it.
+        ConnectionError: if the cluster's scheduler does not answer, or is lost.
         Stopped: after Ctrl-C, when the units in flight are recorded.
 
     Example:

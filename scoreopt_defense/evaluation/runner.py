@@ -16,7 +16,7 @@ from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
 from scoreopt_defense.evaluation.progress import Progress
 from scoreopt_defense.evaluation.store import Store
 from scoreopt_defense.evaluation.units import Outcome
-from scoreopt_defense.evaluation.workers import Crew, carry_out
+from scoreopt_defense.evaluation.workers import LOOK, Crew, carry_out
 
 __all__ = ["Stopped", "run"]
 
@@ -34,6 +34,7 @@ def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Pr
         Stopped: after Ctrl-C, when the units in flight are recorded; the same call goes on.
         StoreError: if a unit cannot be recorded; those before are kept.
         RuntimeError: if the workers do not start.
+        ConnectionError: if the cluster's scheduler is lost; the same call goes on.
     """
     done = store.done()
     units = deque(unit for unit in plan.units() if unit.index not in done)
@@ -96,8 +97,9 @@ class _Work:
         """Until nothing is left, or Ctrl-C, or the executor is broken."""
         broken = False
         while True:
-            # one at a time after a loss: whichever unit is then lost is the one to blame
-            room = 1 if self.suspects else width()
+            room = width()  # asked each time: it says too if the workers are lost
+            if self.suspects:
+                room = 1  # after a loss: whichever unit is then lost is the one to blame
             while (
                 not (self.stopped or broken)
                 and len(self.flying) < room
@@ -115,7 +117,7 @@ class _Work:
             if not self.flying:
                 return
             alone = len(self.flying) == 1
-            for future in wait(self.flying, return_when=FIRST_COMPLETED).done:
+            for future in wait(self.flying, timeout=LOOK, return_when=FIRST_COMPLETED).done:
                 unit = self.flying.pop(future)
                 try:
                     outcome = future.result()

@@ -10,7 +10,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, MutableSequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import wait as futures_wait
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -21,12 +22,14 @@ from scoreopt_defense.evaluation.chain import Carried
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
 from scoreopt_defense.evaluation.units import Outcome, execute
 
-__all__ = ["Crew", "cluster", "in_process", "processes"]
+__all__ = ["LOOK", "Crew", "cluster", "in_process", "processes"]
 
 # Of a worker process: what it was given once by each crew, or why it could not be read; and that it
 # does one unit at a time, since torch's and numpy's global generators are the process's.
 _HELD: dict[str, tuple[Plan, Materials, MutableSequence[int] | None] | str] = {}
 _ONE_AT_A_TIME = threading.Lock()
+LOOK = 5.0  # seconds, after which it is looked whether the workers are still there
+_PATIENCE = 10.0  # seconds, with a cluster that is asked to forget the networks
 _STARTS = 3  # of workers that are lost before their first unit, before the run is given up
 
 
@@ -62,7 +65,8 @@ class Crew:
     """An executor that can be replaced when it breaks.
 
     Args:
-        opened: a context manager of a working executor and of how many units it takes at a time.
+        opened: a context manager of a working executor, and of a function that says how many units
+            it takes at a time, or raises ConnectionError if it is lost.
         key: what its workers know the plan by, and no other crew's do.
         seen: of each unit, rows that the networks have seen so far; None where it is not known.
     """
@@ -83,7 +87,10 @@ class Crew:
             for _ in range(_STARTS):
                 executor, width = stack.enter_context(self.opened())
                 try:
-                    why = executor.submit(_begun, self.key).result()
+                    future = executor.submit(_begun, self.key)
+                    while not futures_wait([future], timeout=LOOK).done:
+                        width()
+                    why = future.result()
                 except BrokenExecutor as error:
                     lost: Exception = error
                     stack.close()
@@ -135,7 +142,8 @@ def processes(plan: Plan, materials: Materials, count: int) -> Crew:
     # would fill the pipe to a process that dies before it reads, and the write would never end.
     blob = context.RawArray("B", len(packed))
     memoryview(blob).cast("B")[:] = packed
-    seen, key = context.RawArray("q", sum(1 for _ in plan.units())), secrets.token_hex(8)
+    units = sum(1 for _ in plan.units())
+    seen, key, count = context.RawArray("q", units), secrets.token_hex(8), min(count, units)
 
     @contextmanager
     def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
@@ -189,19 +197,40 @@ def cluster(plan: Plan, materials: Materials, address: str) -> Crew:
     distributed = optional("distributed", extra="cluster")
     blob, key = _packed(plan, materials), secrets.token_hex(8)
 
+    lost = (
+        f"the Dask scheduler at {address} is lost: what is recorded is kept. Start a scheduler and "
+        "workers, and then this again"
+    )
+
     @contextmanager
     def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
         try:
             client = distributed.Client(address, timeout="30s", set_as_default=False)
         except (OSError, ValueError) as error:
             raise ConnectionError(f"no Dask scheduler answers at {address}: {error}") from error
-        with client:
-            plugin = _plugin(key, blob)
-            client.register_plugin(plugin)  # also on workers that join or come back later
+        plugin = _plugin(key, blob)
+
+        def width() -> int:
             try:
-                yield client.get_executor(pure=False), lambda: 2 * max(1, len(client.nthreads()))
-            finally:
-                client.unregister_worker_plugin(plugin.name)
+                if client.status == "running":
+                    return 2 * max(1, len(client.nthreads()))
+            except OSError as error:
+                raise ConnectionError(lost) from error
+            raise ConnectionError(lost)
+
+        def leave() -> None:
+            with suppress(Exception):
+                if client.status == "running":
+                    client.unregister_worker_plugin(plugin.name)
+                client.close(timeout=_PATIENCE / 2)
+
+        try:
+            client.register_plugin(plugin)  # also on workers that join or come back later
+            yield client.get_executor(pure=False), width
+        finally:  # of a scheduler that is lost, Dask may wait for ever
+            leaving = threading.Thread(target=leave, daemon=True)
+            leaving.start()
+            leaving.join(_PATIENCE)
 
     return Crew(opened, key)
 
