@@ -532,4 +532,5 @@ class TestAttacksOfTheSuite:
 
         attack = attacks.PGD(eps=0.1, steps=2, eot=1, autocast="bfloat16")
         evaluate(Spy(), dark(0.4, 0.45), {"pgd": attack}, judging=Judging(purifications=2))
-        assert seen == [False] + [False] * 2 + [True] * 2 + [False] * 2
+        asked = [False] * 3  # for its classes, and twice for the key of the run
+        assert seen == asked + [False] * 2 + [True] * 2 + [False] * 2

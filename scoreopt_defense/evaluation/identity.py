@@ -150,8 +150,9 @@ def _rounding(model: nn.Module) -> float:
 
 
 def _answers(model: nn.Module, x: Tensor) -> dict[str, list[float]]:
-    leaf = x.clone().requires_grad_()
-    with torch.inference_mode(False), torch.enable_grad(), seeded(0):
+    as_deployed = torch.autocast(x.device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), as_deployed, seeded(0):
+        leaf = x.clone().requires_grad_()
         logits = reseeded(model, 0)(leaf)
         found = {"logits": _finite(logits.detach().flatten()), "gradient": []}
         try:
