@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as of_all_modules
 
+from scoreopt_defense._checks import printable
 from scoreopt_defense.noise import Stream
 
 __all__ = ["as_it_was", "contained", "said", "untouched"]
@@ -253,5 +254,4 @@ def said(error: BaseException) -> str:
         message = str(error)
     except Exception:
         message = "a message that cannot be read"
-    text = f"{type(error).__name__}: {message}".encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    return printable(f"{type(error).__name__}: {message}")
