@@ -144,7 +144,7 @@ def _of_tensor(tensor: Tensor) -> Undo:
     def back() -> None:
         if _place(tensor.data) != _place(place):
             tensor.data = place
-        if place.layout is not torch.strided or not torch.equal(place, numbers):
+        if not place.is_meta and not _same(place, numbers):
             place.copy_(numbers)
         if tensor.is_leaf:
             if tensor.requires_grad != required:
@@ -153,6 +153,10 @@ def _of_tensor(tensor: Tensor) -> Undo:
                 tensor.grad = grad
 
     return back
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.layout is torch.strided and torch.equal(one, other)
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

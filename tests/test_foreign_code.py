@@ -190,9 +190,9 @@ def test_what_an_attack_leaves_behind_reaches_neither_judging_nor_other_units(ho
 class Holding(nn.Module):
     """With something in it that cannot be copied."""
 
-    def __init__(self, held):
+    def __init__(self, held, net=None):
         super().__init__()
-        self.net, self.held = smooth_classifier(torch.float32), held
+        self.net, self.held = net or smooth_classifier(torch.float32), held
 
     def forward(self, x):
         return self.net(x)
@@ -242,7 +242,25 @@ def quantized():
     return torch.ao.quantization.quantize_dynamic(*given)
 
 
+def offloaded():
+    """As accelerate does it: the weights are nowhere but during a call."""
+    model = smooth_classifier(torch.float32)
+    kept = model[1].weight.detach()
+
+    def bring(part, *_):
+        part.weight = nn.Parameter(kept, requires_grad=False)
+
+    def leave(part, *_):
+        part.weight = nn.Parameter(torch.empty_like(kept, device="meta"), requires_grad=False)
+
+    leave(model[1])
+    model[1].register_forward_pre_hook(bring)
+    model[1].register_forward_hook(leave)
+    return Holding(0, model)
+
+
 AWKWARD = {
+    "offloaded weights": offloaded,
     "weight_norm": lambda: normed(nn.utils.weight_norm),
     "spectral_norm": lambda: normed(nn.utils.spectral_norm),
     "pruning": lambda: normed(lambda part: prune.l1_unstructured(part, "weight", 0.3)),

@@ -27,5 +27,5 @@ def reseeded(model: nn.Module, seed: int) -> nn.Module:
 
 
 def placed(model: nn.Module, x: Tensor) -> Tensor:
-    """The tensor, on the model's device."""
-    return x.to(next((part.device for part in model.parameters()), x.device))
+    """The tensor, on the model's device; of weights that are offloaded none is known."""
+    return x.to(next((part.device for part in model.parameters() if not part.is_meta), x.device))

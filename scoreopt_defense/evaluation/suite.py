@@ -17,6 +17,7 @@ from scoreopt_defense.evaluation.asking import answer, answers
 from scoreopt_defense.evaluation.chain import WorstCase
 from scoreopt_defense.evaluation.plan import Chain
 from scoreopt_defense.evaluation.probes import Bare, Descent, Gradients, gradient_modes
+from scoreopt_defense.evaluation.seeding import placed
 from scoreopt_defense.gradients import Exact, Smoothed
 from scoreopt_defense.noise import seeded
 from scoreopt_defense.purifiers import Purifier
@@ -273,7 +274,7 @@ def _is_random(model: nn.Module, x: Tensor) -> bool:
     """Whether a model answers twice in two ways, be it by its purifier or its classifier."""
     if isinstance(model, DefendedModel):
         return not model.purifier.deterministic or _is_random(model.classifier, x)
-    few = x[:8].to(next(model.parameters(), x).device)
+    few = placed(model, x[:8])
     with as_it_was(model), contained():
         return any(_answers_vary(model, few, seed) for seed in range(4))
 
