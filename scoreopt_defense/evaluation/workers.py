@@ -82,6 +82,7 @@ class Crew:
 
         Raises:
             RuntimeError: if they cannot be read there, or workers are lost again and again.
+            ConnectionError: if a cluster is lost meanwhile.
         """
         with ExitStack() as stack:
             for _ in range(_STARTS):
@@ -225,7 +226,10 @@ def cluster(plan: Plan, materials: Materials, address: str) -> Crew:
                 client.close(timeout=_PATIENCE / 2)
 
         try:
-            client.register_plugin(plugin)  # also on workers that join or come back later
+            try:
+                client.register_plugin(plugin)  # also on workers that join or come back later
+            except OSError as error:
+                raise ConnectionError(lost) from error
             yield client.get_executor(pure=False), width
         finally:  # of a scheduler that is lost, Dask may wait for ever
             leaving = threading.Thread(target=leave, daemon=True)
