@@ -202,6 +202,8 @@ def _of_value(name: str, value: Any) -> Iterator[Undo]:
             yield partial(vars(value).update, vars(value).copy())
         case torch.Generator():
             yield partial(value.set_state, value.get_state())
+        case random.SystemRandom():
+            return  # has no state
         case random.Random():
             yield partial(value.setstate, value.getstate())
         case np.random.RandomState():

@@ -41,11 +41,12 @@ class Net(nn.Module):
         self.net = smooth_classifier(torch.float32)
         self.noise = torch.Generator().manual_seed(3)
         self.numpy, self.python = np.random.default_rng(3), random.Random(3)
-        self.scale = 1.0
+        self.scale, self.loud, self.drawn = 1.0, 0.01, []
 
     def forward(self, x):
+        self.drawn.append(torch.rand((), generator=self.noise).item())
         shift = self.python.random() + self.numpy.random() + torch.rand(1, generator=self.noise)
-        return self.scale * self.net(self.drop(self.norm(x)) + 0.01 * shift.to(x))
+        return self.scale * self.net(self.drop(self.norm(x)) + self.loud * shift.to(x))
 
 
 def net():
@@ -168,7 +169,10 @@ def test_what_an_attack_leaves_behind_reaches_neither_judging_nor_other_units(ho
     attacks = {"rude": attack, "again": attack, "ascent": Ascent()}
     result = run(None, defences={"net": model}, attacks=attacks, trials=1, batch=6)
     alone = run(None, defences={"net": net()}, attacks={"ascent": Ascent()}, trials=1, batch=6)
-    assert not result.failures
+    model.loud = 0.0
+    quiet = run(None, defences={"net": model}, attacks=attacks, trials=1, batch=6)
+    model.loud = 0.01
+    assert not result.failures + quiet.failures
     assert of_process() == process
     before.pop("versions")
     now = state_of(model)
@@ -178,13 +182,23 @@ def test_what_an_attack_leaves_behind_reaches_neither_judging_nor_other_units(ho
             assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, name
     assert set(vars(model)) == set(vars(Net()))
     assert "seen" not in vars(attack)
-    margins = {
-        name: [row["margin"] for row in of.store.rows() if row["attack"] == name]
-        for of in (alone, result)
-        for name in of.plan.attacks
-    }
-    assert margins["ascent"] == [r["margin"] for r in alone.store.rows() if r["attack"] == "ascent"]
-    assert margins["rude"] == margins["again"] == margins["clean"]
+    margins = [
+        {name: [row["margin"] for row in of.store.rows() if row["attack"] == name]
+         for name in of.plan.attacks}
+        for of in (alone, result, quiet)
+    ]  # fmt: skip
+    assert margins[0]["ascent"] == margins[1]["ascent"]
+    assert margins[2]["rude"] == margins[2]["again"] == margins[2]["clean"]
+
+
+def test_generators_of_a_modules_own_draw_anew_for_each_attack_judging_and_trial():
+    model = net()
+    runs = [run(None, defences={"net": model}, attacks={"a": Ascent()}) for _ in range(2)]
+    asked = 2  # for the key, with the same draws
+    each = model.drawn[: len(model.drawn) // 2]
+    assert each == model.drawn[len(each) :]  # the second run is the first
+    assert len({*each}) == len(each) - asked // 2
+    assert found(runs[0]) == found(runs[1])
 
 
 class Holding(nn.Module):

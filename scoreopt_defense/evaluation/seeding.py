@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from hashlib import sha256
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.noise import Stream
+from scoreopt_defense.purifiers import Purifier
 
 __all__ = ["key_of", "placed", "reseeded"]
 
@@ -19,11 +25,31 @@ def key_of(name: str) -> int:
 def reseeded(model: nn.Module, seed: int) -> nn.Module:
     """The model with fresh noise, where its noise is ours; others draw from global generators.
 
-    A deterministic purifier keeps its noise: with another it would be another defence.
+    Generators among a module's own attributes start at the seed too, in place: who calls this puts
+    them back. A deterministic purifier keeps its noise: with another it would be another defence.
     """
+    for part in model.modules():
+        if not (isinstance(part, Purifier) and part.deterministic):
+            for value in vars(part).values():
+                _start(value, seed)
     if not isinstance(model, DefendedModel):
         return model
     return model.replace() if model.purifier.deterministic else model.replace(seed=seed)
+
+
+def _start(generator: Any, seed: int) -> None:
+    match generator:
+        case Stream():
+            vars(generator).update(vars(Stream(seed)))
+        case torch.Generator():
+            generator.manual_seed(seed)
+        case random.Random():
+            generator.seed(seed)
+        case np.random.RandomState():
+            generator.seed([seed & 0xFFFFFFFF, seed >> 32])
+        case np.random.Generator():
+            bits = generator.bit_generator
+            bits.state = type(bits)(seed).state
 
 
 def placed(model: nn.Module, x: Tensor) -> Tensor:
