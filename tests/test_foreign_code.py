@@ -194,10 +194,10 @@ def test_what_an_attack_leaves_behind_reaches_neither_judging_nor_other_units(ho
 def test_generators_of_a_modules_own_draw_anew_for_each_attack_judging_and_trial():
     model = net()
     runs = [run(None, defences={"net": model}, attacks={"a": Ascent()}) for _ in range(2)]
-    asked = 2  # for the key, with the same draws
+    asked = 3  # for its classes, and twice for the key, with the same draws
     each = model.drawn[: len(model.drawn) // 2]
     assert each == model.drawn[len(each) :]  # the second run is the first
-    assert len({*each}) == len(each) - asked // 2
+    assert len({*each[asked:]}) == len(each) - asked
     assert found(runs[0]) == found(runs[1])
 
 
@@ -354,11 +354,13 @@ ENDS = {
 def test_what_would_end_the_run_is_its_units_failure(workers, tmp_path):
     attacks = {name: Ending(error) for name, (error, _) in ENDS.items() if name != "no words"}
     attacks |= {"no words": Ending(Mute())} if workers == 1 else {}
-    models = {"ends": Ends(0).eval(), "net": Holding(0).eval()}
-    result = evaluate(models, images(4), attacks, out=tmp_path, workers=workers, **FEW)
+    result = evaluate(
+        {"net": Holding(0).eval()}, images(4), attacks, out=tmp_path, workers=workers, **FEW
+    )
     said = {(row["defence"], row["attack"]): row["error"] for row in result.failures}
     assert {name: said["net", name] for name in attacks} == {n: ENDS[n][1] for n in attacks}
-    assert said["ends", "clean"] == ENDS["exit"][1]
+    with pytest.raises(ValueError, match=f"cannot classify.*{ENDS['exit'][1]}"):
+        evaluate({"ends": Ends(0).eval()}, images(4))
     assert str(result).encode()
     assert ("net", "clean") not in said
 

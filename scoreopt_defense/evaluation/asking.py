@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_logits
-from scoreopt_defense.evaluation.seeding import reseeded
+from scoreopt_defense._foreign import as_it_was, contained, said
+from scoreopt_defense.evaluation.seeding import placed, reseeded
 from scoreopt_defense.noise import seeded
 
 __all__ = ["answer", "answers", "check_defence"]
@@ -34,24 +34,8 @@ def answer(model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
 @torch.no_grad()
 def answers(model: nn.Module, x: Tensor, *, seed: int = 0) -> Tensor:
     """As :func:`answer`, seeded, of images on any device; nothing of the model is changed."""
-    device = next((part.device for part in model.parameters()), x.device)
-    with seeded(seed), _buffers_kept(model):
-        return answer(reseeded(model, seed), x.to(device))
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Running statistics as they were, of a module in training mode."""
-    before = [(part, part.clone()) for part in model.buffers()] if _trains(model) else []
-    try:
-        yield
-    finally:
-        for part, value in before:
-            part.copy_(value)
-
-
-def _trains(model: nn.Module) -> bool:
-    return any(part.training for part in model.modules())
+    with contained(), as_it_was(model), seeded(seed):
+        return answer(reseeded(model, seed), placed(model, x))
 
 
 def check_defence(name: str, model: nn.Module, x: Tensor, y: Tensor) -> int:
@@ -74,7 +58,7 @@ def check_defence(name: str, model: nn.Module, x: Tensor, y: Tensor) -> int:
         hint = f"; its weights are {other}, the images {x.dtype}: call model.to(images.dtype)"
         raise ValueError(
             f"the defence {name!r} cannot classify images of shape {tuple(few.shape)}: "
-            f"{type(error).__name__}: {error}{hint if other else ''}"
+            f"{said(error)}{hint if other else ''}"
         ) from error
     classes = logits.shape[1]
     if wrong := (y >= classes).nonzero().flatten().tolist():

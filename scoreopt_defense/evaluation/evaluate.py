@@ -149,9 +149,8 @@ def materials_of(
     for name, model in defences.items():
         if not isinstance(model, nn.Module):
             raise TypeError(f"defence {name!r} must be a torch module, got {type(model).__name__}")
-        if getattr(model, "training", False) and not isinstance(
-            model, DefendedModel
-        ):  # which has warned of it
+        trains = getattr(model, "training", False)
+        if trains and not isinstance(model, DefendedModel):  # which has warned of it
             warnings.warn(
                 f"the defence {name!r} is in training mode, and is evaluated in it: call its "
                 "eval() first unless that is meant",
