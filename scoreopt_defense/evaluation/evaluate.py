@@ -93,10 +93,10 @@ def evaluate(
         >>> class Linear(nn.Module):
         ...     def forward(self, x):
         ...         return torch.stack([x.mean((1, 2, 3)), 0.5 + 0 * x.mean((1, 2, 3))], 1)
-        >>> x, y = torch.tensor([0.1, 0.2, 0.4, 0.9]).reshape(4, 1, 1, 1), torch.ones(4).long()
-        >>> print(evaluate(Linear(), (x, y)))
+        >>> x = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.9]).reshape(5, 1, 1, 1)
+        >>> print(evaluate(Linear(), (x, torch.ones(5).long())))
                 clean              weakest
-        Linear  75.0 [19.4, 99.4]  not attacked
+        Linear  80.0 [28.4, 99.5]  not attacked
     """
     materials = materials_of(defences, images, attacks, judging or Judging(), suites, checks=checks)
     plan = Plan.of(materials, trials=trials, batch=batch, seed=seed, threads=threads)
