@@ -14,7 +14,7 @@ NETWORKS := $(if $(CLASSIFIER),--classifier $(CLASSIFIER)) $(if $(DENOISER),--de
 
 .PHONY: demo gpu paper-table test test-avx2 test-oldest lint clean
 
-demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 2 minutes
+demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 3 minutes
 	mkdir -p runs
 	sed 's|path/to/cifar10|$(CIFAR10)|' examples/$(DEMO).toml > runs/$(DEMO).toml
 	$(BIN)/scoreopt evaluate runs/$(DEMO).toml --out runs/$(DEMO)

@@ -46,8 +46,9 @@ from scoreopt_defense.evaluation.export import to_json
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.progress import progress
-from scoreopt_defense.evaluation.results import Result, difference
+from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.runner import Stopped
+from scoreopt_defense.evaluation.statistics import difference
 from scoreopt_defense.evaluation.store import Store
 from scoreopt_defense.gradients import (
     BPDA,
@@ -224,7 +225,9 @@ def search(
 ) -> Result:
     """The defences under each attack: complete, or as far as Ctrl-C let it go."""
     try:
-        return evaluate(models, images, attacks, out=out, batch=batch, seed=seed, progress=watch)
+        return evaluate(
+            models, images, attacks, out=out, batch=batch, seed=seed, checks=False, progress=watch
+        )
     except Stopped as stop:
         print(stop)
         materials = materials_of(models, images, attacks, Judging())

@@ -63,7 +63,9 @@ def _throughput(
 
     def run() -> None:
         budget, judging = PGD(steps=2, eot=4), Judging(purifications=8)
-        evaluate(model, (x, y), {"PGD+EOT": budget}, batch=len(x), judging=judging).store.close()
+        evaluate(
+            model, (x, y), {"PGD+EOT": budget}, batch=len(x), judging=judging, checks=False
+        ).store.close()
 
     denoiser = model.purifier.denoiser
     with watched(denoiser=denoiser.net, classifier=model.classifier, defence=model) as seen:

@@ -107,7 +107,8 @@ def measure(args: argparse.Namespace) -> None:
             {label(row): DefendedModel(classifier, purifier(row)) for row in of_kind},
             images, attacks,
             out=args.runs / "frontier" / kind, batch=args.images, seed=args.seed,
-            judging=Judging(purifications=8), workers=args.workers, progress=progress(),
+            judging=Judging(purifications=8), checks=False, workers=args.workers,
+            progress=progress(),
         )  # fmt: skip
         with result.store:
             rows += [row | {"accuracy": accuracies(result, label(row))} for row in of_kind]
@@ -148,7 +149,8 @@ def stop(args: argparse.Namespace) -> None:
             {name: DefendedModel(classifier, it) for name, it in made.items()},
             images, {"transfer PGD": attack("transfer-pgd-linf")},
             out=args.runs / "frontier_stopping" / str(steps), batch=100, seed=args.seed,
-            judging=Judging(purifications=1), workers=args.workers, progress=progress(),
+            judging=Judging(purifications=1), checks=False, workers=args.workers,
+            progress=progress(),
         )  # fmt: skip
         with result.store:
             for name in tols:

@@ -87,7 +87,8 @@ def attacks(args: argparse.Namespace) -> None:
     result = evaluate(
         defences(NAME, steps=args.steps), data.load(args.source, n=args.images, seed=args.seed),
         {mode: PGD(gradient=gradient, **budget) for mode, gradient in MODES.items()},
-        out=args.runs / name, seed=args.seed, workers=args.workers, progress=progress(),
+        out=args.runs / name, seed=args.seed, checks=False, workers=args.workers,
+        progress=progress(),
     )  # fmt: skip
     with result.store:
         print(result)

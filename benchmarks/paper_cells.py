@@ -134,6 +134,7 @@ class Cell:
                 "attacks": attacks,
                 "judging": self.judging,
                 "trials": self.trials,
+                "checks": False,  # the adaptive benchmark's are of the same defences
                 **self.rest,
             }
         )

@@ -8,8 +8,7 @@ from typing import Any
 
 from results_file import RESULTS
 
-from scoreopt_defense.evaluation.results import difference
-from scoreopt_defense.evaluation.statistics import Difference
+from scoreopt_defense.evaluation.statistics import Difference, difference
 
 __all__ = ["budget", "less", "markdown", "percent", "points", "results", "shares"]
 

@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
             {str(place): DefendedModel(classifier, it) for place, it in enumerate(made)},
             (images.x[:count], images.y[:count]), {column: shown},
             out=args.runs / f"tune_presets_{args.name}" / kind / shown.preset,
-            batch=100, seed=args.seed, judging=Judging(purifications=1),
+            batch=100, seed=args.seed, judging=Judging(purifications=1), checks=False,
             workers=args.workers, progress=progress(),
         )  # fmt: skip
 

@@ -17,8 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; those of the process by default.
 
     Returns:
-        The exit status: 0; 1 after an error and 2 after a wrong call, which are said on stderr; 130
-        after Ctrl-C.
+        The exit status: 0; 1 after an error and 2 after a wrong call, which are said on stderr; 3
+        after a run whose units failed in part or all, which has a record; 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -85,7 +85,10 @@ def evaluate(
         typer.Option("--retry-failed", help="Do again what failed, and what began from it."),
     ] = False,
 ) -> None:
-    """Attack and judge; stopped and started again, it goes on where it was."""
+    """Attack and judge; stopped and started again, it goes on where it was.
+
+    The exit status is 3 if units failed, whose figures are missing.
+    """
     from scoreopt_defense._memory import keep_freed_memory
     from scoreopt_defense.evaluation import config as configuration
     from scoreopt_defense.evaluation.evaluate import evaluate_plan
@@ -121,9 +124,10 @@ def evaluate(
                 f"images. The record is {folder / 'run.sqlite'}.")  # fmt: skip
         for summary in summaries(result).values():
             cli.say(f"\n{summary}")
-        if failed := len(result.failures):
-            cli.say(f"\n{failed} units failed: mend the cause, and call this again with "
-                    "--retry-failed.")  # fmt: skip
+        if failed := sum(f["attack"] not in plan.controlled.parts for f in result.failures):
+            cli.say(f"\n{failed} units failed, and the figures are without them: mend the cause, "
+                    "and call this again with --retry-failed.")  # fmt: skip
+            raise typer.Exit(3)
 
 
 def _cores() -> int:

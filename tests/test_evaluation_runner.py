@@ -303,7 +303,8 @@ def test_a_cell_that_failed_altogether_has_no_figure():
     result = run(None, images=(x, torch.tensor([3, 3])), attacks={"bad": Failing()}, trials=1)
     assert result.cell("noisy", "bad").accuracy is None
     assert " -  " in str(result)
-    assert str(result).endswith("\nfailed: bad on noisy, 2 images: KeyError: 'no such thing'")
+    assert "\nfailed: bad on noisy, 2 images: KeyError: 'no such thing'" in str(result)
+    assert str(result).splitlines()[1].endswith("  attack failed")
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.uint16, torch.uint64])

@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, bootstrap, norm
 
 from scoreopt_defense.evaluation.statistics import (
     chance_of_more,
     deviation,
     majority,
     paired,
+    paired_all,
     proportion,
     survival,
     weakest,
@@ -64,7 +65,7 @@ def test_deviation_over_trials():
     [([1, 1, 0], True), ([1, 0, 2], False), ([1, 0], False), ([1, 1, 0, 2], True), ([0, 0], False)],
 )
 def test_a_majority_is_more_than_any_other_class(predicted, said):
-    assert majority(np.array(predicted), 1) is said
+    assert majority(np.array([predicted]), np.array([1])).tolist() == [said]
 
 
 @pytest.mark.parametrize("times", [1, 3, 8])
@@ -83,15 +84,66 @@ def test_survival_of_more_resubmissions_than_purifications_is_a_bound():
     assert survival(right, 8) == type(found)(8, 0.5, False)
 
 
-def test_the_weakest_of_equal_attacks_is_no_weaker_than_one():
+def test_the_weakest_of_equal_attacks_is_no_weaker_than_their_lowest():
     """Ten attacks, each right in 0.7 of the draws: chosen and judged on the same, it'd be 0.46."""
     generator = np.random.default_rng(0)
     right = generator.random((10, 4000, 8)) < 0.7
     margin = np.where(right, 1.0, -1.0)
     naive = right.mean(2).min(0).mean()
     assert naive < 0.5
+    # the lowest of eleven means of 0.7 is about 1.6 of their deviations below it
     deviation_of_mean = math.sqrt(0.7 * 0.3 / (8 * 4000))
-    assert weakest(right, margin).mean() == pytest.approx(0.7, abs=4 * deviation_of_mean)
+    assert weakest(right, margin).mean() == pytest.approx(0.7, abs=5 * deviation_of_mean)
+
+
+def drawn(chances: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Eight purifications of images that candidates leave these margins of, on average."""
+    margin = chances[..., None] + generator.normal(size=(*chances.shape, 8))
+    return margin > 0, margin
+
+
+def averages(kind: str, candidates: int, generator: np.random.Generator) -> np.ndarray:
+    """Mean margins, shape ``(candidates, 60)``: an image's own, and what the candidate does."""
+    image = 1.5 * generator.normal(size=60)
+    strength = np.linspace(1.5, -1, candidates)[:, None]
+    varied = generator.normal(size=(candidates, 60))
+    return image + {
+        "equal": np.zeros((candidates, 1)), "one is strongest": strength, "by image": varied,
+        "both": strength + 0.7 * varied, "no noise": 50 * (varied + image),
+    }[kind]  # fmt: skip
+
+
+@pytest.mark.parametrize("candidates", [2, 7, 20])
+@pytest.mark.parametrize(
+    ("kind", "low", "high"),
+    [
+        ("equal", -3.5, 0),
+        ("one is strongest", -1, 0.5),
+        ("by image", 0, 3.5),
+        ("both", -1, 3.5),
+        ("no noise", -0.5, 0.5),
+    ],
+)
+def test_how_far_the_weakest_is_off_is_as_documented(kind, low, high, candidates):
+    """Mean error in points, of 80 runs; beside it four deviations of that mean."""
+    generator, errors = np.random.default_rng(7), []
+    for _ in range(80):
+        chances = averages(kind, candidates, generator)
+        right, margin = drawn(chances, generator)
+        found = weakest(right, margin).mean()
+        assert found <= right.mean((1, 2)).min() + 1e-12
+        errors.append(100 * (found - norm.cdf(chances).min(0).mean()))
+    slack = 4 * np.std(errors) / math.sqrt(len(errors))
+    assert low - slack <= np.mean(errors) <= high + slack
+
+
+def test_a_candidate_that_is_missing_in_part_is_joined_by_the_others():
+    """It takes the first two images, and is not there on the last, which another takes."""
+    right = np.ones((2, 3, 4), dtype=bool)
+    margin = np.ones((2, 3, 4))
+    right[0, :2], margin[0, :2], margin[0, 2] = False, -1.0, np.nan
+    right[1, 2] = [True, False, True, False]
+    assert weakest(right, margin).tolist() == [0, 0, 0.5]
 
 
 def test_the_weakest_finds_the_attack_that_works_on_each_image():
@@ -114,7 +166,7 @@ def test_ties_go_to_the_lower_margin():
     right = np.array([[[True] * 4], [[True, False, True, False]]])
     right[1] = True
     margin = np.array([[[3.0] * 4], [[1.0] * 4]])
-    right[1, 0, 3] = False  # seen on one half alone: chosen for it on that one, judged on the other
+    right[1, 0, 3] = False  # judged by that draw the two are tied, and the lower margin is wrong
     assert weakest(right, margin).tolist() == [0.75]
 
 
@@ -134,6 +186,21 @@ def test_a_paired_difference_knows_that_the_images_are_the_same():
     low, high = (binom.ppf(q, 50, 0.2) / 50 for q in (0.025, 0.975))
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.021)
     assert paired(a, b) == found
+
+
+def test_many_pairs_have_the_intervals_of_each_alone_which_are_scipys():
+    draws = np.random.default_rng(0)
+    pairs = [tuple(draws.integers(0, 9, (2, n)) / 8) for n in (5, 16, 5, 64)]
+    pairs.insert(2, (np.ones(5), np.zeros(5)))
+    together = paired_all(pairs, confidence=0.9)
+    assert together == [paired(a, b, confidence=0.9) for a, b in pairs]
+    for (a, b), found in zip(pairs, together):
+        if np.ptp(a - b):
+            expected = bootstrap(
+                (a - b,), np.mean, confidence_level=0.9, method="percentile", batch=1000,
+                rng=np.random.default_rng(0),
+            ).confidence_interval  # fmt: skip
+            assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 def test_equal_defences_differ_by_nothing():

@@ -292,7 +292,12 @@ def test_results_say_how_they_were_made(finished):
     assert (
         about["hash"]
         == evaluate(
-            SMALL["defences"], images(), SMALL["attacks"], batch=4, judging=Judging(purifications=3)
+            SMALL["defences"],
+            images(),
+            SMALL["attacks"],
+            batch=4,
+            judging=Judging(purifications=3),
+            checks=False,
         ).plan.hash
     )
     assert about["versions"]["torch"] == torch.__version__

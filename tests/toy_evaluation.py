@@ -126,6 +126,7 @@ def run(out: Path | None, *, pause: float = 0.0, **options: Any) -> Result:
         "batch": 4,
         "trials": 2,
         "judging": Judging(purifications=3),
+        "checks": False,
     } | options
     given = {"defences": defences(), "images": images()} | settings
     return evaluate(given.pop("defences"), given.pop("images"), out=out, **given)

@@ -121,7 +121,8 @@ class Config(_Section):
         defences, attacks: by name; the clean images are always judged.
         suite: the name of one at its own settings, such as ``"adaptive"``.
         suites: suites by name, with settings.
-        judging, trials, batch, seed, threads: as in :func:`scoreopt_defense.evaluation.evaluate`.
+        judging, checks, trials, batch, seed, threads: as in
+            :func:`scoreopt_defense.evaluation.evaluate`.
         device: where the networks and images are put.
     """
 
@@ -131,6 +132,7 @@ class Config(_Section):
     suite: str | None = None
     suites: dict[str, SuiteSection] = {}
     judging: Judged = Judged()
+    checks: bool = Field(default=True, strict=True)
     trials: Count = 1
     batch: Count = 32
     seed: Seed = 0
@@ -166,7 +168,7 @@ class Config(_Section):
                 check_choice("suite", self.suite, SUITES)
             suites = {self.suite: SUITES[self.suite]()} | suites
         with _named("defences, attacks and suites", [*defences, *attacks, *suites]):
-            return materials_of(defences, images, attacks, judging, suites)
+            return materials_of(defences, images, attacks, judging, suites, checks=self.checks)
 
     def plan(self, materials: Materials) -> Plan:
         """The plan for these materials."""

@@ -37,9 +37,10 @@ def estimate(plan: Plan, materials: Materials) -> list[Estimate]:
     saves far more than the purifications that confirm it. A suite's many attacks are run with one
     sample of EOT, in whose number they are linear. Times are those of this machine, now.
     """
-    parts = {part for chain in plan.chains.values() for part in chain.parts}
-    samples = {name: getattr(materials.attacks[name], "eot", 1) for name in parts}
-    attacks = {name: materials.attacks[name].replace(eot=1) for name in parts if samples[name] > 1}
+    samples = {name: getattr(materials.attacks[name], "eot", 1) for name in plan.parts}
+    attacks = {
+        name: materials.attacks[name].replace(eot=1) for name in plan.parts if samples[name] > 1
+    }
     materials = replace(materials, attacks={**materials.attacks, **attacks})
     alone = replace(plan, suites={n: {**of, "confirm": 0} for n, of in plan.suites.items()})
     firsts = [unit for unit in plan.units() if unit.trial == 0 and unit.images[0] == 0]

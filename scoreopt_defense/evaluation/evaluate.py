@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import check_choice, check_count
+from scoreopt_defense._checks import check_choice, check_count, check_flag
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation import workers as crews
 from scoreopt_defense.evaluation.asking import check_defence
+from scoreopt_defense.evaluation.controls import controls
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.plan import CLEAN, Clean, Materials, Plan
 from scoreopt_defense.evaluation.progress import Progress
@@ -40,6 +41,7 @@ def evaluate(
     seed: int = 0,
     judging: Judging | None = None,
     suites: Mapping[str, Adaptive] | Iterable[str] | str = (),
+    checks: bool = True,
     workers: int = 1,
     cluster: str | None = None,
     threads: int = 1,
@@ -73,6 +75,9 @@ def evaluate(
         suites: by name, such as ``{"adaptive": Adaptive(steps=10)}``; or names of
             :data:`~scoreopt_defense.evaluation.suite.SUITES` alone: every attack that each defence
             can be met with, the worst case over them, and a checklist.
+        checks: run what a checklist of the other attacks rests on beside them, on the first 32
+            images: the defence's gradients, noise of each attack's size, and an attack without a
+            bound. A defence that masks its gradients fails them.
         workers: processes, each with a copy of the networks, which must be pickled; 1 is this
             process.
         cluster: address of a Dask scheduler, in place of ``workers``.
@@ -92,12 +97,12 @@ def evaluate(
         >>> class Linear(nn.Module):
         ...     def forward(self, x):
         ...         return torch.stack([x.mean((1, 2, 3)), 0.5 + 0 * x.mean((1, 2, 3))], 1)
-        >>> x, y = torch.tensor([0.2, 0.4, 0.9]).reshape(3, 1, 1, 1), torch.tensor([1, 1, 1])
-        >>> print(evaluate(Linear(), (x, y)))
-                clean             weakest
-        Linear  66.7 [9.4, 99.2]  66.7 [9.4, 99.2]
+        >>> x = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.9]).reshape(5, 1, 1, 1)
+        >>> print(evaluate(Linear(), (x, torch.ones(5).long())))
+                clean              weakest
+        Linear  80.0 [28.4, 99.5]  not attacked
     """
-    materials = materials_of(defences, images, attacks, judging or Judging(), suites)
+    materials = materials_of(defences, images, attacks, judging or Judging(), suites, checks=checks)
     plan = Plan.of(materials, trials=trials, batch=batch, seed=seed, threads=threads)
     return evaluate_plan(
         plan, materials, out=out, workers=workers, cluster=cluster, retry_failed=retry_failed,
@@ -142,8 +147,11 @@ def materials_of(
     attacks: Mapping[str, Any] | Iterable[Any],
     judging: Judging,
     suites: Mapping[str, Adaptive] | Iterable[str] | str = (),
+    *,
+    checks: bool = False,
 ) -> Materials:
     """The arguments of :func:`evaluate`, checked and by name."""
+    check_flag("checks", checks)
     if isinstance(defences, nn.Module):
         defences = {type(defences).__name__: defences}
     for name, model in defences.items():
@@ -156,20 +164,19 @@ def materials_of(
                 "eval() first unless that is meant",
                 stacklevel=3,
             )
-    attacks = {CLEAN: Clean()} | _by_name(attacks)
+    alone = _by_name(attacks)
+    attacks = {CLEAN: Clean()} | alone
     materials = Materials(dict(defences), attacks, *_arrays(images), judging)
     x = materials.x
     for name, model in defences.items():
         check_defence(name, model, x, materials.y)
     for name, suite in _suites(suites).items():
         chain, found = suite.chain(name, defences, x)
-        if taken := sorted(found.keys() & materials.attacks.keys()):
-            raise ValueError(f"no attack may be called {taken[0]!r} beside the suite {name!r}")
-        materials = replace(
-            materials,
-            attacks={**materials.attacks, **found},
-            suites={**materials.suites, name: chain},
-        )
+        materials = _with(materials, found, f"the suite {name!r}")
+        materials = replace(materials, suites={**materials.suites, name: chain})
+    if checks and alone:  # after all others: no unit's place changes with them
+        chain, found = controls(defences, alone)
+        materials = replace(_with(materials, found, "the checks"), controls=chain)
     return materials
 
 
@@ -186,6 +193,12 @@ def _arrays(images: Any) -> tuple[Tensor, Tensor]:
         )
     x, y = (torch.as_tensor(part) for part in images[:2])
     return x, y
+
+
+def _with(materials: Materials, more: Mapping[str, Any], what: str) -> Materials:
+    if taken := sorted(more.keys() & materials.attacks.keys()):
+        raise ValueError(f"no attack may be called {taken[0]!r} beside {what}")
+    return replace(materials, attacks={**materials.attacks, **more})
 
 
 def _suites(suites: Mapping[str, Adaptive] | Iterable[str] | str) -> dict[str, Adaptive]:

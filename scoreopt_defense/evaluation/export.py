@@ -12,6 +12,7 @@ from typing import Any
 
 from scoreopt_defense._files import replacing
 from scoreopt_defense._optional import optional
+from scoreopt_defense.evaluation.checklist import Checked
 from scoreopt_defense.evaluation.report.budgets import budgets
 from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.statistics import Proportion
@@ -49,10 +50,11 @@ def _no_formula(value: Any) -> Any:
 def to_json(result: Result, path: str | Path) -> int:
     """Write a run's figures, its plan and the machine; returns how many cells there are.
 
-    A suite's stages and checklist are under ``"suites"``; among the cells is its sum alone. Of each
-    image, in order, ``"right"`` is in how many of ``"of"`` judgements it was right, or ``3/4``
-    where but 4 were made, as a trial failed, or ``-`` where none was: two cells of the same images
-    can be paired by it.
+    A suite's stages and checklist are under ``"suites"``; among the cells is its sum alone. Under
+    ``"weakest"`` is each defence's figure over the attacks that stand by themselves, and under
+    ``"overall"`` what it is not to be read without. Of each image, in order, ``"right"`` is in how
+    many of ``"of"`` judgements it was right, or ``3/4`` where but 4 were made, as a trial failed,
+    or ``-`` where none was: two cells of the same images can be paired by it.
     """
 
     def figure(share: Proportion | None) -> dict[str, float] | None:
@@ -73,9 +75,7 @@ def to_json(result: Result, path: str | Path) -> int:
             "majority": figure(cell.majority if cell else None),
             "survival": [asdict(survival) for survival in cell.survival] if cell else [],
             **(right_counts(result, defence, suite) if cell else {}),
-            "checks": found.verdict,
-            "checklist": [{"name": c.name, "status": c.status, "figure": c.figure}
-                          for c in found.checks],
+            **_checks(found),
             "stages": [asdict(s) | {"left": None if math.isnan(s.left) else round(s.left, 4)}
                        for s in found.worst.stages],
             "raised": found.raised, "failed": found.failed, "untried": found.worst.untried,
@@ -83,18 +83,29 @@ def to_json(result: Result, path: str | Path) -> int:
             "seconds": round(found.seconds, 1),
         }  # fmt: skip
     # of the attacks that stand by themselves, a weaker statement than a suite's
-    weakest = {} if suites else {n: figure(result.weakest(n)) for n in result.plan.defences}
+    overall = {defence: result.overall(defence) for defence in result.plan.defences}
+    weakest = {} if suites else {name: figure(found.weakest) for name, found in overall.items()}
     about = {
         "machine": result.store.about()["machine"],
         "plan": asdict(result.plan),
         "budgets": [asdict(budget) for budget in budgets(result.plan)],  # the paper's beside them
         "weakest": weakest,
+        "overall": {
+            name: {"absent": found.absent, "lacking": found.lacking, "warnings": found.warnings}
+            | _checks(found)
+            for name, found in overall.items()
+        },
         "cells": cells,
         "suites": suites,
     }
     with replacing(path) as part:
         part.write_text(json.dumps(about, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return len(cells)
+
+
+def _checks(found: Checked) -> dict[str, Any]:
+    checklist = [{"name": c.name, "status": c.status, "figure": c.figure} for c in found.checks]
+    return {"checks": found.verdict, "checklist": checklist}
 
 
 def right_counts(result: Result, defence: str, attack: str) -> dict[str, Any]:

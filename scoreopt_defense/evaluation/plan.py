@@ -103,6 +103,8 @@ class Materials:
         y: labels, shape ``(n,)``.
         judging: how results are judged.
         suites: by name; their attacks are among ``attacks``.
+        controls: what the checks of the other attacks rest on, if they are asked for: a chain of
+            probes alone, which are among ``attacks``.
     """
 
     defences: Mapping[str, nn.Module]
@@ -111,6 +113,7 @@ class Materials:
     y: Tensor
     judging: Judging = field(default_factory=Judging)
     suites: Mapping[str, Chain] = field(default_factory=dict)
+    controls: Chain | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", check_unit_images(self.x))
@@ -138,6 +141,7 @@ class Plan:
         suites: by name, each a :class:`Chain`.
         behaviour: by defence, what it answered; see
             :func:`~scoreopt_defense.evaluation.identity.behaviour`. No part of the hash.
+        controls: a :class:`Chain` of probes alone; empty if none were asked for.
     """
 
     defences: Mapping[str, Any]
@@ -150,6 +154,7 @@ class Plan:
     judging: Mapping[str, Any] = field(default_factory=lambda: Judging().as_dict())
     suites: Mapping[str, Any] = field(default_factory=dict)
     behaviour: Mapping[str, Any] = field(default_factory=dict)
+    controls: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least in {"trials": 1, "batch": 1, "seed": 0}.items():
@@ -171,6 +176,7 @@ class Plan:
                 for name, model in materials.defences.items()
             },
             threads=threads,
+            controls=as_json(dataclasses.asdict(materials.controls)) if materials.controls else {},
             **numbers,
         )
 
@@ -184,11 +190,21 @@ class Plan:
         """The suites."""
         return {name: Chain(**values) for name, values in self.suites.items()}
 
-    @property
+    @cached_property
+    def controlled(self) -> Chain:
+        """What the checks rest on of the attacks that stand by themselves."""
+        return Chain(**self.controls) if self.controls else Chain(stages={})
+
+    @cached_property
+    def parts(self) -> set[str]:
+        """What stands by itself in no table: the suites' parts, and the controls."""
+        chains = (*self.chains.values(), self.controlled)
+        return {part for chain in chains for part in chain.parts}
+
+    @cached_property
     def columns(self) -> list[str]:
         """The attacks that stand by themselves, and each suite's last stage, which is its sum."""
-        parts = {part for chain in self.chains.values() for part in chain.parts}
-        return [name for name in self.attacks if name not in parts]
+        return [name for name in self.attacks if name not in self.parts]
 
     def units(self) -> Iterator[Unit]:
         """All units, attack by attack; those of a suite after the ones that they begin from."""
@@ -209,7 +225,7 @@ class Plan:
 
     def _extent(self, attack: str, defence: str) -> int:
         """How many of the images an attack meets a defence on."""
-        for chain in self.chains.values():
+        for chain in (*self.chains.values(), self.controlled):
             if any(attack in names for names in chain.stages.values()):
                 return self.count if attack in chain.stages.get(defence, ()) else 0
             if any(attack in names.values() for names in chain.probes.values()):

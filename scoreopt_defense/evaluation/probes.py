@@ -19,7 +19,10 @@ from scoreopt_defense.diagnostics import input_gradient, optimization_curves
 from scoreopt_defense.evaluation.asking import answer
 from scoreopt_defense.purifiers import ScoreOpt
 
-__all__ = ["Bare", "Descent", "Gradients", "Probe", "gradient_modes"]
+__all__ = ["Bare", "Descent", "Gradients", "Probe", "gradient_modes", "strongest_mode"]
+
+# The modes by what they found here, strongest first: docs/robustness.md.
+_STRONGEST = ("smoothed", "exact", "one-shot", "bpda", "as-it-is")
 
 
 def gradient_modes(model: nn.Module) -> tuple[str, ...]:
@@ -32,6 +35,12 @@ def gradient_modes(model: nn.Module) -> tuple[str, ...]:
         for mode in model.purifier.modes
         if mode != "smoothed" or hasattr(optimizer, "smoothed")
     )
+
+
+def strongest_mode(model: nn.Module) -> str:
+    """Of :func:`gradient_modes` the one that an attack finds most in."""
+    modes = gradient_modes(model)
+    return next((mode for mode in _STRONGEST if mode in modes), modes[0])
 
 
 @dataclass(frozen=True)

@@ -5,27 +5,29 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from scoreopt_defense._checks import check_choice
 from scoreopt_defense.evaluation.chain import Harm, harm
+from scoreopt_defense.evaluation.judged import Judged, of_images, over_images
+from scoreopt_defense.evaluation.overall import Overall, as_text, overall
 from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.statistics import (
     Difference,
     Proportion,
     Survival,
     deviation,
+    difference,
     majority,
-    paired,
-    proportion,
     survival,
     weakest,
 )
 from scoreopt_defense.evaluation.store import Store
 
-__all__ = ["Cell", "Result", "Stage", "WorstCase", "aligned", "difference"]
+__all__ = ["Cell", "Result", "Stage", "WorstCase"]
 
 _MAJORITY = 0.5
 
@@ -116,6 +118,11 @@ class Result:
         self._rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         for row in store.read():
             self._rows[row["defence"], row["attack"]].append(row)
+        self._units: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for unit in store.units():
+            self._units[unit["defence"], unit["attack"]].append(unit)
+        self._judged: dict[tuple[str, str], Judged] = {}
+        self._figures: dict[tuple[str, str], Cell] = {}
         self.cells = [
             self._cell(defence, attack)
             for attack in self.plan.columns
@@ -135,63 +142,76 @@ class Result:
             raise ValueError(f"{attack} on {defence} has not been run yet")
 
     def _cell(self, defence: str, attack: str) -> Cell:
-        rows = self._rows[defence, attack]
-        judged = [row for row in rows if row["predicted"] is not None]
-        right = np.array([_right(row) for row in judged])
-        broken = [row["broken"] for row in judged if row["broken"] is not None]
-        trials = sorted({row["trial"] for row in judged})
-        of_trials = [
-            float(np.mean([part.mean() for row, part in zip(judged, right) if row["trial"] == t]))
-            for t in trials
-        ]
-        voted = [float(majority(np.array(row["predicted"]), row["label"])) for row in judged]
+        if (defence, attack) not in self._figures:
+            self._figures[defence, attack] = self._figured(defence, attack)
+        return self._figures[defence, attack]
+
+    def _figured(self, defence: str, attack: str) -> Cell:
+        rows, judged = self._rows[defence, attack], self._judged_of(defence, attack)
+        shares = judged.right.mean(1)
+        of_trials = [float(shares[judged.trials == t].mean()) for t in np.unique(judged.trials)]
         return Cell(
             defence,
             attack,
-            accuracy=_over_images(judged, [part.mean() for part in right]),
-            majority=_over_images(judged, voted),
-            unbroken=_over_images(judged, [1.0 - b for b in broken]) if broken else None,
-            survival=tuple(survival(right, n) for n in self.resubmissions) if judged else (),
+            accuracy=over_images(judged.images, shares),
+            majority=over_images(judged.images, majority(judged.predicted, judged.labels)),
+            unbroken=None if judged.whole is None else over_images(judged.images, judged.whole),
+            survival=tuple(survival(judged.right, n) for n in self.resubmissions if len(shares)),
             deviation=deviation(of_trials),
-            failed=len(rows) - len(judged),
+            failed=len(rows) - len(shares),
             denoiser_calls=round(sum(row["denoiser_calls"] for row in rows)),
             classifier_calls=round(sum(row["classifier_calls"] for row in rows)),
             seconds=sum(row["seconds"] for row in rows),
         )
 
+    def _judged_of(self, defence: str, attack: str) -> Judged:
+        if (defence, attack) not in self._judged:
+            rows = [row for row in self.rows(defence, attack) if row["predicted"] is not None]
+            self._judged[defence, attack] = Judged.of(rows)
+        return self._judged[defence, attack]
+
+    @property
+    def attacks(self) -> list[str]:
+        """The attacks that stand by themselves, no attack not among them."""
+        return [n for n in self.plan.columns if n != CLEAN and n not in self.plan.suites]
+
     def weakest(self, defence: str) -> Proportion | None:
-        """Accuracy if each image meets whichever attack harms it most (no attack among them).
+        """Accuracy if each image meets whichever attack harms it most, or none if that does.
 
-        Of the attacks that stand by themselves; a suite has its own :meth:`worst_case`.
+        Of the attacks that stand by themselves; a suite has its own :meth:`worst_case`. An attack
+        is chosen on other purifications than it is judged on, and the figure is never above that
+        of the lowest single attack: see :func:`~scoreopt_defense.evaluation.statistics.weakest`,
+        which says how far it is off. Under the criterion ``any-step`` it is the share of images
+        that no attack broke. Of the images alone that some attack has a figure of.
 
-        An attack is chosen on other purifications than it is judged on; see
-        :func:`~scoreopt_defense.evaluation.statistics.weakest`. Under the criterion ``any-step`` it
-        is the share of images that no attack broke. None if there is nothing to choose on: of one
-        purification an image, there is no other to judge on.
+        None without such an image, and where an image has but one purification: there is none to
+        choose on and another to judge on. :meth:`overall` says why, what the figure lacks, and
+        whether it can be believed.
         """
-        names = [name for name in self.plan.columns if name not in self.plan.suites]
-        rows = [row for attack in names for row in self._rows.get((defence, attack), [])]
-        places = sorted({(row["image"], row["trial"]) for row in rows})
-        shape = (len(names), len(places), self.plan.judging["purifications"])
-        right, margin = np.zeros(shape), np.full(shape, np.nan)
-        broken: dict[tuple[int, int], bool] = defaultdict(bool)
+        names = [CLEAN, *self.attacks]
+        cells = [self._judged_of(defence, name) for name in names]
+        places = sorted({place for cell in cells[1:] for place in cell.places})
         order = {place: index for index, place in enumerate(places)}
-        attacks = {attack: index for index, attack in enumerate(names)}
-        for row in rows:
-            if row["predicted"] is not None:
-                place = row["image"], row["trial"]
-                right[attacks[row["attack"]], order[place]] = _right(row)
-                margin[attacks[row["attack"]], order[place]] = row["margin"]
-                if row["broken"] is not None:
-                    broken[place] |= bool(row["broken"])
-        if broken:
-            shares = [1.0 - broken[place] if place in broken else np.nan for place in places]
-        elif self.plan.judging["purifications"] > 1:
-            shares = weakest(right, margin).tolist()
-        else:
+        shape = (len(names), len(places), self.plan.judging["purifications"])
+        right, margin = np.zeros(shape, dtype=bool), np.full(shape, np.nan)
+        whole = np.ones(shape[:2])
+        for index, cell in enumerate(cells):
+            there = [row for row, place in enumerate(cell.places) if place in order]
+            at = [order[cell.places[row]] for row in there]
+            right[index, at], margin[index, at] = cell.right[there], cell.margin[there]
+            if cell.whole is not None:
+                whole[index, at] = cell.whole[there]
+        if not places:
             return None
-        there = [(place, share) for place, share in zip(places, shares) if not np.isnan(share)]
-        return _over_images([{"image": place[0]} for place, _ in there], [s for _, s in there])
+        images = np.array([image for image, _ in places])
+        if any(cell.whole is not None for cell in cells):
+            return over_images(images, whole.min(0))
+        return over_images(images, weakest(right, margin)) if shape[2] > 1 else None
+
+    def overall(self, defence: str) -> Overall:
+        """:meth:`weakest`, with what it lacks and what the checks say of it."""
+        check_choice("defence", defence, self.plan.defences)
+        return overall(self, defence)
 
     def worst_case(self, defence: str, suite: str) -> WorstCase:
         """A suite's figure of one defence, and which attack found it."""
@@ -226,8 +246,8 @@ class Result:
     def measured(self, defence: str, probe: str) -> dict[str, dict[int, float]]:
         """What a probe measured: by name, each image's value, a mean over trials."""
         found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for unit in self.store.units():
-            if (unit["defence"], unit["attack"]) == (defence, probe) and unit["measured"]:
+        for unit in self._units[defence, probe]:
+            if unit["measured"]:
                 for name, values in json.loads(unit["measured"]).items():
                     for image, value in enumerate(values, start=unit["first"]):
                         found[name][image].append(value)
@@ -247,14 +267,9 @@ class Result:
     def shares(self, defence: str, attack: str = CLEAN) -> dict[int, float]:
         """How far each image is right, by its index: what its cell's ``robust`` is the mean of."""
         self._check_run(defence, attack)
-        of_image: dict[int, list[float]] = defaultdict(list)
-        for row in self._rows[defence, attack]:
-            if row["predicted"] is not None:
-                known = row["broken"]
-                of_image[row["image"]].append(
-                    float(np.mean(_right(row))) if known is None else 1.0 - known
-                )
-        return {image: float(np.mean(values)) for image, values in of_image.items()}
+        judged = self._judged_of(defence, attack)
+        shares = judged.right.mean(1) if judged.whole is None else judged.whole
+        return dict(zip(*(part.tolist() for part in of_images(judged.images, shares))))
 
     def counts(self, defence: str, attack: str = CLEAN) -> dict[int, tuple[int, int]]:
         """How often an image was judged rightly, and how often at all, by its index.
@@ -262,85 +277,32 @@ class Result:
         Over all trials that did not fail; under the criterion ``any-step`` each judges once.
         """
         self._check_run(defence, attack)
+        judged = self._judged_of(defence, attack)
+        every = judged.right if judged.whole is None else judged.whole[:, None] == 1
         found: dict[int, tuple[int, int]] = {}
-        for row in self._rows[defence, attack]:
-            if row["predicted"] is not None:
-                known = row["broken"]
-                made = _right(row) if known is None else np.array([not known])
-                right, of = found.get(row["image"], (0, 0))
-                found[row["image"]] = right + int(made.sum()), of + len(made)
+        for image, made in zip(judged.images.tolist(), every):
+            right, of = found.get(image, (0, 0))
+            found[image] = right + int(made.sum()), of + len(made)
         return found
 
     def adversarial(self, defence: str, attack: str, trial: int = 0) -> np.ndarray:
         """The adversarial images; NaN where there are none because their unit failed."""
         images = np.full(self.plan.images["shape"], np.nan, dtype=np.float32)
-        for unit in self.store.units():
-            cell = unit["defence"], unit["attack"], unit["trial"]
-            if cell == (defence, attack, trial) and unit["adversarial"]:
+        for unit in self._units[defence, attack]:
+            if unit["trial"] == trial and unit["adversarial"]:
                 rows = slice(unit["first"], unit["first"] + unit["images"])
                 images[rows] = self.store.adversarial(unit["unit"])
         return images
 
-    @property
+    @cached_property
     def failures(self) -> list[dict[str, Any]]:
         """The units that failed, each with its ``error``."""
-        return [unit for unit in self.store.units() if unit["error"]]
+        units = (unit for of_cell in self._units.values() for unit in of_cell if unit["error"])
+        return sorted(units, key=lambda unit: unit["unit"])
 
     def __str__(self) -> str:
         """A table: the criterion's figure of each cell, in per cent, with its 95 % interval.
 
-        Below it, what failed and why: a figure over the attacks that are left flatters.
+        Below it what failed and why, and what the checks say: no figure is to be read without them.
         """
-        attacks = self.plan.columns
-        weakest = [] if self.plan.suites else ["weakest"]  # which is the weaker statement
-        lines = [["", *attacks, *weakest]]
-        for defence in self.plan.defences:
-            cells = {c.attack: c for c in self.cells if c.defence == defence}
-            figures = [cells[a].robust if a in cells else None for a in attacks]
-            if weakest:
-                figures.append(self.weakest(defence))
-            lines.append([defence, *map(_percent, figures)])
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        failed: Counter[tuple[str, str, str]] = Counter()
-        for unit in self.failures:
-            failed[unit["attack"], unit["defence"], unit["error"]] += unit["tried"]
-        said = [
-            f"failed: {attack} on {defence}, {images} images: {error}"
-            for (attack, defence, error), images in failed.items()
-        ]
-        return "\n".join(table + said)
-
-
-def difference(a: dict[int, float], b: dict[int, float], *, confidence: float = 0.95) -> Difference:
-    """One set of :meth:`Result.shares` less another, over the images that both have.
-
-    Raises:
-        ValueError: if they have none in common.
-    """
-    return paired(*aligned(a, b), confidence=confidence)
-
-
-def aligned(a: dict[int, float], b: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
-    """The shares of the images that both have, in one order; empty if there are none."""
-    both = sorted(a.keys() & b.keys())
-    return np.array([a[image] for image in both]), np.array([b[image] for image in both])
-
-
-def _right(row: dict[str, Any]) -> np.ndarray:
-    return np.array(row["predicted"]) == row["label"]
-
-
-def _percent(share: Proportion | None) -> str:
-    return "-" if share is None else str(share)
-
-
-def _over_images(rows: list[dict[str, Any]], shares: list[float]) -> Proportion | None:
-    """A mean over images, each of which counts once however many trials it had."""
-    of_image: dict[int, list[float]] = defaultdict(list)
-    for row, share in zip(rows, shares, strict=True):
-        of_image[row["image"]].append(float(share))
-    if not of_image:
-        return None
-    total = sum(float(np.mean(values)) for values in of_image.values())
-    return proportion(min(total, len(of_image)), len(of_image))
+        return as_text(self)

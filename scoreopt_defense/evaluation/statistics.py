@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,14 +15,19 @@ __all__ = [
     "Difference",
     "Proportion",
     "Survival",
+    "aligned",
     "chance_of_more",
     "deviation",
+    "difference",
     "majority",
     "paired",
+    "paired_all",
     "proportion",
     "survival",
     "weakest",
 ]
+
+_RESAMPLES, _AT_ONCE = 9999, 1000
 
 
 def _scipy() -> Any:
@@ -81,11 +87,19 @@ def deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def majority(predicted: np.ndarray, label: int) -> bool:
-    """Whether more purifications say ``label`` than any other class; a tie is wrong."""
-    classes, counts = np.unique(predicted, return_counts=True)
-    others = counts[classes != label]
-    return int((predicted == label).sum()) > int(others.max(initial=0))
+def majority(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether more purifications say the label than any other class; a tie is wrong.
+
+    Args:
+        predicted: classes, shape ``(n, k)``.
+        labels: shape ``(n,)``.
+
+    Returns:
+        Booleans, shape ``(n,)``.
+    """
+    votes = (predicted[:, :, None] == predicted[:, None, :]).sum(2)
+    right = predicted == labels[:, None]
+    return right.sum(1) > np.where(right, 0, votes).max(1, initial=0)
 
 
 @dataclass(frozen=True)
@@ -128,9 +142,14 @@ def weakest(right: np.ndarray, margin: np.ndarray) -> np.ndarray:
     """Each image's share of right purifications under the candidate that does it most harm.
 
     Several candidates (attacks, restarts) compete for an image. Chosen and judged on the same
-    purifications, the lowest of several noisy shares is too low on average. So the candidate is
-    chosen on one half of the purifications, by the share that is right and then by the mean margin,
-    and judged on the other; the halves then change places, and the two results are averaged.
+    purifications, the lowest of several noisy shares is too low on average. So each purification is
+    judged under the candidate that the others choose, by the share that is right and then by the
+    mean margin: that is no candidate's luck, but the choice is noisy, and the mean too high. The
+    same candidate for every image is a choice too, and the lowest of all those means is taken: so
+    it is never above that of the lowest single candidate.
+
+    Simulated, of 8 purifications, 2 to 20 candidates and 60 to 256 images, the mean is at most 3.5
+    points too high (candidates that differ by image) and 3.5 too low (equal ones, of few images).
 
     Args:
         right: booleans, shape ``(candidates, images, k)``, k at least 2.
@@ -139,22 +158,24 @@ def weakest(right: np.ndarray, margin: np.ndarray) -> np.ndarray:
     Returns:
         Shape ``(images,)``; NaN where all candidates are missing.
     """
-    if right.shape[2] < 2:
+    draws = right.shape[2]
+    if draws < 2:
         raise ValueError(
-            f"purifications must be at least 2, to choose on one and judge on another, got "
-            f"{right.shape[2]}"
+            f"purifications must be at least 2, to choose on one and judge on another, got {draws}"
         )
     there = ~np.isnan(margin).any(2)
-    halves = np.arange(right.shape[2]) % 2 == 0
-    images = np.arange(right.shape[1])
-    results = []
-    for selecting in (halves, ~halves):
-        share = np.where(there, right[..., selecting].mean(2), np.inf)
-        tied = share == share.min(0)
-        lead = np.where(there & tied, margin[..., selecting].mean(2), np.inf)
-        worst = lead.argmin(0)
-        results.append(right[..., ~selecting].mean(2)[worst, images])
-    return np.where(there.any(0), np.mean(results, axis=0), np.nan)
+    images, judged = np.arange(right.shape[1]), []
+    for draw in range(draws):
+        others = np.arange(draws) != draw
+        share = np.where(there, right[..., others].mean(2), np.inf)
+        lead = np.where(there & (share == share.min(0)), margin[..., others].mean(2), np.inf)
+        judged.append(right[lead.argmin(0), images, draw])
+    by_image = np.where(there.any(0), np.mean(judged, axis=0), np.nan)
+    if not there.any():
+        return by_image
+    singly = np.where(there, right.mean(2), by_image)
+    choices = np.concatenate([by_image[None], singly])
+    return choices[np.nanmean(choices, axis=1).argmin()]
 
 
 @dataclass(frozen=True)
@@ -180,26 +201,68 @@ def paired(a: np.ndarray, b: np.ndarray, *, confidence: float = 0.95, seed: int 
 
     Args:
         a, b: each image's share of right purifications, in [0, 1], shape ``(n,)``.
-        confidence: of the interval, a percentile bootstrap over images (scipy's, 9,999 resamples).
+        confidence: of the interval, a percentile bootstrap over images (9,999 resamples).
         seed: of the bootstrap.
 
     Reference:
         McNemar, Psychometrika 1947; Efron, Annals of Statistics 1979.
     """
-    gaps = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    if gaps.ndim != 1 or not len(gaps):
-        raise ValueError(f"a and b must be of one shape (n,), n at least 1, got {gaps.shape}")
-    low = high = float(gaps.mean())
-    if np.ptp(gaps) > 0:
-        interval = _scipy().bootstrap(
-            (gaps,), np.mean, confidence_level=confidence, method="percentile",
-            vectorized=True, batch=1000, rng=np.random.default_rng(seed),
-        ).confidence_interval  # fmt: skip
-        low, high = float(interval.low), float(interval.high)
-    only_a = int(((np.asarray(a) > 0.5) & (np.asarray(b) <= 0.5)).sum())
-    only_b = int(((np.asarray(b) > 0.5) & (np.asarray(a) <= 0.5)).sum())
+    return paired_all([(a, b)], confidence=confidence, seed=seed)[0]
+
+
+def paired_all(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, confidence: float = 0.95, seed: int = 0
+) -> list[Difference]:
+    """As :func:`paired`, of many; those of as many images share their resamples."""
+    both = [tuple(np.asarray(side, dtype=float) for side in pair) for pair in pairs]
+    gaps = [a - b for a, b in both]
+    for gap in gaps:
+        if gap.ndim != 1 or not len(gap):
+            raise ValueError(f"a and b must be of one shape (n,), n at least 1, got {gap.shape}")
+    ends = [(float(gap.mean()),) * 2 for gap in gaps]  # of gaps that are all equal
+    sizes: dict[int, list[int]] = defaultdict(list)
+    for place, gap in enumerate(gaps):
+        if np.ptp(gap) > 0:
+            sizes[len(gap)].append(place)
+    for size, places in sizes.items():
+        of_size = np.stack([gaps[place] for place in places], axis=1)
+        means = np.concatenate([counts @ of_size / size for counts in _resampled(size, seed)])
+        tails = np.percentile(means, [50 * (1 - confidence), 50 * (1 + confidence)], axis=0)
+        for place, (low, high) in zip(places, tails.T.tolist()):
+            ends[place] = low, high
+    return [_difference(a, b, *end) for (a, b), end in zip(both, ends)]
+
+
+def _resampled(size: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of so many images is drawn, a row a resample."""
+    generator = np.random.default_rng(seed)
+    for first in range(0, _RESAMPLES, _AT_ONCE):
+        rows = min(_AT_ONCE, _RESAMPLES - first)
+        cells = generator.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
+        counts = np.bincount(cells.ravel(), minlength=rows * size)
+        yield counts.reshape(rows, size).astype(float)
+
+
+def _difference(a: np.ndarray, b: np.ndarray, low: float, high: float) -> Difference:
+    only_a = int(((a > 0.5) & (b <= 0.5)).sum())
+    only_b = int(((b > 0.5) & (a <= 0.5)).sum())
     p = float(_scipy().binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    return Difference(float(gaps.mean()), low, high, len(gaps), only_a, only_b, p)
+    return Difference(float((a - b).mean()), low, high, len(a), only_a, only_b, p)
+
+
+def difference(a: dict[int, float], b: dict[int, float], *, confidence: float = 0.95) -> Difference:
+    """Shares by image less others, over the images that both have.
+
+    Raises:
+        ValueError: if they have none in common.
+    """
+    return paired(*aligned(a, b), confidence=confidence)
+
+
+def aligned(a: dict[int, float], b: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The shares of the images that both have, in one order; empty if there are none."""
+    both = sorted(a.keys() & b.keys())
+    return np.array([a[image] for image in both]), np.array([b[image] for image in both])
 
 
 def chance_of_more(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> float:
@@ -217,10 +280,12 @@ def chance_of_more(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> float:
         Fisher, The Design of Experiments, 1935, section 21.
     """
     gaps = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    if len(gaps) == 1:  # scipy asks for two, and an image that is equal changes nothing
-        gaps = np.append(gaps, 0.0)
-    found = _scipy().permutation_test(
-        (gaps,), np.mean, permutation_type="samples", alternative="greater",
-        vectorized=True, n_resamples=9999, batch=1000, rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    return float(found.pvalue)
+    least = gaps.sum() - 1e-9 * np.abs(gaps).sum()  # sums of the same numbers in another order
+    if 2 ** len(gaps) <= _RESAMPLES:
+        ways = np.arange(2 ** len(gaps))[:, None] >> np.arange(len(gaps))
+        return float(((1 - 2 * (ways & 1)) @ gaps >= least).mean())
+    generator, above = np.random.default_rng(seed), 1  # the one that is there
+    for first in range(0, _RESAMPLES, _AT_ONCE):
+        ways = generator.integers(0, 2, (min(_AT_ONCE, _RESAMPLES - first), len(gaps)))
+        above += int(((1.0 - 2 * ways) @ gaps >= least).sum())
+    return above / (_RESAMPLES + 1)

@@ -230,12 +230,26 @@ class Store:
         return name
 
     def adversarial(self, unit: int) -> np.ndarray:
-        """A unit's adversarial images, shape ``(B, C, H, W)``, in [0, 1]."""
+        """A unit's adversarial images, shape ``(B, C, H, W)``, in [0, 1].
+
+        Raises:
+            StoreError: naming the file, if it is missing or damaged.
+        """
         if self.folder is None:
             return self._in_memory[unit]
         path = self.folder / _IMAGES / f"{unit:06d}.safetensors"
-        with self._errors():
-            return safetensors.numpy.load_file(path)["x"]
+        (row,) = self._select(f"SELECT images FROM units WHERE unit = {int(unit)}")
+        expected = (row["images"], *self.plan.images["shape"][1:])
+        try:
+            images = safetensors.numpy.load_file(path)["x"]
+            if images.shape != expected:
+                raise ValueError(f"shape {images.shape} in place of {expected}")
+        except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+            raise StoreError(
+                f"{path} is missing or damaged ({error}): restore a copy, or run again into "
+                "another folder"
+            ) from error
+        return images
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of the view ``results``: an image, trial and attack each."""
@@ -254,9 +268,13 @@ class Store:
         for _, group in itertools.groupby(rows, key=lambda row: row.pop("unit")):
             of_unit = list(group)
             found = json.loads(of_unit[0]["measured"] or "{}")
+            lists = {  # a unit's at once: to parse each by itself takes thrice as long
+                name: json.loads(f"[{','.join(row[name] or 'null' for row in of_unit)}]")
+                for name in ("predicted", "margin")
+            }
             for i, row in enumerate(of_unit):
-                lists = {n: row[n] and json.loads(row[n]) for n in ("predicted", "margin")}
-                yield row | lists | {"measured": {n: values[i] for n, values in found.items()}}
+                judged = {name: values[i] for name, values in lists.items()}
+                yield row | judged | {"measured": {n: values[i] for n, values in found.items()}}
 
     def units(self) -> Iterator[dict[str, Any]]:
         """The rows of the table ``units``."""

@@ -16,7 +16,13 @@ from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.asking import answer, answers
 from scoreopt_defense.evaluation.chain import WorstCase
 from scoreopt_defense.evaluation.plan import Chain
-from scoreopt_defense.evaluation.probes import Bare, Descent, Gradients, gradient_modes
+from scoreopt_defense.evaluation.probes import (
+    Bare,
+    Descent,
+    Gradients,
+    gradient_modes,
+    strongest_mode,
+)
 from scoreopt_defense.evaluation.seeding import placed
 from scoreopt_defense.gradients import Exact, Smoothed
 from scoreopt_defense.noise import seeded
@@ -31,8 +37,6 @@ _EPS = {"linf": 8 / 255, "l2": 0.5}
 # the order of the stages alone.
 _PASSES = {"classifier": 0.1, "surrogate": 1, "bpda": 10, "one-shot": 11, "none": 10}
 _PASSES |= {"as-it-is": 11, "shortened": 16, "exact": 40, "smoothed": 40}
-# The modes by what they found here, strongest first: docs/robustness.md.
-_STRONGEST = ("smoothed", "exact", "one-shot", "bpda", "as-it-is")
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,8 @@ class Adaptive(Settings):
         settings = model.purifier.settings if isinstance(model, DefendedModel) else None
         steps = getattr(settings, "steps", 0)
         is_random = _is_random(model, x) if self.random is None else self.random
-        budget = _Budget(self, modes, self.eot if is_random else 1, _classes(model, x))
+        samples = self.eot if is_random else 1
+        budget = _Budget(self, modes, strongest_mode(model), samples, _classes(model, x))
         probes = budget.probes(ours) if self.probed else {}
         if probes and Descent.fits(model):
             probes["descent"] = "descent", Descent()
@@ -164,10 +169,12 @@ class _Budget:
     What differs between defences is in a name, so that it means one attack in any run.
     """
 
-    def __init__(self, suite: Adaptive, modes: Sequence[str], eot: int, classes: int) -> None:
-        self.suite, self.modes, self.eot, self.classes = suite, modes, eot, classes
+    def __init__(
+        self, suite: Adaptive, modes: Sequence[str], best: str, eot: int, classes: int
+    ) -> None:
+        self.suite, self.modes, self.best, self.eot = suite, modes, best, eot
+        self.classes = classes
         self.library = importlib.import_module("scoreopt_defense.attacks")
-        self.best = next(mode for mode in _STRONGEST if mode in modes)
         self.threat: dict[str, Any] = {"norm": suite.norm, "eps": suite.eps}
         self.shared = self.threat | {"autocast": suite.autocast}
         self.averaged, self.alone = ("+EOT", "") if eot > 1 else ("", ", no EOT")

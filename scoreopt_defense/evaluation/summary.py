@@ -5,20 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scoreopt_defense.evaluation.chain import harm
-from scoreopt_defense.evaluation.checklist import Check, checklist
+from scoreopt_defense.evaluation.checklist import Checked, checklist
 from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.results import Result, Stage, WorstCase
 
 __all__ = ["Summary", "part_of", "summaries", "summary"]
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, kw_only=True)
+class Summary(Checked):
     """One suite on one defence.
 
     Attributes:
         worst: its figure, and which attack took what.
-        checks: the whole checklist.
         raised: stages that left more right than no attack at all, of the images that they met.
         failed: images, over all trials, that a stage has no figure of because its unit failed; by
             stage.
@@ -27,7 +26,6 @@ class Summary:
     """
 
     worst: WorstCase
-    checks: tuple[Check, ...]
     raised: tuple[str, ...]
     failed: dict[str, int]
     denoiser_calls: int
@@ -35,29 +33,9 @@ class Summary:
     seconds: float
 
     @property
-    def failing(self) -> list[Check]:
-        """The checks that failed."""
-        return [check for check in self.checks if check.passed is False]
-
-    @property
-    def not_run(self) -> list[Check]:
-        """The checks that could not be made."""
-        return [check for check in self.checks if check.passed is None]
-
-    @property
     def taking(self) -> list[Stage]:
         """The attacks that took images."""
         return [stage for stage in self.worst.stages if stage.taken and stage.attack != CLEAN]
-
-    @property
-    def verdict(self) -> str:
-        """What the checks say, in a few words."""
-        run = [check for check in self.checks if check.passed is not None]
-        if not run:
-            return "no check was run"
-        passed = sum(bool(check.passed) for check in run)
-        said = f"{passed} of {len(run)} checks passed"
-        return said + (f", {len(self.not_run)} not run" if self.not_run else "")
 
     def __str__(self) -> str:
         """A few lines of plain text."""
@@ -103,8 +81,8 @@ def summary(result: Result, defence: str, suite: str) -> Summary:
     cells = [result.cell(defence, name) for name in names if result.rows(defence, name)]
     failed = {cell.attack: cell.failed for cell in cells if cell.failed}
     return Summary(
-        worst,
-        tuple(checklist(result, defence, suite)),
+        worst=worst,
+        checks=checklist(result, defence, suite),
         raised=tuple(name for name in stages if _raises(result, defence, name)),
         failed={name: failed[name] for name in stages if name in failed},
         denoiser_calls=sum(cell.denoiser_calls for cell in cells),

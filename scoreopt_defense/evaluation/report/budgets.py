@@ -35,7 +35,7 @@ class Budget:
             there is no configuration of the paper's to compare with.
         suite: that it is a stage or a probe of, if any. The paper's queries beside a stage's are
             those of the paper's attack of its kind.
-        is_probe: of the suite's checklist alone.
+        is_probe: of a checklist alone.
     """
 
     attack: str
@@ -77,7 +77,7 @@ def budgets(plan: Plan) -> list[Budget]:
         row = replace(
             _budget(name, values, plan if name in stages else None),
             suite=parts.get(name),
-            is_probe=name in parts and name not in stages,
+            is_probe=name in plan.parts and name not in stages,
         )
         measures = row.is_probe and row.kind in probes.__all__
         rows.append(replace(row, shown=_MEASURED) if measures else row)

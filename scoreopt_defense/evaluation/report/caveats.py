@@ -6,8 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
+from scoreopt_defense.evaluation.overall import Overall
+from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.report.budgets import Budget
 from scoreopt_defense.evaluation.report.reload import Reloaded
+from scoreopt_defense.evaluation.report.tables import Standing
 from scoreopt_defense.evaluation.results import Result
 from scoreopt_defense.evaluation.summary import Summary, part_of
 
@@ -19,6 +22,7 @@ def caveats(
     budgets: Iterable[Budget],
     loaded: Reloaded,
     suites: Mapping[tuple[str, str], Summary],
+    standings: Iterable[Standing],
 ) -> list[str]:
     """Sentences, those that hold of every run first."""
     plan = result.plan
@@ -28,9 +32,10 @@ def caveats(
         f"{plan.count} images were judged. {_widest(result)} The intervals are over images: they "
         "leave out other data, other seeds of training and attacks that were not run.",
     ]
+    said += [sentence for row in standings for sentence in _of_attacks(row.overall)]
     said += [sentence for found in suites.values() for sentence in _of_suite(found)]
     budgets = list(budgets)
-    alone = [budget for budget in budgets if budget.suite is None]
+    alone = [b for b in budgets if b.suite is None and not b.is_probe]
     if cut := _cut(alone):
         said.append(
             "These attacks had fewer queries an image than the paper gives them, which makes a "
@@ -48,8 +53,9 @@ def caveats(
                 f"shortest: {cut}."
             )
     said.append(_sizes(loaded.models.values()))
+    unattacked = {cell.defence: cell for cell in result.cells if cell.attack == CLEAN}
     for cell in result.cells:
-        clean = next((c for c in result.cells if c.defence == cell.defence), cell)
+        clean = unattacked.get(cell.defence, cell)
         if cell.robust and clean.robust and cell.robust.value > clean.robust.value:
             said.append(
                 f"{cell.attack} left {cell.defence} above its accuracy without an attack. That is "
@@ -74,6 +80,22 @@ def _cut(budgets: Iterable[Budget], *, most: int | None = None) -> str:
         f"({b.queries:,} of {b.paper_queries:,})"
         for b in cut
     )
+
+
+def _of_attacks(found: Overall) -> Iterator[str]:
+    """What takes from a defence's figures, if anything does."""
+    for warning in found.warnings:
+        yield f"{found.defence}: {warning}"
+    if found.failing:
+        names = "; ".join(check.name for check in found.failing)
+        yield (
+            f"{found.defence} fails {len(found.failing)} of the checks of its attacks: {names}. "
+            "Its gradients may be masked or its attacks too short, so its figures cannot be "
+            "believed as they stand."
+        )
+    if found.not_run:
+        names = "; ".join(check.name for check in found.not_run)
+        yield f"Checks of the attacks that were not run on {found.defence}: {names}."
 
 
 def _of_suite(found: Summary) -> Iterator[str]:

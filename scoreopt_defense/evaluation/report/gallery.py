@@ -19,6 +19,7 @@ from scoreopt_defense.evaluation.report.png import png
 from scoreopt_defense.evaluation.report.reload import Reloaded
 from scoreopt_defense.evaluation.results import Cell, Result
 from scoreopt_defense.evaluation.seeding import key_of, reseeded
+from scoreopt_defense.evaluation.store import StoreError
 from scoreopt_defense.noise import derive, seeded
 
 __all__ = ["Gallery", "Shown", "Wall", "gallery"]
@@ -75,6 +76,7 @@ class Gallery:
         shrunk: whether they are smaller than they were.
         sides: of each defence, the attack that it undoes best and the one that it undoes least.
         absent: why there are none.
+        damaged: of files that cannot be read, what is wrong.
     """
 
     walls: list[Wall]
@@ -84,6 +86,7 @@ class Gallery:
     shrunk: bool = False
     sides: list[tuple[Cell, Cell, Cell]] = field(default_factory=list)
     absent: str | None = None
+    damaged: list[str] = field(default_factory=list)
 
     @property
     def most(self) -> int:
@@ -106,12 +109,27 @@ def gallery(result: Result, loaded: Reloaded, *, count: int = 8, seed: int = 0) 
         )
         return Gallery([], absent=why)
     drawn = np.random.default_rng(seed).permutation(total)[:count].tolist()
-    made = [_Maker(result, loaded, cell, drawn, seed) for cell in cells]
+    clean: dict[str, Tensor] = {}
+    made, damaged = [], []
+    for cell in cells:
+        try:
+            if cell.defence not in clean:
+                clean[cell.defence] = _drawn(result, cell.defence, CLEAN, drawn)
+            attacked = _drawn(result, cell.defence, cell.attack, drawn)
+        except StoreError as error:  # of one file; the others are shown
+            damaged.append(str(error))
+        else:
+            made.append(_Maker(result, loaded, cell, drawn, clean[cell.defence], attacked, seed))
     made = [maker for maker in made if maker.places]
+    damaged = list(dict.fromkeys(damaged))
+    if not made:
+        return Gallery([], absent="none can be read", damaged=damaged)
     extremes = _sides(result)
     ends = [cell for _, *both in extremes for cell in both]
     walls = [Wall(maker.cell, maker.gain, maker.cell in ends) for maker in made]
-    found = Gallery(walls, len(drawn), seed, shrunk=max(sides) > _LONGEST, sides=extremes)
+    found = Gallery(
+        walls, len(drawn), seed, shrunk=max(sides) > _LONGEST, sides=extremes, damaged=damaged
+    )
     size = 0
     for image in drawn:
         row = [(wall, maker.show(image)) for wall, maker in zip(walls, made)]
@@ -140,17 +158,24 @@ def _sides(result: Result) -> list[tuple[Cell, Cell, Cell]]:
     return found
 
 
+def _drawn(result: Result, defence: str, attack: str, drawn: list[int]) -> Tensor:
+    return torch.from_numpy(result.adversarial(defence, attack)[drawn])
+
+
 class _Maker:
     """Makes the images of one cell, from the record and the loaded defence."""
 
     def __init__(
-        self, result: Result, loaded: Reloaded, cell: Cell, drawn: list[int], seed: int
+        self,
+        result: Result,
+        loaded: Reloaded,
+        cell: Cell,
+        drawn: list[int],
+        clean: Tensor,
+        attacked: Tensor,
+        seed: int,
     ) -> None:
         self.cell, self.classes = cell, loaded.classes
-        clean, attacked = (
-            torch.from_numpy(result.adversarial(cell.defence, attack)[drawn])
-            for attack in (CLEAN, cell.attack)
-        )
         self.rows: dict[int, dict[str, Any]] = {
             row["image"]: row
             for row in result.rows(cell.defence, cell.attack)

@@ -53,7 +53,7 @@ def run_page(store: Store, *, config: Config | None = None, images: int = 8, see
     result = Result(store, resubmissions=times_sent(store.plan))
     loaded = reload(store.plan, config, _first_images(store))
     shown = gallery(result, loaded, count=images, seed=seed)
-    suites = summaries(result)
+    suites, rows = summaries(result), standings(result)
     verdicts = {key: found.verdict for key, found in suites.items()}
     curves = [*sweeps(result), resubmissions(result, verdicts)]
     spent = budgets(store.plan)
@@ -62,9 +62,9 @@ def run_page(store: Store, *, config: Config | None = None, images: int = 8, see
         plots=[(curve, figure(curve)) for curve in curves if curve.lines],
         result=result, plan=store.plan, about=store.about(), started=_started(store),
         units=(len(store.done()), sum(1 for _ in store.plan.units())),
-        standings=standings(result), compared=within_run(result), budgets=spent, gallery=shown,
+        standings=rows, compared=within_run(result), budgets=spent, gallery=shown,
         plan_text=json.dumps(asdict(store.plan), indent=2, ensure_ascii=False), loaded=loaded,
-        caveats=caveats(result, spent, loaded, suites), not_run=not_run(store.plan),
+        caveats=caveats(result, spent, loaded, suites, rows), not_run=not_run(store.plan),
         suites=suites,
     )  # fmt: skip
 
@@ -84,7 +84,9 @@ def comparison_page(a: Store, b: Store) -> str:
     return _render(
         "comparison.html.jinja",
         compared=across_runs(*results), suites=summaries(results[0]),
-        suites_b=summaries(results[1]), differ=differences(was, is_now), plots=[],
+        suites_b=summaries(results[1]),
+        overall=[[result.overall(name) for name in result.plan.defences] for result in results],
+        differ=differences(was, is_now), plots=[],
         runs=[(_name(s), s.plan, about, _started(s)) for s, about in zip((a, b), abouts)],
     )  # fmt: skip
 

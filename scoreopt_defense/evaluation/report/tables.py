@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from scoreopt_defense.evaluation.overall import Overall
 from scoreopt_defense.evaluation.plan import CLEAN, Plan
-from scoreopt_defense.evaluation.results import Cell, Result, difference
-from scoreopt_defense.evaluation.statistics import Difference, Proportion
+from scoreopt_defense.evaluation.results import Cell, Result
+from scoreopt_defense.evaluation.statistics import Difference, Proportion, aligned, paired_all
 
 __all__ = ["Compared", "Entry", "Standing", "across_runs", "standings", "times_sent", "within_run"]
 
@@ -26,7 +28,7 @@ class Entry:
 
     Attributes:
         cell: None where nothing was run yet.
-        lowest: of its row.
+        lowest: of its row's attacks.
         above_clean: an attack that left more right than no attack at all.
     """
 
@@ -38,22 +40,25 @@ class Entry:
 
 @dataclass(frozen=True)
 class Standing:
-    """A defence's row: a figure an attack, and the weakest over all of them without a suite."""
+    """A defence's row: a figure an attack, and what is said of all together."""
 
     defence: str
     entries: tuple[Entry, ...]
-    weakest: Proportion | None
+    overall: Overall
 
 
 def standings(result: Result) -> list[Standing]:
     """A row a defence."""
-    return [_standing(result, defence) for defence in result.plan.defences]
+    cells: dict[str, dict[str, Cell]] = {defence: {} for defence in result.plan.defences}
+    for cell in result.cells:
+        cells[cell.defence][cell.attack] = cell
+    return [_standing(result, defence, of_it) for defence, of_it in cells.items()]
 
 
-def _standing(result: Result, defence: str) -> Standing:
-    cells = {cell.attack: cell for cell in result.cells if cell.defence == defence}
+def _standing(result: Result, defence: str, cells: dict[str, Cell]) -> Standing:
     figures = {name: cell.robust.value for name, cell in cells.items() if cell.robust is not None}
-    lowest, clean = min(figures.values(), default=None), figures.get(CLEAN)
+    clean = figures.pop(CLEAN, None)
+    lowest = min(figures.values(), default=None)
     entries = tuple(
         Entry(
             attack,
@@ -63,8 +68,7 @@ def _standing(result: Result, defence: str) -> Standing:
         )
         for attack in result.plan.columns
     )
-    # suites make the stronger statement
-    return Standing(defence, entries, None if result.plan.suites else result.weakest(defence))
+    return Standing(defence, entries, result.overall(defence))
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,9 @@ class Compared:
 def within_run(result: Result) -> list[Compared]:
     """Each later defence beside the first, on the same images."""
     first, *others = result.plan.defences
-    return [
-        compared
-        for other in others
-        for attack in result.plan.columns
-        if (compared := _compared(result, first, result, other, attack))
-    ]
+    return _compared(
+        (attack, result, first, result, other) for other in others for attack in result.plan.columns
+    )
 
 
 def across_runs(a: Result, b: Result) -> list[Compared]:
@@ -104,12 +105,9 @@ def across_runs(a: Result, b: Result) -> list[Compared]:
     pairs = [(name, name) for name in a.plan.defences if name in b.plan.defences]
     if not pairs and len(a.plan.defences) == len(b.plan.defences) == 1:
         pairs = [(next(iter(a.plan.defences)), next(iter(b.plan.defences)))]
-    found = [
-        compared
-        for mine, theirs in pairs
-        for attack in a.plan.columns
-        if (compared := _compared(a, mine, b, theirs, attack))
-    ]
+    found = _compared(
+        (attack, a, mine, b, theirs) for mine, theirs in pairs for attack in a.plan.columns
+    )
     if not found:
         raise ValueError(
             f"the runs have no figures of a defence and attack in common: {list(a.plan.defences)} "
@@ -118,16 +116,20 @@ def across_runs(a: Result, b: Result) -> list[Compared]:
     return found
 
 
-def _compared(a: Result, mine: str, b: Result, theirs: str, attack: str) -> Compared | None:
-    figure_a, figure_b = _figure(a, mine, attack), _figure(b, theirs, attack)
-    if figure_a is None or figure_b is None:
-        return None
-    shares = a.shares(mine, attack), b.shares(theirs, attack)
-    if not shares[0].keys() & shares[1].keys():
-        return None
-    return Compared(attack, mine, theirs, figure_a, figure_b, difference(*shares))
+def _compared(pairs: Iterable[tuple[str, Result, str, Result, str]]) -> list[Compared]:
+    """Of each attack and two defences, those that have figures of the same images."""
+    found, shares = [], []
+    for attack, a, mine, b, theirs in pairs:
+        figure_a, figure_b = _figure(a, mine, attack), _figure(b, theirs, attack)
+        if figure_a is None or figure_b is None:
+            continue
+        of_both = aligned(a.shares(mine, attack), b.shares(theirs, attack))
+        if len(of_both[0]):
+            found.append((attack, mine, theirs, figure_a, figure_b))
+            shares.append(of_both)
+    return [Compared(*of, gap) for of, gap in zip(found, paired_all(shares))]
 
 
 def _figure(result: Result, defence: str, attack: str) -> Proportion | None:
-    cells = (c for c in result.cells if (c.defence, c.attack) == (defence, attack))
-    return next((cell.robust for cell in cells), None)
+    there = result.rows(defence, attack) if attack in result.plan.columns else []
+    return result.cell(defence, attack).robust if there else None
