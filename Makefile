@@ -21,11 +21,11 @@ demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 
 	$(BIN)/scoreopt report runs/$(DEMO)
 
 paper-table: $(VENV)/dev.stamp  ## TABLE=table01 SCALE=cpu CIFAR10=path: benchmarks/README.md
-	$(BIN)/python benchmarks/paper_tables.py $(TABLE) $(CIFAR10) --scale $(SCALE) \
+	$(BIN)/python -m benchmarks.paper.run $(TABLE) $(CIFAR10) --scale $(SCALE) \
 		--workers $(WORKERS) $(NETWORKS)
 
 gpu: $(VENV)/dev.stamp  ## what only a CUDA device can show, to benchmarks/results/gpu.json; 8 minutes
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python -m benchmarks.speed.gpu
 
 # A file's tests stay in one process, as they share what is made once.
 test: $(VENV)/dev.stamp  ## the default tests and the doctests; under 10 minutes

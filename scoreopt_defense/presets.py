@@ -24,7 +24,7 @@ _TABLE_10: dict[str, tuple[float, int, tuple[float, float]]] = {
 }
 
 # For the networks that ship here: a small denoiser needs other settings than the paper's. Chosen on
-# training images kept out of training; benchmarks/tune_presets.py has the grids.
+# training images kept out of training; benchmarks/models/tune_presets.py has the grids.
 _TUNED: dict[str, tuple[float, int, tuple[float, float]]] = {
     "mnist-tiny/O": (0.2, 5, (0.5, 1.0)),
     "mnist-tiny/N": (0.1, 5, (0.75, 0.75)),

@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as there are cores
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """By their marker ``benchmarks/gpu.py`` runs them alone."""
+    """By their marker ``benchmarks/speed/gpu.py`` runs them alone."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):

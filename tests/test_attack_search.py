@@ -17,9 +17,9 @@ from scoreopt_defense.gradients import Exact, OneShotGradient, Smoothed
 pytest.importorskip("torchattacks")
 pytest.importorskip("foolbox")
 
-import attack_search
-import results_file
-from attack_search import REFERENCE, Averaged, ByStep, Truncated
+from benchmarks.attacks import search as attack_search
+from benchmarks.attacks.search import REFERENCE, Averaged, ByStep, Truncated
+from benchmarks.common import results_file
 
 GRID = attack_search.grid(8 / 255, 10, 2)
 STEPS = 4

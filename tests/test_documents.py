@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from frontier import joined, point_of
-from results_file import RESULTS, weights
-from tables import TABLES, refreshed
 
+from benchmarks.common.results_file import RESULTS, weights
+from benchmarks.documents import TABLES, refreshed
+from benchmarks.speed.frontier import joined, point_of
 from scoreopt_defense import pretrained
 from scoreopt_defense.evaluation.identity import described
 from scoreopt_defense.presets import preset
@@ -66,6 +67,29 @@ def _figures(words: str) -> Iterator[tuple[float, int, int]]:
             if found:
                 value = found[1] or re.findall(r"\d+(?:\.\d+)?", before)[-1]
                 yield float(value), int(found[2]), int(found[3])
+
+
+PLACES = [*DOCUMENTS, ROOT / "Makefile", ROOT / "CONTRIBUTING.md", *ROOT.glob("benchmarks/**/*.py")]
+COMMANDS = sorted(
+    {name for path in PLACES for name in re.findall(r"-m (benchmarks(?:\.\w+)+)", path.read_text())}
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_benchmark_that_is_named_can_be_called(command, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [command, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(command).main()
+    assert ended.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+def test_a_configuration_that_is_named_is_there():
+    configs = ROOT.glob("benchmarks/configs/*.toml")
+    texts = [path.read_text() for path in (*PLACES, *configs)]
+    named = {name for text in texts for name in re.findall(r"benchmarks/[\w/]+\.toml", text)}
+    assert len(named) > 3
+    assert all((ROOT / name).exists() for name in named)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

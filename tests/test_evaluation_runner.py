@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from table_text import shares
 from toy_evaluation import (
     Ascent,
     Failing,
@@ -34,6 +33,7 @@ from toy_evaluation import (
     run_here,
 )
 
+from benchmarks.common.table_text import shares
 from scoreopt_defense.evaluation import AnyStep, Judging, Stopped, Store, Unit, evaluate, runner
 from scoreopt_defense.evaluation import progress as display
 from scoreopt_defense.evaluation.evaluate import materials_of

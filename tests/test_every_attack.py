@@ -20,10 +20,10 @@ pytest.importorskip("torchattacks")
 pytest.importorskip("art")
 pytest.importorskip("foolbox")
 
-import attack_classes
-import every_attack
-import results_file
-from every_attack import BARE, DEFENDED, FAILS, NEEDS_MORE, PREPROCESSED, RUNS, TOO_LONG
+from benchmarks.attacks import classes as attack_classes
+from benchmarks.attacks import every as every_attack
+from benchmarks.attacks.every import BARE, DEFENDED, FAILS, NEEDS_MORE, PREPROCESSED, RUNS, TOO_LONG
+from benchmarks.common import results_file
 
 RESULT = json.loads((results_file.RESULTS / "every_attack.json").read_text())
 MEASURED = {(row["library"], row["attack"]): row for row in RESULT["rows"]}

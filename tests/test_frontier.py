@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-import frontier
 import pytest
-import results_file
 import torch
 
+from benchmarks.common import results_file
+from benchmarks.speed import frontier
 from scoreopt_defense import data
 
 pytest.importorskip("torchattacks")

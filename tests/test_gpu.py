@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-import gpu
 import pytest
-import results_file
 import torch
-from timing import SETTINGS
 
+from benchmarks.common import results_file
+from benchmarks.common.timing import SETTINGS
+from benchmarks.speed import gpu
 from scoreopt_defense.compilation import _as_at_any_step
 
 pytest.importorskip("scipy.stats")

@@ -14,9 +14,9 @@ from scoreopt_defense import ScoreOpt
 pytest.importorskip("torchattacks")
 pytest.importorskip("foolbox")
 
-import gradient_modes
-import results_file
-from gradient_modes import SecondMomentHeld
+from benchmarks.attacks import gradient_modes
+from benchmarks.attacks.gradient_modes import SecondMomentHeld
+from benchmarks.common import results_file
 
 
 @pytest.mark.parametrize("variant", ["N", "O"])

@@ -12,9 +12,9 @@ import os
 
 import pytest
 import torch
-from model_cards import accuracy, quality, robust_accuracy
-from results_file import RESULTS
 
+from benchmarks.common.results_file import RESULTS
+from benchmarks.models.cards import accuracy, quality, robust_accuracy
 from scoreopt_defense import attacks, data, pretrained
 
 CIFAR10 = os.environ.get("CIFAR10")

@@ -16,16 +16,15 @@ from torch import nn
 pytest.importorskip("pydantic")
 pytest.importorskip("torchattacks")
 
-import paper_cells
-import paper_cost
-import paper_drawing
-import paper_tables
-import paper_timing
-import results_file
-from adaptive import AGAIN, OF_128, ROWS, STANDING, changed, written
-from paper_cells import SCALES, TABLES, cells, rows, specification
-from table_text import less, shares
-
+from benchmarks.adaptive.run import AGAIN, OF_128, ROWS, STANDING, changed, written
+from benchmarks.common import results_file
+from benchmarks.common.table_text import less, shares
+from benchmarks.paper import cells as paper_cells
+from benchmarks.paper import cost as paper_cost
+from benchmarks.paper import drawing as paper_drawing
+from benchmarks.paper import run as paper_tables
+from benchmarks.paper import timing as paper_timing
+from benchmarks.paper.cells import SCALES, TABLES, cells, rows, specification
 from scoreopt_defense import data
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.evaluation import config as configuration

@@ -6,8 +6,9 @@ import json
 import os
 
 import pytest
-import results_file
-from results_file import resumed
+
+from benchmarks.common import results_file
+from benchmarks.common.results_file import resumed
 
 ABOUT = {"images": 8, "sigma": (0.15, 0.35), "weights": {"denoiser": "abc"}, "seed": 0}
 KEY = {"variant": "N", "sigma": (0.1, 0.2)}

@@ -10,14 +10,12 @@ import torch
 
 pytest.importorskip("scipy.stats")
 
-import memory
-import paper_speed
-import results_file
-import speed
-import timing
-from attack_speed import watched
-from timing import SETTINGS, images
-
+from benchmarks.common import results_file, timing
+from benchmarks.common.timing import SETTINGS, images
+from benchmarks.paper import speed as paper_speed
+from benchmarks.speed import memory
+from benchmarks.speed import run as speed
+from benchmarks.speed.attacks import watched
 from scoreopt_defense import ScoreOpt, pretrained
 
 pytestmark = pytest.mark.usefixtures("nothing_is_compiled")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-import results_file
-import tune_presets
-from tune_presets import CLEAN, TRANSFER, WHITE_BOX, best, main
 
+from benchmarks.common import results_file
+from benchmarks.models import tune_presets
+from benchmarks.models.tune_presets import CLEAN, TRANSFER, WHITE_BOX, best, main
 from scoreopt_defense.presets import preset
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Purification", "Purifier", "PurifierSettings"]
 
 # What differentiating a step holds at most, over what autograd records of one denoising: 4.5 on
-# cifar10-tiny by the exact gradient (7.4 MB an image, benchmarks/memory.py, over 1.63).
+# cifar10-tiny by the exact gradient (7.4 MB an image, benchmarks/speed/memory.py, over 1.63).
 _RECORDS = 6
 
 _HALF = (torch.float16, torch.bfloat16)

@@ -1,0 +1,1 @@
+"""Worst cases: the adaptive suite on each defence."""

@@ -1,0 +1,197 @@
+"""The tables of the adaptive benchmark, from its result files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.common.results_file import RESULTS
+from benchmarks.common.table_text import budget, less, markdown, percent, points, results
+from benchmarks.speed.frontier import point_of
+
+NORMS = {"linf": "l-infinity 8/255", "l2": "l2 0.5"}
+#: The rows of the adaptive benchmark, as the documents call them.
+ROWS = {
+    "undefended": "undefended",
+    "adversarial-training": "adversarial training",
+    "one-shot": "one-shot",
+    "menet": "ME-Net's preprocessing",
+    "scoreopt-o": "ScoreOpt-O",
+    "scoreopt-n": "ScoreOpt-N",
+    "scoreopt-n-before-at": "ScoreOpt-N before adversarial training",
+    "resnet": "another's ResNet-56, undefended",
+    "scoreopt-n-before-resnet": "ScoreOpt-N before another's ResNet-56",
+    "scoreopt-n-no-jacobian": "ScoreOpt-N of 2 steps without the Jacobian",
+    "scoreopt-n-no-jacobian-5": "ScoreOpt-N of 5 steps without the Jacobian",
+    "scoreopt-n-stopped": "ScoreOpt-N stopped early",
+    "diffpure": "DiffPure",
+    "gdmp": "GDMP",
+    "adp": "ADP",
+}
+
+
+def _adaptive(norm: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """What was measured in a norm: the row's name, its export, and its suite's part of that."""
+    found = []
+    for row, name in ROWS.items():
+        if (RESULTS / f"adaptive_{row}_{norm}.json").exists():
+            export = results(f"adaptive_{row}_{norm}")
+            found.append((name, export, export["suites"]["adaptive"][row]))
+    return found
+
+
+def clean(export: dict[str, Any]) -> dict[str, float]:
+    """A row's accuracy without an attack."""
+    (clean,) = (cell["accuracy"] for cell in export["cells"] if cell["attack"] == "clean")
+    return clean
+
+
+def _budget(export: dict[str, Any]) -> str:
+    """Steps and samples of a row's attacks by gradients."""
+    attacks = export["plan"]["attacks"]
+    return budget(next(attacks[a] for a in attacks if a.startswith("adaptive/APGD")))
+
+
+def _worst_cases(norm: str) -> str:
+    rows = []
+    for name, export, suite in _adaptive(norm):
+        again = next(s for s in suite["survival"] if s["resubmissions"] == 8)
+        rows.append(
+            [name, percent(clean(export)), f"**{percent(suite['accuracy'])}**",
+             percent(suite["majority"]), f"{100 * again['value']:.1f}", suite["checks"],
+             _budget(export)]
+        )  # fmt: skip
+    head = ["defence", "clean, %", "robust, %", "majority, %", "right 8 times, %", "checks",
+            "steps x samples"]  # fmt: skip
+    return markdown(head, rows)
+
+
+def adaptive_linf() -> str:
+    """Worst cases over the adaptive suite, l-infinity."""
+    return _worst_cases("linf")
+
+
+def adaptive_l2() -> str:
+    """Worst cases over the adaptive suite, l2."""
+    return _worst_cases("l2")
+
+
+#: What the others are compared with.
+COMPARED = ("one-shot", "ScoreOpt-N", "DiffPure", "adversarial training")
+
+
+def adaptive_pairs() -> str:
+    """Worst cases less others' of the same images; where a file has no record an image, none."""
+    rows = []
+    for norm, said in NORMS.items():
+        suites = {name: suite for name, _, suite in _adaptive(norm) if "right" in suite}
+        for name, suite in suites.items():
+            pairs = [
+                points(less(suite, suites[other])) if other in suites and other != name else "-"
+                for other in COMPARED
+            ]
+            rows.append([name, said, *pairs])
+    return markdown(["defence", "norm", *(f"less {other}" for other in COMPARED)], rows)
+
+
+def adaptive_budgets() -> str:
+    """What more samples took, of the rows that were run at fewer of them before."""
+    rows = []
+    for norm, said in NORMS.items():
+        for name, export, suite in _adaptive(norm):
+            (row,) = export["suites"]["adaptive"]
+            for path in sorted(RESULTS.glob(f"adaptive_{row}_{norm}_*x*.json")):
+                before = results(path.stem)["suites"]["adaptive"][row]
+                both = "right" in before and "right" in suite
+                rows.append(
+                    [name, said, path.stem.rpartition("_")[2].replace("x", " x "),
+                     percent(before["accuracy"]), _budget(export), percent(suite["accuracy"]),
+                     points(less(suite, before)) if both else "-"]
+                )  # fmt: skip
+    return markdown(
+        ["defence", "norm", "steps x samples", "robust, %", "then", "robust, %", "points"], rows
+    )
+
+
+def adaptive_confirmed() -> str:
+    """What it takes that an image leaves the queue by more purifications than it is judged by."""
+    rows = []
+    for path in sorted(RESULTS.glob("adaptive_*-confirmed.json")):
+        export, before = (results(n) for n in (path.stem, path.stem.removesuffix("-confirmed")))
+        (row,) = export["suites"]["adaptive"]
+        suite, alone = (of["suites"]["adaptive"][row] for of in (export, before))
+        said = next(said for norm, said in NORMS.items() if f"_{norm}" in path.stem)
+        rows.append(
+            [ROWS[row], said, _budget(export), str(suite["accuracy"]["n"]),
+             percent(alone["accuracy"]), percent(suite["accuracy"]), points(less(suite, alone))]
+        )  # fmt: skip
+    return markdown(
+        ["defence", "norm", "steps x samples", "images", "after 8, %", "after 8 and 32 more, %",
+         "points"], rows,
+    )  # fmt: skip
+
+
+def adaptive_found_by() -> str:
+    """Which attacks took the images that the suite took."""
+    rows = []
+    for norm, said in NORMS.items():
+        for name, _, suite in _adaptive(norm):
+            taking = sorted(suite["stages"], key=lambda stage: -stage["taken"])
+            by = [
+                f"{stage['attack'].removeprefix('adaptive/')} {stage['taken']} ({stage['alone']})"
+                for stage in taking
+                if stage["taken"] and stage["attack"] != "clean"
+            ]
+            rows.append([name, said, "; ".join(by)])
+    return markdown(["defence", "norm", "images taken (by it alone), most first"], rows)
+
+
+def adaptive_failed() -> str:
+    """The checks that failed, with their figures."""
+    rows = [
+        [name, said, check["name"], check["figure"]]
+        for norm, said in NORMS.items()
+        for name, _, suite in _adaptive(norm)
+        for check in suite["checklist"]
+        if check["status"] == "FAIL"
+    ]
+    if not rows:
+        return "No check failed."
+    return markdown(["defence", "norm", "failed check", "found"], rows)
+
+
+#: Presets of the frontier, and their rows of the adaptive benchmark.
+PRESET_ROWS = {
+    "fast": "scoreopt-n-no-jacobian",
+    "balanced": "scoreopt-n-stopped",
+    "strong": "scoreopt-n-no-jacobian-5",
+}
+
+
+def frontier_presets() -> str:
+    """Each preset's point, and what the adaptive suite leaves of it."""
+    measured = {name: rest for name, *rest in _adaptive("linf")}
+    lines = []
+    for name, row in PRESET_ROWS.items():
+        point = point_of(name)
+        export, suite = measured[ROWS[row]]
+        lines.append(
+            [name, ", ".join(f"{key} {value}" for key, value in point["settings"].items()
+                             if key != "variant"),
+             f"{point['ms']['value']:.1f}",
+             *(percent(point["accuracy"][column], 0) for column in ("clean", "lowest")),
+             percent(clean(export), 0), percent(suite["accuracy"], 0)]
+        )  # fmt: skip
+    return markdown(
+        ["preset", "settings of ScoreOpt-N", "ms an image", "clean, %", "lowest, %",
+         "clean, test, %", "worst case, test, %"], lines,
+    )  # fmt: skip
+
+
+ADAPTIVE_TABLES: dict[str, Callable[[], str]] = {
+    table.__name__: table
+    for table in (
+        adaptive_linf, adaptive_l2, adaptive_pairs, adaptive_budgets, adaptive_confirmed,
+        adaptive_found_by, adaptive_failed, frontier_presets,
+    )
+}  # fmt: skip

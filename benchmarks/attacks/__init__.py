@@ -1,0 +1,1 @@
+"""Which attacks run on a defended model, and which gradient serves them best."""

@@ -1,0 +1,293 @@
+r"""The strongest white-box attack on ScoreOpt: attacks that differ in one thing.
+
+    python -m benchmarks.attacks.search path/to/cifar10/training/images
+
+Every row differs from ``REFERENCE``, PGD by the smoothed gradient, in one thing, and differentiates
+each image as often, in bfloat16 (by ``--float32`` in that). Both defences are judged by fresh
+purifications in float32, on training images kept out of training: to choose an attack on test
+images would fit it to them.
+
+Goes on where it was if it is stopped and run again; what is there by then is written. The best rows
+again, on fewer images at 8 times the gradients:
+
+    python -m benchmarks.attacks.search DATA --images 24 --steps 40 --eot 4 \
+        --rows "smoothed, c = 1" "twice the steps, half the EOT" \
+        "four times the steps, a quarter of the EOT" "step eps / 2" --result attack_search_long
+
+Some of them on purifiers of 20 steps:
+
+    python -m benchmarks.attacks.search DATA --images 32 --purifier-steps 20 \
+        --rows "smoothed, c = 1" exact "smoothed, c = 0.3" "smoothed, c = 3" "step eps / 2" \
+        "last 10 steps" --result attack_search_20_steps
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from benchmarks.common import precision
+from benchmarks.common.held_out import add_arguments, held_out
+from benchmarks.common.results_file import rounded, weights, write
+from scoreopt_defense import DefendedModel, ScoreOpt, data, pretrained
+from scoreopt_defense.attacks import APGD, PGD, Attack, FoolboxPGD, ProjectedGradientAttack
+from scoreopt_defense.evaluation import evaluate
+from scoreopt_defense.evaluation.evaluate import materials_of
+from scoreopt_defense.evaluation.export import to_json
+from scoreopt_defense.evaluation.judging import Judging
+from scoreopt_defense.evaluation.plan import Plan
+from scoreopt_defense.evaluation.progress import progress
+from scoreopt_defense.evaluation.results import Result
+from scoreopt_defense.evaluation.runner import Stopped
+from scoreopt_defense.evaluation.statistics import difference
+from scoreopt_defense.evaluation.store import Store
+from scoreopt_defense.gradients import (
+    BPDA,
+    Backward,
+    Exact,
+    OneShotGradient,
+    Purification,
+    Smoothed,
+    Step,
+    recompute,
+    through_every_step,
+)
+
+REFERENCE = "smoothed, c = 1"
+
+
+@dataclass(frozen=True)
+class ByStep:
+    """Smoothed with a floor of each step's own: at the first step alone, or c / k at step k."""
+
+    schedule: str
+    c: float = 1.0
+
+    def floor(self, count: int) -> float:
+        return {"first": self.c * (count == 1), "decreasing": self.c / count}[self.schedule]
+
+    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        def run(step: Any) -> Step:
+            if not hasattr(step, "smoothed"):
+                return recompute(step)
+            return recompute(
+                step, lambda count, *rest: step.smoothed(self.floor(count))(count, *rest)
+            )
+
+        return through_every_step(purification, x_a, run)
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """Smoothed through the last few steps alone: earlier ones shift the image by a constant."""
+
+    last: int
+    c: float = 1.0
+
+    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        first = purification.purifier.steps - self.last + 1
+
+        def run(step: Any) -> Step:
+            if not hasattr(step, "smoothed"):
+                return recompute(step)
+            through = recompute(step, step.smoothed(self.c))
+
+            def update(count: int, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+                if count >= first:
+                    return through(count, x, *rest)
+                moved, *state = through(count, x, *(tensor.detach() for tensor in rest))
+                return moved, *(tensor.detach() for tensor in state)
+
+            return update
+
+        return through_every_step(purification, x_a, run)
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """The mean of the one-shot and the smoothed gradient, each of length 1, at the latter's."""
+
+    c: float = 1.0
+
+    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        purified, through = Smoothed(self.c).differentiate(purification, x_a)
+
+        def backward(grad: Tensor) -> Tensor:
+            leaf = x_a.detach().requires_grad_()
+            (one_shot,) = torch.autograd.grad(purification.one_shot(leaf), leaf, grad)
+            smoothed = through(grad)
+            return (smoothed + one_shot * _length(smoothed) / _length(one_shot)) / 2
+
+        return purified, backward
+
+
+def _length(grad: Tensor) -> Tensor:
+    tiny = torch.finfo(grad.dtype).tiny
+    return torch.linalg.vector_norm(grad, dim=(1, 2, 3), keepdim=True).clamp(min=tiny)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Momentum(ProjectedGradientAttack):
+    """MI-FGSM: steps along the sign of a running sum of gradients, each over its mean size.
+
+    Reference:
+        Dong et al., CVPR 2018.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("linf",)
+
+    decay: float = 1.0
+
+    def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        attack = torchattacks.MIFGSM(
+            model, eps=self.eps, alpha=self.step_size * self.eps, steps=self.steps, decay=self.decay
+        )
+        attack.set_device(x.device)
+        return attack(x, y)
+
+
+def grid(
+    eps: float, steps: int, eot: int, float32: bool = False, purifier_steps: int = 0
+) -> dict[str, Attack]:
+    """The rows, the most telling first, each differentiating an image ``steps * eot`` times."""
+    common: dict[str, Any] = {
+        "eps": eps, "steps": steps, "eot": eot, "autocast": precision.autocast(float32)
+    }  # fmt: skip
+
+    def pgd(gradient: Any, **changes: Any) -> Attack:
+        return PGD(gradient=gradient, **common | changes)
+
+    def apgd(loss: str) -> Attack:  # which begins with a gradient that it takes no step by
+        return APGD(gradient=Smoothed(), loss=loss, **common | {"steps": steps - 1})
+
+    rows: dict[str, Attack] = {
+        "one-shot": pgd(OneShotGradient()),
+        REFERENCE: pgd(Smoothed()),
+        "DLR loss": FoolboxPGD(gradient=Smoothed(), loss="dlr", **common),
+        "mean with one-shot": pgd(Averaged()),
+        "smoothed, c = 3": pgd(Smoothed(3.0)),
+        "APGD, DLR loss": apgd("dlr"),
+        "momentum": Momentum(gradient=Smoothed(), **common),
+        "smoothed, c = 0.3": pgd(Smoothed(0.3)),
+        "bpda": pgd(BPDA()),
+        "twice the steps, half the EOT": pgd(Smoothed(), steps=2 * steps, eot=eot // 2),
+        "smoothed, c = 10": pgd(Smoothed(10.0)),
+        "last 2 steps": pgd(Truncated(2)),
+        "exact": pgd(Exact()),
+        "APGD, cross-entropy": apgd("ce"),
+        "margin loss": FoolboxPGD(gradient=Smoothed(), loss="margin", **common),
+        "smoothed, c = 0.1": pgd(Smoothed(0.1)),
+        "step eps / 8": pgd(Smoothed(), step_size=1 / 8),
+        "last 1 step": pgd(Truncated(1)),
+        "last 3 steps": pgd(Truncated(3)),
+        "floor at the first step": pgd(ByStep("first")),
+        "floor c / k at step k": pgd(ByStep("decreasing")),
+        "random start": pgd(Smoothed(), random_start=True),
+        "step eps / 2": pgd(Smoothed(), step_size=1 / 2),
+    }
+    if eot >= 4:
+        fourfold = pgd(Smoothed(), steps=4 * steps, eot=eot // 4)
+        rows["four times the steps, a quarter of the EOT"] = fourfold
+    if purifier_steps > 10:
+        rows["last 10 steps"] = pgd(Truncated(10))
+    return rows
+
+
+def defences(name: str, **overrides: Any) -> dict[str, DefendedModel]:
+    """Both variants at the presets of those networks, but for these settings."""
+    classifier, denoiser = pretrained.classifier(name), pretrained.denoiser(name)
+    return {
+        f"ScoreOpt-{variant}": DefendedModel(
+            classifier, ScoreOpt.from_preset(f"{name}/{variant}", denoiser, **overrides)
+        )
+        for variant in ("N", "O")
+    }
+
+
+def search(
+    models: dict[str, DefendedModel],
+    images: data.Images,
+    attacks: dict[str, Attack],
+    *,
+    out: Path,
+    batch: int,
+    seed: int,
+    watch: Any = None,
+) -> Result:
+    """The defences under each attack: complete, or as far as Ctrl-C let it go."""
+    try:
+        return evaluate(
+            models, images, attacks, out=out, batch=batch, seed=seed, checks=False, progress=watch
+        )
+    except Stopped as stop:
+        print(stop)
+        materials = materials_of(models, images, attacks, Judging())
+        return Result(Store(out, Plan.of(materials, batch=batch, seed=seed)))
+
+
+def differences(result: Result) -> list[dict[str, Any]]:
+    """Each complete cell's accuracy less the reference's, over the same images."""
+    complete = {
+        (cell.defence, cell.attack)
+        for cell in result.cells
+        if cell.accuracy and cell.accuracy.n == result.plan.count
+    }
+    return [
+        {"defence": defence, "attack": attack}
+        | rounded(difference(result.shares(defence, attack), result.shares(defence, REFERENCE)))
+        for defence, attack in sorted(complete)
+        if (defence, REFERENCE) in complete and attack not in (REFERENCE, "clean")
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", help="the data that the network was trained on")
+    parser.add_argument("--name", default="cifar10-tiny", help="of the shipped networks")
+    parser.add_argument("--describe", default="CIFAR-10 training images kept out of training, JPEG")
+    add_arguments(parser, images=64)
+    parser.add_argument("--eps", type=float, default=8 / 255, help="l-infinity bound on [0, 1]")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--eot", type=int, default=2)
+    parser.add_argument("--purifier-steps", type=int, default=0, help="the presets' by default")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    precision.add_argument(parser)
+    parser.add_argument("--rows", nargs="+", help="some of the grid's; all by default")
+    parser.add_argument("--result", default="attack_search", help="what figures and record go by")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = parser.parse_args(arguments)
+
+    images = held_out(args)
+    attacks = grid(args.eps, args.steps, args.eot, args.float32, args.purifier_steps)
+    attacks = {row: attacks[row] for row in args.rows or attacks}
+    given = {"steps": args.purifier_steps} if args.purifier_steps else {}
+    models = defences(args.name, **given)
+    out = Path("runs") / args.result
+    result = search(
+        models, images, attacks, out=out, batch=args.batch, seed=args.seed, watch=progress()
+    )
+    print(result)
+    with result.store:
+        to_json(result, out / "figures.json")
+        found = json.loads((out / "figures.json").read_text())
+        write(
+            args.result,
+            command=shlex.join(["python", "-m", "benchmarks.attacks.search", "DATA"]
+                               + [word for word in arguments if word != args.source]),
+            data=args.describe, weights=weights(args.name), seed=args.seed,
+            less_reference=differences(result), **found,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What every benchmark needs: result files, timing, tables as text."""

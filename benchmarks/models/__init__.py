@@ -1,0 +1,1 @@
+"""The shipped networks: their cards, their presets, and other libraries' beside ours."""

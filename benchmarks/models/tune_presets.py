@@ -1,0 +1,140 @@
+"""Choose settings for the networks that ship here, on training images kept out of training.
+
+    python -m benchmarks.models.tune_presets mnist-tiny mnist --eps 0.3
+
+Each point of a grid is a defence of one run of :func:`scoreopt_defense.evaluation.evaluate`, under
+transfer PGD and, on fewer images, under PGD+EOT on the one-shot surrogate. The best of each kind
+has the highest mean of clean and transfer accuracy. The white-box figure depends on how well the
+surrogate's gradient serves a setting: choosing by it would choose gradient masking.
+
+A kind's record is a folder of its own, where it goes on if it was stopped; another grid of one kind
+is measured without the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.held_out import add_arguments, held_out
+from benchmarks.common.results_file import rows_about, weights, write
+from scoreopt_defense import DefendedModel, pretrained, purifiers
+from scoreopt_defense.attacks import Attack, attack
+from scoreopt_defense.evaluation import Judging, Result, evaluate
+from scoreopt_defense.evaluation.progress import progress
+
+CLEAN, TRANSFER, WHITE_BOX = "clean", "transfer PGD-40", "PGD-10+EOT-2, one-shot surrogate"
+
+Point = tuple[str, dict[str, Any]]  # a purifier's class by name, and its settings
+
+
+def scoreopt(variant: str, sigmas: list[Any], lrs: list[float], steps: list[int]) -> list[Point]:
+    return [
+        ("ScoreOpt", {"variant": variant, "sigma": sigma, "lr": lr, "steps": count})
+        for sigma, lr, count in itertools.product(sigmas, lrs, steps)
+    ]
+
+
+def product(name: str, **settings: list[Any]) -> list[Point]:
+    return [(name, dict(zip(settings, values))) for values in itertools.product(*settings.values())]
+
+
+def one_shot(*sigmas: float) -> list[Point]:
+    return [("OneShot", {"sigma": sigma}) for sigma in sigmas]
+
+
+GRIDS: dict[str, dict[str, list[Point]]] = {
+    "mnist-tiny": {
+        "one-shot": one_shot(0.5, 0.75, 1.0),
+        "O": scoreopt("O", [(0.4, 0.6), (0.5, 1.0)], [0.1, 0.2], [5]),
+        "N": scoreopt("N", [0.5, 0.75, 1.0], [0.05, 0.1], [5]),
+    },
+    "cifar10-tiny": {
+        "one-shot": one_shot(0.15, 0.25, 0.5),
+        "O": scoreopt("O", [(0.15, 0.35)], [0.02, 0.04], [5, 10]),
+        "N": scoreopt("N", [0.15, 0.25, 0.5], [0.02, 0.05], [5]),
+        "DiffPure": product("DiffPure", sigma=[0.15, 0.25, 0.34], steps=[5, 10]),
+        "GDMP": product("GDMP", sigma=[0.129, 0.25], steps=[9], rounds=[1, 4]),
+        "ADP": [
+            ("ADP", {"sigma": level, "level": level, "steps": 5, "share": share})
+            for level, share in itertools.product([0.15, 0.25, 0.5], [0.1, 0.3])
+        ],
+    },
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=GRIDS)
+    parser.add_argument("source", help="the data that the network was trained on")
+    parser.add_argument("--eps", type=float, required=True, help="l-infinity bound on [0, 1]")
+    parser.add_argument(
+        "--kinds", nargs="+", help="of the grid; the file keeps its rows of the others"
+    )
+    add_arguments(parser, images=200)
+    parser.add_argument("--white-box-images", type=int, default=32, help="of those; 0 for none")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the records")
+    args = parser.parse_args(arguments)
+
+    images = held_out(args)
+    classifier, denoiser = pretrained.classifier(args.name), pretrained.denoiser(args.name)
+    transfer = attack("transfer-pgd-linf", eps=args.eps)
+    white_box = attack("pgd-eot-linf", eps=args.eps, steps=10, eot=2)
+
+    def measured(kind: str, points: list[Point], column: str, shown: Attack, count: int) -> Result:
+        made = (purifiers.KINDS[name](denoiser, **settings) for name, settings in points)
+        return evaluate(
+            {str(place): DefendedModel(classifier, it) for place, it in enumerate(made)},
+            (images.x[:count], images.y[:count]), {column: shown},
+            out=args.runs / f"tune_presets_{args.name}" / kind / shown.preset,
+            batch=100, seed=args.seed, judging=Judging(purifications=1), checks=False,
+            workers=args.workers, progress=progress(),
+        )  # fmt: skip
+
+    kinds = args.kinds or list(GRIDS[args.name])
+    rows = [
+        row
+        for row in rows_about(f"tune_presets_{args.name}", args.name)
+        if row["kind"] not in kinds
+    ]
+    for kind in kinds:
+        points = GRIDS[args.name][kind]
+        found = measured(kind, points, TRANSFER, transfer, args.images)
+        cells = [(found, CLEAN), (found, TRANSFER)]
+        if args.white_box_images:
+            few = measured(kind, points, WHITE_BOX, white_box, args.white_box_images)
+            cells.append((few, WHITE_BOX))
+        for place, (name, settings) in enumerate(points):
+            shares = {column: run.cell(str(place), column).accuracy for run, column in cells}
+            accuracy = {column: share and share.as_dict() for column, share in shares.items()}
+            rows.append(
+                {"kind": kind, "purifier": name, "settings": settings, "accuracy": accuracy}
+            )
+            print(kind, settings, *(s and f"{100 * s.value:.1f} %" for s in shares.values()))
+    write(
+        f"tune_presets_{args.name}",
+        command=f"python -m benchmarks.models.tune_presets {args.name} DATA --eps {args.eps:.6g} "
+        f"--holdout {args.holdout}",
+        images="training images kept out of training", weights=weights(args.name), eps=args.eps,
+        seed=args.seed, best=best(rows), rows=rows,
+    )  # fmt: skip
+
+
+def best(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each kind the settings of highest mean of clean and transfer accuracy."""
+    measured = [row for row in rows if row["accuracy"][CLEAN] and row["accuracy"][TRANSFER]]
+    return {
+        kind: max(
+            (row for row in measured if row["kind"] == kind),
+            key=lambda row: sum(row["accuracy"][column]["value"] for column in (CLEAN, TRANSFER)),
+        )["settings"]
+        for kind in dict.fromkeys(row["kind"] for row in measured)
+    }
+
+
+if __name__ == "__main__":
+    main()

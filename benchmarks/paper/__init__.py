@@ -1,0 +1,1 @@
+"""The paper's tables and figures at its scale and at a CPU's."""

@@ -1,0 +1,1 @@
+"""What purification and its gradients cost in time and memory."""
