@@ -68,17 +68,16 @@ def _throughput(
         ).store.close()
 
     denoiser = model.purifier.denoiser
-    with watched(denoiser=denoiser.net, classifier=model.classifier, defence=model) as seen:
+    with watched(denoiser=denoiser.net, classifier=model.classifier) as seen:
         run()
     networks = {"denoiser": denoising(denoiser.net), "classifier": model.classifier}
     again = [
         passes(networks[name], _of_length(x, count), int(graded), int(not graded))
         for name, count, graded in seen
-        if name in networks
     ]
     compare(
         rows, key, {"evaluate": run}, ("bare networks", lambda: [call() for call in again]), rounds,
-        lambda: {"purifications": sum(count for name, count, _ in seen if name == "defence")},
+        lambda: {"purifications": sum(count for name, count, _ in seen if name == "classifier")},
         time.perf_counter,  # a run writes files too
     )  # fmt: skip
 
@@ -89,24 +88,17 @@ def _of_length(x: Tensor, count: int) -> Tensor:
 
 @contextmanager
 def watched(**modules: nn.Module) -> Iterator[list[tuple[str, int, bool]]]:
-    """Each call of these modules or of copies of them: which, of how many images, with a gradient.
-
-    Of a defended model the images are its purifications.
-    """
+    """Each call of these modules: which, of how many images, with a gradient."""
     seen: list[tuple[str, int, bool]] = []
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x, samples = inputs[0], named.get("samples", 1) * getattr(module, "votes", 1)
-            graded = torch.is_grad_enabled() and x.requires_grad
-            seen.append((name, samples * len(x), graded))
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            graded = torch.is_grad_enabled() and inputs[0].requires_grad
+            seen.append((name, len(inputs[0]), graded))
 
         return hook
 
-    hooks = [
-        module.register_forward_pre_hook(watch(name), with_kwargs=True)
-        for name, module in modules.items()
-    ]
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in modules.items()]
     try:
         yield seen
     finally:

@@ -310,6 +310,10 @@ class _Around(nn.Module):
         self.model, self.dtype = model, dtype
         self.training = model.training
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Libraries move what they attack, which is on its device, or brought there by a hook."""
+        return self
+
 
 class _Stretched(_Around):
     """A model whose gradient's largest entry is 1, of each image: of it l2 takes the direction.
