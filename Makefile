@@ -38,6 +38,9 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS
 test-avx2: $(VENV)/dev.stamp  ## the default tests as on a CPU without AVX-512; some 10 minutes
 	$(AVX2) $(BIN)/python -m pytest
 
+test-roots: $(VENV)/dev.stamp  ## the default tests as where a library's square roots err in the last bit
+	ERRING_ROOTS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
 test-oldest:  ## the default tests on the oldest releases that pyproject.toml allows
 	PIP_CONSTRAINT=$(CURDIR)/tests/oldest.txt $(MAKE) test VENV=.venv-oldest
 

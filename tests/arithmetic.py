@@ -90,15 +90,26 @@ class AgainstNumPy(TorchDispatchMode):
         return _WIDER[first.dtype](_OWN[first.dtype](value))
 
 
+#: By how many units in the last place the roots of a type err, and that type's bits.
+_UNITS_OFF = {torch.float32: (1, torch.int32), torch.float64: (_UNITS, torch.int64)}
+
+
 class ErringRoots(TorchDispatchMode):
     """Square roots as libraries have them: a unit in the last place off, of float64 up to 3."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in (torch.ops.aten.sqrt, torch.ops.aten.sqrt_):
-            most, whole = (3, torch.int64) if result.dtype == torch.float64 else (1, torch.int32)
-            right = torch.from_numpy(np.sqrt(args[0].cpu().numpy())).view(whole).to(result.device)
-            off = torch.arange(result.numel(), device=result.device).reshape(result.shape)
-            result = (right + (off % (2 * most + 1) - most) * (right != 0)).to(whole)
-            result = result.view(args[0].dtype)
-        return result
+        if func.overloadpacket not in (torch.ops.aten.sqrt, torch.ops.aten.sqrt_):
+            return result
+        if result.dtype not in _UNITS_OFF:
+            return result
+        most, whole = _UNITS_OFF[result.dtype]
+        # of what sqrt_ has written over, the root is at hand alone, which is right or nearly so
+        right = result if func.overloadpacket == torch.ops.aten.sqrt_ else self._root(args[0])
+        off = torch.arange(result.numel(), device=result.device).reshape(result.shape)
+        units = ((off % (2 * most + 1)) - most) * (right.isfinite() & (right != 0))
+        return result.copy_((right.contiguous().view(whole) + units.to(whole)).view(result.dtype))
+
+    @staticmethod
+    def _root(value):
+        return torch.from_numpy(np.asarray(np.sqrt(value.cpu().numpy()))).to(value.device)
