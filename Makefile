@@ -12,7 +12,7 @@ SCALE ?= cpu
 WORKERS ?= 1
 NETWORKS := $(if $(CLASSIFIER),--classifier $(CLASSIFIER)) $(if $(DENOISER),--denoiser $(DENOISER))
 
-.PHONY: demo gpu paper-table test test-avx2 test-oldest lint clean
+.PHONY: demo gpu paper-table test test-avx2 test-roots test-oldest lint clean
 
 demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 3 minutes
 	mkdir -p runs
