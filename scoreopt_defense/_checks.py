@@ -110,13 +110,17 @@ def check_labels(y: object, count: int) -> Tensor:
 def check_logits(logits: object, count: int) -> Tensor:
     """A classifier's answer to ``count`` images: floating, shape ``(count, K)``, K at least 2.
 
+    Returns:
+        Memory of its own: a CUDA graph, and other things that run networks, write each answer where
+        the one before it was.
+
     Raises:
         ValueError: saying how a classifier that answers otherwise is wrapped.
     """
     if isinstance(logits, Tensor):
         shape = tuple(logits.shape)
         if len(shape) == 2 and len(logits) == count and shape[1] > 1 and logits.is_floating_point():
-            return logits
+            return logits.clone()
         got = f"{logits.dtype} of {shape}"
         one = shape in ((count,), (count, 1))  # of class 1, as binary cross-entropy takes it
         z = "z = self.model(x).flatten(); return torch.stack([torch.zeros_like(z), z], 1)"

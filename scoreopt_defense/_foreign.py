@@ -114,6 +114,18 @@ def _autocast(device: str) -> list[tuple[Callable[[], Any], Callable[[Any], obje
     ]
 
 
+def _matmul_precision() -> str | None:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it is set backend by backend, for which there is no one word
+        return None
+
+
+def _set_matmul_precision(precision: str | None) -> None:
+    if precision is not None:
+        torch.set_float32_matmul_precision(precision)
+
+
 # What is set for the whole process or thread: how it is read, and how it is set.
 _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
     (torch.is_grad_enabled, torch.set_grad_enabled),
@@ -123,6 +135,8 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     *(_flag(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")),
+    _flag(torch.backends.mkldnn, "enabled"),
+    (_matmul_precision, _set_matmul_precision),
     *(part for device in ("cpu", "cuda") for part in _autocast(device)),
     (np.geterr, lambda errors: np.seterr(**errors)),
     (os.getcwd, os.chdir),
@@ -166,8 +180,11 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
 
 def _of_module(part: nn.Module) -> Undo:
     mode, attributes = getattr(part, "training", None), _of_attributes(part)
+    kind = type(part)  # a parametrisation, and a lazy module's first call, make it another
 
     def back() -> None:
+        if type(part) is not kind:
+            part.__class__ = kind
         attributes()
         if mode is not None and part.training != mode:  # a TorchScript's is no attribute
             part.training = mode

@@ -56,7 +56,7 @@ class DefendedModel(Frozen):
             raise TypeError(f"classifier must be a torch module, got {type(classifier).__name__}")
         if not isinstance(purifier, Purifier):
             raise TypeError(f"purifier must be a Purifier, got {type(purifier).__name__}")
-        if classifier.training:
+        if getattr(classifier, "training", False):  # a frozen TorchScript has no mode
             warnings.warn(
                 "the classifier is in training mode, and DefendedModel leaves it there: call "
                 "classifier.eval() first unless that is meant",
@@ -66,7 +66,7 @@ class DefendedModel(Frozen):
         self.classifier = classifier
         self.votes = check_count("votes", votes)
         self._watch: Callable[[Tensor, Tensor], None] | None = None
-        self.training = classifier.training
+        self.training = getattr(classifier, "training", False)
 
     def forward(self, x: Tensor, *, seed: int | None = None, samples: int = 1) -> Tensor:
         """Logits, averaged over ``votes`` purifications.
@@ -101,7 +101,7 @@ class DefendedModel(Frozen):
         size = self.purifier.chunk(x)
         if self.purifier.settings.max_batch is None or samples * len(x) <= size:
             return self._logits(x)
-        if any(module.training for module in self.classifier.modules()):
+        if any(getattr(part, "training", False) for part in self.classifier.modules()):
             # a second pass would update running statistics again, and draw other dropout
             return torch.cat([self._logits(chunk) for chunk in x.split(size)])
         # a checkpointed chunk keeps no activations, so that max_batch bounds memory here too; a
@@ -185,13 +185,14 @@ class EOT(Frozen):
         super().__init__()
         self.model = model
         self.samples = check_count("samples", samples)
-        self.training = model.training
+        self.training = getattr(model, "training", False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mean logits, shape ``(B, K)``, of images of shape ``(B, C, H, W)`` in [0, 1]."""
         if isinstance(self.model, DefendedModel):
             return self.model(x, samples=self.samples)
-        each = [self.model(x.clone()) for _ in range(self.samples)]  # it may write into its images
+        # memory of its own: it may write into its images
+        each = [check_logits(self.model(x.clone()), len(x)) for _ in range(self.samples)]
         return torch.stack(each).mean(0)
 
     def extra_repr(self) -> str:

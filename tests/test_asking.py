@@ -13,6 +13,7 @@ from toys import labels, mid_images, smooth_classifier
 from scoreopt_defense import DefendedModel
 from scoreopt_defense.evaluation import Judging, evaluate
 from scoreopt_defense.evaluation.asking import answers
+from scoreopt_defense.evaluation.identity import behaviour
 from scoreopt_defense.evaluation.judging import judge, vote
 from scoreopt_defense.evaluation.probes import Gradients
 from scoreopt_defense.evaluation.suite import _is_random
@@ -42,10 +43,11 @@ class Plain(InPlace):
         lambda model, x, y: vote(model, x, times=3, rows=4, seed=0),
         lambda model, x, y: answers(model, x),
         lambda model, x, y: torch.stack(list(Gradients().measure(model, x, y).values())),
+        lambda model, x, y: torch.tensor(behaviour(model, x)["gradient"]["of"]),
         lambda model, x, y: torch.tensor(_is_random(model, x)),
         lambda model, x, y: torch.tensor(evaluate({"it": model}, (x, y)).rows("it")[0]["margin"]),
     ],
-    ids=["judge", "vote", "answers", "gradients", "is random", "evaluate"],
+    ids=["judge", "vote", "answers", "gradients", "key", "is random", "evaluate"],
 )
 def test_a_classifier_that_writes_into_its_images_answers_as_one_that_does_not(asked):
     x, y = images(4)
@@ -120,6 +122,15 @@ def outer(model):
 def test_a_defence_that_cannot_be_judged_stops_the_run_at_its_start(function, message):
     for model in outer(Answers(function)):
         with pytest.raises(ValueError, match=message):
+            evaluate({"theirs": model}, images(4))
+
+
+def test_a_defence_that_has_no_weights_yet_is_refused():
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(4)).eval()
+    for model in outer(lazy):
+        with pytest.raises(
+            ValueError, match=r"'theirs' has lazy weights.*call it before, on a batch"
+        ):
             evaluate({"theirs": model}, images(4))
 
 

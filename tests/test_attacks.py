@@ -272,6 +272,21 @@ def test_it_is_shown_of_the_defence_what_it_states(row, y, monkeypatch):
     assert asked == {"purifiers": row.purifiers, "modes": row.modes}
 
 
+@pytest.mark.parametrize("kind", ["bare", "randomised"])
+@on_each_row
+def test_a_default_type_is_the_models_and_no_librarys(row, kind, y):
+    classifier, types = smooth_classifier(torch.float32), set()
+    expected = run(row.attack, kind, images(), y, classifier=classifier)
+    classifier.register_forward_pre_hook(lambda *_: types.add(torch.get_default_dtype()))
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = run(row.attack, kind, images(), y, classifier=classifier)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+    assert types == {torch.float64}
+
+
 @on_each_row
 def test_seeds_repeat_it(row, y):
     x = images()

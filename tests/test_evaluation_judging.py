@@ -351,6 +351,10 @@ class Radius:
             (Silent(eps=eps), f"of norm 'linf' must have eps, at least 0, got {eps!r}")
             for eps in (None, -0.1, float("nan"), "8/255")
         ),
+        (
+            Silent(eps=8),
+            "of norm 'linf' must have eps, at most 1.*got 8; 8 of 255 levels are 8/255",
+        ),
         (Radius(), "an attack with eps must say its norm, 'linf'.*got eps = 0.1 alone"),
     ],
 )

@@ -126,6 +126,9 @@ LEAVES = {
     "anomaly detection": lambda _: torch.autograd.set_detect_anomaly(True),
     "a default type": lambda _: torch.set_default_dtype(torch.float64),
     "a default device": lambda _: torch.set_default_device("meta"),
+    "a parametrisation": lambda model: nn.utils.parametrizations.weight_norm(model.net[1]),
+    "oneDNN's flag": lambda _: setattr(torch.backends.mkldnn, "enabled", False),
+    "precision of products": lambda _: torch.set_float32_matmul_precision("medium"),
     "threads": lambda _: torch.set_num_threads(3),
     "deterministic algorithms": lambda _: torch.use_deterministic_algorithms(True),
     "cudnn's flags": lambda _: setattr(torch.backends.cudnn, "benchmark", True),
@@ -143,6 +146,7 @@ def of_process():
     return (
         *(torch.is_grad_enabled(), torch.is_anomaly_enabled(), torch.get_default_dtype()),
         *(torch.get_default_device(), torch.get_num_threads(), torch.backends.cudnn.benchmark),
+        *(torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision()),
         *(torch.are_deterministic_algorithms_enabled(), torch.is_autocast_enabled("cpu")),
         *(np.geterr(), list(warnings.filters), os.getcwd()),
         *(dict(nn.modules.module._global_forward_hooks), torch.get_rng_state().tolist()),
@@ -287,6 +291,9 @@ AWKWARD = {
     "frozen TorchScript": lambda: torch.jit.freeze(traced()),
     "TorchScript behind a purifier": lambda: DefendedModel(
         traced(), OneShot(defences()["one-shot"].purifier.denoiser, sigma=0.3)
+    ),
+    "frozen TorchScript behind a purifier": lambda: DefendedModel(
+        torch.jit.freeze(traced()), OneShot(defences()["one-shot"].purifier.denoiser, sigma=0.3)
     ),
     "quantized": quantized,
 }

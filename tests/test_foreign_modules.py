@@ -22,7 +22,10 @@ from scoreopt_defense.denoisers import (
 )
 from scoreopt_defense.evaluation import judging
 from scoreopt_defense.evaluation.judging import AnyStep, judge, vote
+from scoreopt_defense.evaluation.seeding import reseeded
+from scoreopt_defense.evaluation.suite import _is_random
 from scoreopt_defense.gradients import GRADIENTS, as_it_is
+from scoreopt_defense.noise import seeded
 
 MEAN, STD = 0.45, 0.25
 
@@ -97,6 +100,40 @@ def test_it_is_judged_and_voted_on_as_any_other(own, plain):
 
     for value, known in zip(judged(own), judged(plain), strict=True):
         assert torch.equal(value, known)
+
+
+class OneMemory(nn.Module):
+    """Writes each answer where the one before it was, as a CUDA graph does."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.place = net, torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.net(x)
+        self.place = self.place if self.place.shape == logits.shape else torch.empty_like(logits)
+        return self.place.copy_(logits)
+
+
+@pytest.mark.parametrize("behind", [True, False])
+@pytest.mark.parametrize("asked", [
+    lambda model: judge(model, mid_images(), labels(), purifications=3, seed=0).margin,
+    lambda model: vote(model, mid_images(), times=3, rows=8, seed=0),
+    lambda model: torch.tensor(_is_random(model, mid_images())),
+    lambda model: EOT(reseeded(model, 0), 3)(mid_images()),
+    lambda model: EOT(reseeded(model.replace(max_batch=3, votes=2), 0)
+                      if isinstance(model, DefendedModel) else model, 2)(mid_images()),
+], ids=["judge", "vote", "is random", "EOT", "chunks of votes"])  # fmt: skip
+@torch.no_grad()
+def test_answers_that_share_their_memory_are_kept_apart(asked, behind):
+    def answered(keep):
+        noisy = nn.Sequential(*([] if behind else [nn.Dropout(0.2)]), smooth_classifier())
+        classifier = keep(noisy.train(not behind))
+        model = DefendedModel(classifier.eval(), OneShot(bent(), sigma=0.3), votes=2)
+        with seeded(0):
+            return asked(model if behind else classifier)
+
+    assert torch.equal(answered(OneMemory), answered(lambda net: net))
 
 
 @in_place

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -209,10 +210,11 @@ class BoundedAttack(Attack):
         seen = _Shown(seen, self, y)
         begin = {} if start is None else {"start": start.to(x)}
         # copies, since a library may write into what it is given
-        found = [
-            self.attack(seen, x.clone(), y.clone(), **{k: v.clone() for k, v in begin.items()})
-            for _ in range(self.restarts)
-        ]
+        with _by_default(torch.float32):
+            found = [
+                self.attack(seen, x.clone(), y.clone(), **{k: v.clone() for k, v in begin.items()})
+                for _ in range(self.restarts)
+            ]
         return found[0] if len(found) == 1 else strongest(seen, found, y)
 
     @abstractmethod
@@ -302,13 +304,24 @@ def strongest(model: nn.Module, found: Sequence[Tensor], y: Tensor) -> Tensor:
     return torch.stack(list(found))[margins.argmax(0), torch.arange(len(y), device=y.device)]
 
 
+@contextmanager
+def _by_default(dtype: torch.dtype) -> Iterator[None]:
+    """Tensors are of this type unless they say: libraries count on float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 class _Around(nn.Module):
     """A module around what an attack is shown, in its mode."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model, self.dtype = model, dtype
-        self.training = model.training
+        self.training = getattr(model, "training", False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Libraries move what they attack, which is on its device, or brought there by a hook."""
@@ -369,9 +382,11 @@ class _Shown(_Around):
         super().__init__(model)
         self.attack, self.y, self.highest = attack, y, int(y.max())
         self.divisors: Tensor | None = None
+        self.default = torch.get_default_dtype()
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = check_logits(self.model(x), len(x))
+        with _by_default(self.default):
+            logits = check_logits(self.model(x), len(x))
         logits = logits.to(torch.promote_types(logits.dtype, x.dtype))
         if (classes := logits.shape[1]) < self.attack.classes:
             raise ValueError(

@@ -49,6 +49,11 @@ def check_defence(name: str, model: nn.Module, x: Tensor, y: Tensor) -> int:
     Raises:
         ValueError: if it fails, does not answer with logits, or a label is none of its classes.
     """
+    if any(nn.parameter.is_lazy(part) for part in (*model.parameters(), *model.buffers())):
+        raise ValueError(
+            f"the defence {name!r} has lazy weights, made by its first call: call it before, on "
+            "a batch"
+        )
     few = x[:_FEW]
     try:
         logits = answers(model, few)

@@ -153,7 +153,7 @@ def _answers(model: nn.Module, x: Tensor) -> dict[str, list[float]]:
     as_deployed = torch.autocast(x.device.type, enabled=False)
     with torch.inference_mode(False), torch.enable_grad(), as_deployed, seeded(0):
         leaf = x.clone().requires_grad_()
-        logits = reseeded(model, 0)(leaf)
+        logits = reseeded(model, 0)(leaf.clone())  # it may write into its images
         found = {"logits": _finite(logits.detach().flatten()), "gradient": []}
         try:
             weights = torch.linspace(-1, 1, logits.shape[-1]).to(logits)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_count
+from scoreopt_defense.attacks.losses import margin
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.asking import answer
 from scoreopt_defense.evaluation.seeding import reseeded
@@ -98,7 +99,7 @@ class _Watched(nn.Module):
     def __init__(self, model: nn.Module, watch: _Watch) -> None:
         super().__init__()
         self.model, self.watch = model, watch
-        self.training = model.training
+        self.training = getattr(model, "training", False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         queries = (*args, *kwargs.values())[0].detach().clone()
@@ -209,9 +210,7 @@ def _as_deployed(x: Tensor, seed: int) -> Iterator[None]:
 
 def margins(logits: Tensor, y: Tensor) -> Tensor:
     """The true class's logit less the highest other one's: shape ``(B,)``."""
-    true = logits.gather(1, y[:, None])
-    others = logits.scatter(1, y[:, None], float("-inf"))
-    return (true.squeeze(1) - others.amax(1)).float()
+    return -margin(logits, y).float()
 
 
 CRITERIA = Options({"final": Final, "any-step": AnyStep}, Criterion)

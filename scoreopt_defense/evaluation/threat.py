@@ -113,6 +113,11 @@ def bound_of(attack: Any) -> tuple[float, float] | None:
         return None
     if not isinstance(eps, Real) or not float(eps) >= 0:
         raise ValueError(f"an attack of norm {norm!r} must have eps, at least 0, got {eps!r}")
+    if p == math.inf and 1 < float(eps) < math.inf:
+        raise ValueError(
+            f"an attack of norm {norm!r} must have eps, at most 1, images being in [0, 1], got "
+            f"{eps!r}; 8 of 255 levels are 8/255, and norm = None is no bound"
+        )
     return None if p is None else (p, float(eps))
 
 
