@@ -49,7 +49,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 def as_it_was(*things: object) -> Iterator[None]:
     """Put modules, other objects, and the process back as they were before.
 
-    Of a module: its mode, weights and buffers, their gradients and ``requires_grad``, hooks,
+    Of a module: its class, mode, weights and buffers, their gradients and ``requires_grad``, hooks,
     attributes, the modules inside it, and generators of random numbers among its attributes. Of
     another object: its attributes, and the modules among them. Of the process: torch's modes, types
     and flags, hooks on all modules, the working folder and the filters of warnings; for its

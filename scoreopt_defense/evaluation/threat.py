@@ -96,7 +96,8 @@ def bound_of(attack: Any) -> tuple[float, float] | None:
 
     Args:
         attack: with attributes ``norm``, as :func:`norm_of` knows it, and ``eps``, above or at 0,
-            images being in [0, 1]; with neither, or ``norm = None``, it may return any image.
+            images being in [0, 1], so in linf at most 1, or infinity; with neither, or
+            ``norm = None``, it may return any image.
 
     Raises:
         ValueError: if it has one of both alone, or one of them is unknown: it would be held to
