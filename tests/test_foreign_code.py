@@ -370,6 +370,12 @@ def test_what_would_end_the_run_is_its_units_failure(workers, tmp_path):
     assert ("net", "clean") not in said
 
 
+@pytest.mark.parametrize("name", ["caf\udce9", 3])
+def test_a_name_that_no_record_holds_is_refused(name):
+    with pytest.raises(ValueError, match=r"names of defences and attacks must be text.*(udce9|3)"):
+        evaluate({name: Holding(0).eval()}, images(4))
+
+
 def test_ctrl_c_within_a_unit_is_no_failure_of_it():
     class Pressed(Toy):
         def run(self, model, x, y):
