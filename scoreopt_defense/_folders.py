@@ -75,6 +75,14 @@ def layout(
             raise ValueError(f"{source} has no {split} images, only folders {sorted(splits)}")
         images = [e for e in images if len(e.folders) <= level or e.folders[level] in wanted]
         entries = [e for e in entries if len(e.folders) > level and e.folders[level] in splits]
+        unlabelled = _unlabelled(entries, level)
+        for entry in images:
+            if len(entry.folders) > level and entry.folders[level] in unlabelled:
+                raise ValueError(
+                    f"{entry.path} in {source} lies in the only class of its split, and the others "
+                    f"have no such class: {_EXPECTED}"
+                )
+        entries = [e for e in entries if e.folders[level] not in unlabelled]
         level += 1
     for entry in images:
         if len(entry.folders) <= level:
@@ -167,6 +175,18 @@ def _splits(names: set[str], images: list[_Entry], level: int) -> set[str]:
     if others and named:
         raise ValueError(f"{others[0].path} lies beside the splits {sorted(named)}: {_EXPECTED}")
     return named
+
+
+def _unlabelled(entries: list[_Entry], level: int) -> set[str]:
+    """Splits whose images all lie in one folder, no class of the largest: Tiny ImageNet's have."""
+    classes: dict[str, set[str]] = {}
+    for entry in entries:
+        if len(entry.folders) > level + 1:
+            classes.setdefault(entry.folders[level], set()).add(entry.folders[level + 1])
+    largest = max(classes.values(), key=len, default=set())
+    if len(largest) == 1:
+        return set()
+    return {split for split, own in classes.items() if len(own) == 1 and not own <= largest}
 
 
 def _of_split(images: list[_Entry], level: int, split: str | None) -> set[str]:

@@ -275,6 +275,6 @@ def said(error: BaseException) -> str:
     """An error's kind and message, in text that can be stored and shown everywhere."""
     try:
         message = str(error)
-    except Exception:
+    except BaseException:  # it is somebody else's too, and may try to end the process
         message = "a message that cannot be read"
     return printable(f"{type(error).__name__}: {message}")

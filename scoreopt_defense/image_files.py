@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from scoreopt_defense._checks import check_unit_images
+from scoreopt_defense._files import replacing
 from scoreopt_defense._folders import walk
 from scoreopt_defense._optional import optional
 from scoreopt_defense._pixels import IMAGE_SUFFIXES, as_colours, is_image_name, read_pixels, size_of
@@ -18,6 +18,9 @@ from scoreopt_defense.noise import derive
 from scoreopt_defense.purifiers import Purifier
 
 __all__ = ["purify_files"]
+
+# What stands at one file's place alone, and no full disk.
+_IN_THE_WAY = (IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
 def purify_files(
@@ -73,13 +76,12 @@ def _purify_each(
     for file, target in files.items():
         name = file.name if file == source else file.relative_to(source).as_posix()
         try:
-            levels = _purified(purifier, file, derive(seed, key_of(name)))
-        except ValueError as error:
+            _write(_purified(purifier, file, derive(seed, key_of(name))), target)
+        except (ValueError, *_IN_THE_WAY) as error:
             if file == source:
                 raise
             skipped.append(str(error))
             continue
-        _write(levels, target)
         yield target
     if skipped:
         raise ValueError("\n".join([f"{len(skipped)} were skipped:", *skipped]))
@@ -112,9 +114,5 @@ def _purified(purifier: Purifier, file: Path, seed: int) -> np.ndarray:
 def _write(levels: np.ndarray, target: Path) -> None:
     """A PNG file, whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{os.getpid()}.part")
-    try:
+    with replacing(target) as temporary:
         optional("PIL.Image", extra="data").fromarray(levels).save(temporary, "PNG")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -205,13 +205,25 @@ class Frozen(Twinned):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
+        self._refuse(name)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._refuse(name)
+        super().__delattr__(name)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As torch's; ``register_module`` is the same."""
+        self._refuse(name)
+        super().add_module(name, module)
+
+    def _refuse(self, name: str) -> None:
         may = name.startswith("_") or name == "training" or "_is_replica" in self.__dict__
         if not may and self._has(name):  # torch.nn.DataParallel fills its replicas by name
             how = f" with replace({name}=...)" if name in self._replaceable() else ""
             raise AttributeError(
                 f"{name} of a {type(self).__name__} cannot be changed: make another{how}"
             )
-        super().__setattr__(name, value)
 
     def _replaceable(self) -> Sequence[str]:
         """What ``replace`` takes, of a module that has it."""

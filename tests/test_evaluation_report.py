@@ -246,6 +246,14 @@ def test_class_names_are_text(finished, html, monkeypatch):
     assert page.count("script") == Page(html).count("script")
 
 
+def test_names_of_bytes_that_are_no_text_are_shown_escaped(finished, monkeypatch, tmp_path):
+    """A class's, of a folder that is not UTF-8; and a setting's."""
+    monkeypatch.setattr(pages, "reload", lambda *_: Reloaded(classes=("caf\udce9",) * 4))
+    with Store(finished) as store:
+        shown = write(run_page(store, images=3), tmp_path / "page.html").read_text("utf-8")
+    assert "caf\\udce9" in Page(shown).text
+
+
 def test_an_incomplete_run_says_so(finished, tmp_path):
     folder = tmp_path / "part"
     shutil.copytree(finished, folder)

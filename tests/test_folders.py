@@ -54,6 +54,10 @@ CLASSES = {
     ),
     "test without labels, train wanted": (["train/ant/1.png", "test/2.png"], "train",
                                           {"train/ant/1.png": "ant"}),
+    "splits without labels, train wanted": (
+        [*BOTH[:2], "val/images/3.png", "test/images/4.png"], "train",
+        {"train/ant/1.png": "ant", "train/bee/2.png": "bee"},
+    ),
     "a class called train": (
         ["plane/1.png", "train/2.png"], "test", {"plane/1.png": "plane", "train/2.png": "train"},
     ),
@@ -131,6 +135,16 @@ def test_a_label_means_the_same_in_every_split(split):
             r"ant/train/1\.png .* has its split too deep",
         ),
         (["train/train/ant/1.png"], "train", r"train/train/ant/1\.png .* has its split too deep"),
+        (
+            [*BOTH[:2], "val/images/3.png"],
+            "test",
+            r"val/images/3\.png in the folder lies in the only class of its split",
+        ),
+        (
+            [*BOTH[:2], "val/images/3.png", "test/images/4.png"],
+            None,
+            r"images/\d\.png in the folder lies in the only class of its split",
+        ),
         (["train/ant/1.png"], "test", r"the folder has no test images, only folders \['train'\]"),
         (["Test/ant/1.png"], "train", r"the folder has no train images, only folders \['Test'\]"),
     ],

@@ -342,6 +342,11 @@ class Mute(Exception):
         raise ValueError("no words")
 
 
+class LastWord(Exception):
+    def __str__(self):
+        raise SystemExit(0)
+
+
 class Ends(Holding):
     def forward(self, x):
         raise SystemExit(self.held)
@@ -354,13 +359,13 @@ ENDS = {
     "surrogate": (ValueError("caf\udce9"), "ValueError: caf\\udce9"),
     "terminal": (ValueError("a\x1b[2Jb\nc"), "ValueError: a\\x1b[2Jb\nc"),
     "no words": (Mute(), "Mute: a message that cannot be read"),
+    "last word": (LastWord(), "LastWord: a message that cannot be read"),
 }
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_would_end_the_run_is_its_units_failure(workers, tmp_path):
-    attacks = {name: Ending(error) for name, (error, _) in ENDS.items() if name != "no words"}
-    attacks |= {"no words": Ending(Mute())} if workers == 1 else {}
+    attacks = {name: Ending(error) for name, (error, _) in ENDS.items()}
     result = evaluate(
         {"net": Holding(0).eval()}, images(4), attacks, out=tmp_path, workers=workers, **FEW
     )
@@ -370,6 +375,12 @@ def test_what_would_end_the_run_is_its_units_failure(workers, tmp_path):
         evaluate({"ends": Ends(0).eval()}, images(4))
     assert str(result).encode()
     assert ("net", "clean") not in said
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", 3])
+def test_a_name_that_no_record_holds_is_refused(name):
+    with pytest.raises(ValueError, match=r"names of defences and attacks must be text.*(udce9|3)"):
+        evaluate({name: Holding(0).eval()}, images(4))
 
 
 def test_ctrl_c_within_a_unit_is_no_failure_of_it():

@@ -168,6 +168,26 @@ def test_a_disk_that_is_full_leaves_no_part(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.png"]
 
 
+def test_a_folder_or_file_in_the_way_is_skipped(tmp_path):
+    for name in ("a/b.png", "c.png", "d.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(PNG)
+    (tmp_path / "out/c.png").mkdir(parents=True)
+    (tmp_path / "out/a").write_text("a file")
+    found = []
+    with pytest.raises(ValueError, match=r"2 were skipped:(?s:.*)out/a(?s:.*)c\.png"):
+        found.extend(purify_files(BitDepth(bits=8), tmp_path / "in", tmp_path / "out"))
+    assert found == [tmp_path / "out/d.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["a", "c.png", "d.png"]
+
+
+def test_a_name_as_long_as_names_can_be(tmp_path):
+    name = "l" * 251 + ".png"
+    (tmp_path / name).write_bytes(PNG)
+    purified(tmp_path / name, tmp_path / "out" / name)
+    assert os.listdir(tmp_path / "out") == [name]
+
+
 @pytest.mark.parametrize("name", [b"\xff.png", b"\x1b[31m.png", "ä.png".encode()])
 def test_names_of_any_bytes(name, tmp_path, capsys):
     """Not UTF-8, or what a terminal takes for a command: written as they are, printed escaped."""

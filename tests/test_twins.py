@@ -123,6 +123,21 @@ def test_what_construction_did_not_set_may_be_set_again(make):
         setattr(module, next(iter(module._modules)), nn.Linear(1, 1))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: delattr(model, "votes"),
+        lambda model: delattr(model, "purifier"),
+        lambda model: model.register_module("purifier", nn.Identity()),
+        lambda model: model.add_module("classifier", nn.Identity()),
+    ],
+)
+def test_what_construction_set_is_neither_deleted_nor_registered_anew(change):
+    model = defended()
+    with pytest.raises(AttributeError, match="of a DefendedModel cannot be changed"):
+        change(model)
+
+
 def test_twins_and_copies_keep_what_their_owner_added_and_stay_frozen():
     model = defended()
     model.n_classes = 10

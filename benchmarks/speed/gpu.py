@@ -233,6 +233,7 @@ def carry_out(args: argparse.Namespace, rows: resumed) -> int:
     failed = False
     timed = {f"times, compiled {flag}": flag for flag in (False, True)}
     for name in [*PARTS, *timed]:
+        rows.rows[:] = [row for row in rows.rows if row.get("failed") != name]  # it is tried again
         try:
             if name in timed:
                 times(args, rows, timed[name])

@@ -122,6 +122,12 @@ class Materials:
         object.__setattr__(self, "y", check_labels(self.y, len(self.x)))
         if not self.defences:
             raise ValueError("defences must name at least one, got none")
+        for name in (*self.defences, *self.attacks):
+            if not isinstance(name, str) or any("\ud800" <= c <= "\udfff" for c in name):
+                raise ValueError(
+                    "names of defences and attacks must be text, without bytes that are none, got "
+                    f"{name!r}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -316,7 +316,7 @@ class Store:
             if "disk is full" in said or "No space left" in said:
                 what = "the disk is full: free some space and start again; what is stored is kept"
             elif denied and "no such" not in said:
-                what = f"cannot be read or written ({said}): check its permissions"
+                what = f"cannot be read or written ({said}): check its permissions and free space"
             else:
                 what = (
                     f"its {_FILE} is damaged or none of this program's ({said}): it was left as it "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import printable
+from scoreopt_defense._files import replacing
 from scoreopt_defense._optional import optional
 from scoreopt_defense.denoisers.deepinv import DeepinvUNetDenoiser, match_edm_groups
 from scoreopt_defense.denoisers.edm import EDM_SIGMA_RANGE
@@ -149,20 +149,15 @@ def fill(net: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
 
 def save_converted(path: str | Path, config: EDMConfig, weights: dict[str, Tensor]) -> None:
     """Write a safetensors file, whole or not at all."""
-    path = Path(path)
     low, high = config.checked().sigma_range
     finite = asdict(config) | {"sigma_range": [low, None if high == math.inf else high]}
     metadata = {"format": _FORMAT, "config": json.dumps(finite, allow_nan=False)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as temporary:
         safetensors.torch.save_file(
             {name: value.contiguous().clone() for name, value in weights.items()},
             temporary,
             metadata,
         )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def is_converted(path: str | Path) -> bool:
