@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -165,6 +167,23 @@ def _foretell(plan: Any, materials: Any, workers: int) -> None:
                 "upper bound.")  # fmt: skip
 
 
+@contextmanager
+def _record(run: Path) -> Iterator[Any]:
+    """A record to read, which may hold anything: what that trips is said, and is no traceback."""
+    from scoreopt_defense.evaluation.store import Store, StoreError
+
+    with Store(run) as store:
+        try:
+            yield store
+        except (OSError, ValueError, TypeError, ImportError, RuntimeError):  # said as they are
+            raise
+        except Exception as error:
+            raise StoreError(
+                f"{run}: its record holds what this version cannot read, or is damaged "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a record.")],
@@ -187,11 +206,10 @@ def report(
     """Write one HTML page of a run, or of the differences between two; it needs no network."""
     from scoreopt_defense.evaluation import config as configuration
     from scoreopt_defense.evaluation import report as pages
-    from scoreopt_defense.evaluation.store import Store
 
-    with Store(run) as store:
+    with _record(run) as store:
         if other is not None:
-            with Store(other) as second:
+            with _record(other) as second:
                 page = pages.comparison_page(store, second)
             default = run / f"compared-with-{other.resolve().name}.html"
         else:
@@ -214,12 +232,11 @@ def export(
     """Write a line an image, trial and attack, or the run's figures, for other programs."""
     from scoreopt_defense.evaluation.export import to_csv, to_json, to_parquet
     from scoreopt_defense.evaluation.results import Result
-    from scoreopt_defense.evaluation.store import Store
 
     wanted = [(write, path) for write, path in ((to_csv, csv), (to_parquet, parquet)) if path]
     if not (wanted or json):
         raise typer.BadParameter("say --csv FILE, --parquet FILE or --json FILE")
-    with Store(run) as store:
+    with _record(run) as store:
         for write, path in wanted:
             cli.say(f"{path}: {write(store, path)} rows")
         if json:

@@ -17,12 +17,15 @@ import pytest
 import torch
 from toy_evaluation import Ascent, Noisy, defences, found, images, run
 
+from scoreopt_defense import DefendedModel, ScoreOpt, cli, pretrained
 from scoreopt_defense._files import replacing
 from scoreopt_defense.evaluation import Judging, Result, Store, StoreError, evaluate
+from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.export import to_csv, to_json, to_parquet
 from scoreopt_defense.evaluation.plan import Plan, differences
 from scoreopt_defense.evaluation.progress import Progress
 from scoreopt_defense.evaluation.report import write
+from scoreopt_defense.evaluation.report.reload import reload
 
 SMALL = {"attacks": {"ascent": Ascent()}, "trials": 1, "defences": {"noisy": Noisy().eval()}}
 
@@ -364,3 +367,67 @@ def test_two_writers_of_one_file_have_names_of_their_own(tmp_path):
         other.write_text("other")
         assert one != other
     assert (tmp_path / "a").read_text() == "one"
+
+
+def _plan(**changes):
+    """Changes what a record says of its plan: a dictionary is merged into the part of its name."""
+
+    def change(database):
+        (text,) = database.execute("SELECT plan FROM run").fetchone()
+        plan = json.loads(text)
+        for name, value in changes.items():
+            merged = isinstance(value, dict) and isinstance(plan[name], dict)
+            plan[name] = plan[name] | value if merged else value
+        database.execute("UPDATE run SET plan = ?", [json.dumps(plan)])
+
+    return change
+
+
+#: By name, what somebody's record may hold.
+HOSTILE = {
+    "no plan's text": lambda d: d.execute("UPDATE run SET plan = '[' || plan"),
+    "a deep plan": lambda d: d.execute("UPDATE run SET plan = ?", ["[" * 100_000]),
+    "no plan": _plan(defences=["one"]),
+    "no attack": _plan(attacks={"ascent": 3}),
+    "no images": _plan(images={"shape": [-4, 3, 8, 8]}),
+    "many images": _plan(images={"shape": [10**12, 3, 8, 8]}),
+    "many trials": _plan(trials=10**9),
+    "many judgements": _plan(judging={"purifications": 10**12}),
+    "no behaviour": _plan(behaviour={"noisy": 3}),
+    "no judgement": lambda d: d.execute("UPDATE images SET predicted = '{\"a\": 1}'"),
+    "another script": lambda d: d.execute("UPDATE images SET label = '<b>x'"),
+    "no measurement": lambda d: d.execute("UPDATE units SET measured = '[1]'"),
+    "no versions": lambda d: d.execute("UPDATE run SET versions = '3'"),
+    "no machine": lambda d: d.execute("UPDATE run SET machine = '[\"<script>\"]'"),
+    "no time": lambda d: d.execute("UPDATE run SET started = 1e300"),
+    "no text": lambda d: d.execute("UPDATE units SET error = cast(x'fffe3c' AS text)"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_whatever_a_record_holds_reading_it_is_a_page_or_a_sentence(
+    kind, finished, tmp_path, capsys
+):
+    folder = tmp_path / "another's"
+    shutil.copytree(finished, folder)
+    database = sqlite3.connect(folder / "run.sqlite")
+    with database:
+        HOSTILE[kind](database)
+    database.close()
+    for what in (["report"], ["export", "--json", str(tmp_path / "figures.json")]):
+        status = cli.main([what[0], str(folder), *what[1:]])
+        said = capsys.readouterr().err
+        assert (status, said) == (0, "") or (status == 1 and said.startswith("scoreopt: "))
+    page = folder / "report.html"
+    assert not page.exists() or "<b>x" not in page.read_text()
+
+
+def test_a_page_carries_out_no_defence_of_as_many_steps_as_a_record_says():
+    purifier = ScoreOpt(pretrained.denoiser("mnist-tiny"), steps=1, sigma=0.75)
+    model = DefendedModel(pretrained.classifier("mnist-tiny"), purifier)
+    pair = torch.rand(2, 1, 28, 28), torch.zeros(2).long()
+    plan = Plan.of(materials_of(model, pair, [], Judging()))
+    (about,) = plan.defences.values()
+    assert reload(plan).models
+    about["purifier"]["steps"] = 10**9
+    assert "more than 10000 steps" in reload(plan).missing["DefendedModel"]

@@ -28,6 +28,7 @@ from scoreopt_defense.noise import derive
 __all__ = ["CLEAN", "Chain", "Clean", "Materials", "Plan", "Unit", "differences"]
 
 CLEAN = "clean"
+_MOST_UNITS = 10**7  # of ImageNet's 50,000 images that is 6,000 cells of batches of 32
 MOST_THREADS = (
     1024  # of a worker; far more of them cannot be started, and torch does not survive it
 )
@@ -271,7 +272,19 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        return cls(**json.loads(text))
+        """The inverse of :meth:`as_json`.
+
+        Raises:
+            ValueError, TypeError: of what no plan says.
+        """
+        plan = cls(**json.loads(text))
+        shape = plan.images["shape"]
+        if len(shape) != 4 or not all(isinstance(n, int) and n > 0 for n in shape):
+            raise ValueError(f"images of shape {shape}")
+        cells = len(plan.defences) * len(plan.attacks) * plan.trials
+        if (units := cells * -(-plan.count // plan.batch)) > _MOST_UNITS:
+            raise ValueError(f"{units} units, where {_MOST_UNITS} are the most")
+        return plan
 
     @property
     def hash(self) -> str:

@@ -148,7 +148,10 @@ class Store:
         kind, text, made_by = row
         if kind != _FORMAT:
             raise sqlite3.DatabaseError(f"format {kind}, this version reads {_FORMAT}")
-        stored = Plan.from_json(text)
+        try:
+            stored = Plan.from_json(text)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise sqlite3.DatabaseError(f"its plan: {error}") from error
         if plan is not None:
             was, is_now = (
                 {"plan": json.loads(plan_text), "versions": made}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,9 @@ from scoreopt_defense.evaluation.identity import behaviour, described, unlike
 from scoreopt_defense.evaluation.plan import Plan
 
 __all__ = ["Reloaded", "reload"]
+
+# Steps an image that a page is worth, of a defence that a record describes: it may say any number.
+_MOST_STEPS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +89,9 @@ def _recognised(about: Mapping[str, Any], shipped: dict[str, Any]) -> nn.Module 
         return None
     values = {name: value for name, value in about["purifier"].items() if name != "name"}
     settings = kind.Settings.from_dict(values)
+    counts = (getattr(settings, name, 1) for name in ("steps", "outer_steps", "rounds"))
+    if about["votes"] * math.prod(counts) > _MOST_STEPS:
+        raise ValueError(f"an image takes more than {_MOST_STEPS} steps of it: say --config FILE")
     if issubclass(kind, purifiers.WithoutNetwork):
         return DefendedModel(classifier, kind(settings), votes=about["votes"])
     denoiser = _network("denoiser", pretrained.denoiser, about["denoiser"], shipped)
