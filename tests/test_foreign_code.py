@@ -145,7 +145,8 @@ LEAVES = {
 def of_process():
     return (
         *(torch.is_grad_enabled(), torch.is_anomaly_enabled(), torch.get_default_dtype()),
-        *(torch.get_default_device(), torch.get_num_threads(), torch.backends.cudnn.benchmark),
+        torch.as_tensor(torch.empty(1, device="meta")).device,  # the CPU, if that was set
+        *(torch.get_num_threads(), torch.backends.cudnn.benchmark),
         *(torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision()),
         *(torch.are_deterministic_algorithms_enabled(), torch.is_autocast_enabled("cpu")),
         *(np.geterr(), list(warnings.filters), os.getcwd()),
