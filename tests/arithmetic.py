@@ -95,21 +95,28 @@ _UNITS_OFF = {torch.float32: (1, torch.int32), torch.float64: (_UNITS, torch.int
 
 
 class ErringRoots(TorchDispatchMode):
-    """Square roots as libraries have them: a unit in the last place off, of float64 up to 3."""
+    """Square roots as libraries have them: off in the last place, of float64 by up to 3 units.
+
+    By how much depends on the number alone, as it does there. Only a CPU's are.
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket not in (torch.ops.aten.sqrt, torch.ops.aten.sqrt_):
             return result
+        if type(result) is not torch.Tensor or result.device.type != "cpu":
+            return result
         if result.dtype not in _UNITS_OFF:
             return result
         most, whole = _UNITS_OFF[result.dtype]
         # of what sqrt_ has written over, the root is at hand alone, which is right or nearly so
-        right = result if func.overloadpacket == torch.ops.aten.sqrt_ else self._root(args[0])
-        off = torch.arange(result.numel(), device=result.device).reshape(result.shape)
-        units = ((off % (2 * most + 1)) - most) * (right.isfinite() & (right != 0))
-        return result.copy_((right.contiguous().view(whole) + units.to(whole)).view(result.dtype))
+        of_itself = func.overloadpacket == torch.ops.aten.sqrt_
+        right = result.detach() if of_itself else self._root(args[0].detach())
+        bits = right.contiguous().view(whole)
+        units = (bits % (2 * most + 1) - most) * (right.isfinite() & (right != 0))
+        result.detach().copy_((bits + units.to(whole)).view(result.dtype))
+        return result
 
     @staticmethod
     def _root(value):
-        return torch.from_numpy(np.asarray(np.sqrt(value.cpu().numpy()))).to(value.device)
+        return torch.from_numpy(np.asarray(np.sqrt(value.numpy())))
