@@ -43,7 +43,7 @@ _MOVES = {
 }
 _OWN = {torch.float32: np.float32, torch.float64: np.float64, torch.int32: np.int32}
 _WIDER = _OWN | {torch.float32: np.float64, torch.int32: np.int64}
-#: A square root of float64 may err by so many units in its last place: see noise._sqrt.
+#: A square root of float64 may err by so many units in its last place: see noise.normal._sqrt.
 _UNITS = 3
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from arithmetic import ARITHMETIC, AgainstNumPy, ErringRoots
 
-from scoreopt_defense.noise import Noise, _sqrt
+from scoreopt_defense.noise import Noise
+from scoreopt_defense.noise.normal import _sqrt
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

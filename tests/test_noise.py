@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from toys import mid_images
 
 from scoreopt_defense import OneShot
-from scoreopt_defense import noise as module
 from scoreopt_defense.denoisers import GaussianDenoiser
-from scoreopt_defense.noise import Noise, Stream, _log, threefry
+from scoreopt_defense.noise import Noise, Stream, threefry
+from scoreopt_defense.noise import noise as module
+from scoreopt_defense.noise.normal import _log
 
 stats = pytest.importorskip("scipy.stats")
 

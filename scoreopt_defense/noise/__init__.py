@@ -1,0 +1,8 @@
+"""Every random number: where it is drawn, and which call draws which."""
+
+from scoreopt_defense.noise.bits import threefry
+from scoreopt_defense.noise.generators import same_draws, seeded
+from scoreopt_defense.noise.noise import Noise
+from scoreopt_defense.noise.streams import Stream, derive
+
+__all__ = ["Noise", "Stream", "derive", "same_draws", "seeded", "threefry"]

@@ -1,0 +1,61 @@
+"""The global generators of torch, numpy and Python, for code that draws from them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["same_draws", "seeded"]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Start torch's, numpy's and Python's global generators at ``seed``; put them back after."""
+    before = _states()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            _set_states(before)
+
+
+def same_draws() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Two contexts for ``torch.utils.checkpoint``: what is drawn in the first is in the second too.
+
+    From numpy's and Python's global generators, which it does not put back as it does torch's. It
+    asks for the contexts where it is about to enter the first.
+    """
+    return nullcontext(), _StartedFrom(_states())
+
+
+class _StartedFrom(AbstractContextManager[None]):
+    """Generators in those states, for a while; it can be entered often."""
+
+    def __init__(self, states: Sequence[Any]) -> None:
+        self.states = states
+
+    def __enter__(self) -> None:
+        self.before = _states()
+        _set_states(self.states)
+
+    def __exit__(self, *_: object) -> None:
+        _set_states(self.before)
+
+
+def _states() -> tuple[Any, Any]:
+    """Of Python's and numpy's global generators."""
+    return random.getstate(), np.random.get_state()  # noqa: NPY002
+
+
+def _set_states(states: Sequence[Any]) -> None:
+    of_python, of_numpy = states
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)  # noqa: NPY002
