@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_positive
-from scoreopt_defense.recomputation import (
+from scoreopt_defense.steps.recomputation import (
     Kept,
     Runner,
     Step,

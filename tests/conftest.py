@@ -10,8 +10,8 @@ from arithmetic import ErringRoots
 from hypothesis import settings
 from toys import bent, gaussian, labels, mid_images, smooth_classifier
 
-from scoreopt_defense import compilation
 from scoreopt_defense.purifiers import scoreopt
+from scoreopt_defense.steps import compilation
 
 settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("suite")

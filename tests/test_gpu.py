@@ -10,7 +10,7 @@ import torch
 from benchmarks.common import results_file
 from benchmarks.common.timing import SETTINGS
 from benchmarks.speed import gpu
-from scoreopt_defense.compilation import _as_at_any_step
+from scoreopt_defense.steps.compilation import _as_at_any_step
 
 pytest.importorskip("scipy.stats")
 pytest.importorskip("torchattacks")

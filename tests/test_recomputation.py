@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from toys import mid_images
 
 from scoreopt_defense import ScoreOpt
-from scoreopt_defense._convolutions import FixedWeights, _Convolution
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.gradients import Exact, Smoothed
+from scoreopt_defense.steps.convolutions import FixedWeights, _Convolution
 
 CONVOLUTIONS: dict[str, Any] = {
     "1d": (F.conv1d, (3, 4, 3), {"padding": 1}),

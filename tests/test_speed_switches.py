@@ -22,10 +22,10 @@ from torch.torch_version import TorchVersion
 from toys import BentNet, bent, gaussian, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, PurifierPreprocessor, ScoreOpt
-from scoreopt_defense.compilation import OLDEST
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.purifiers import base
+from scoreopt_defense.steps.compilation import OLDEST
 
 SETTINGS = [
     {"variant": "O", "loss": "diff", "optimizer": "adam", "sigma": (0.2, 0.4)},

@@ -40,7 +40,7 @@ from scoreopt_defense.gradients import (
 )
 from scoreopt_defense.optimizers import Adam
 from scoreopt_defense.purifiers.descent import Update
-from scoreopt_defense.recomputation import Kept
+from scoreopt_defense.steps.recomputation import Kept
 
 NAME = "cifar10-tiny"
 COSINES = 8, (5,), 8  # images, optimisation steps, purifications of a gradient

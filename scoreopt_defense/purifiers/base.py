@@ -22,7 +22,7 @@ from scoreopt_defense._checks import (
     check_sigma,
     looks_rescaled,
 )
-from scoreopt_defense._memory import Recording, free_bytes
+from scoreopt_defense._memory import free_bytes
 from scoreopt_defense._transforms import refuse_transforms
 from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.gradients import (
@@ -36,6 +36,7 @@ from scoreopt_defense.gradients import (
 )
 from scoreopt_defense.noise import Noise, Stream
 from scoreopt_defense.settings import Frozen, Options, Settings, name_of
+from scoreopt_defense.steps.recording import Recording
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreopt_defense._memory import unwatched
 from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.objectives import Loss
 from scoreopt_defense.optimizers import Optimizer
-from scoreopt_defense.recomputation import Runner, as_it_is
+from scoreopt_defense.steps.recomputation import Runner, as_it_is
+from scoreopt_defense.steps.recording import unwatched
 
 __all__ = ["Descent", "LossGradient", "Update"]
 

@@ -15,7 +15,6 @@ from scoreopt_defense._checks import (
     check_positive,
     check_sigma,
 )
-from scoreopt_defense.compilation import check_compile, compiled
 from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
@@ -25,6 +24,7 @@ from scoreopt_defense.presets import preset
 from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
 from scoreopt_defense.purifiers.descent import Descent
 from scoreopt_defense.settings import Options
+from scoreopt_defense.steps.compilation import check_compile, compiled
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scoreopt_defense._convolutions import FixedWeights
-from scoreopt_defense._memory import Recording
+from scoreopt_defense.steps.convolutions import FixedWeights
+from scoreopt_defense.steps.recording import Recording
 
 __all__ = ["Kept", "Runner", "Step", "as_it_is", "autocast_state", "eager", "recompute"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice
-from scoreopt_defense.recomputation import Runner
+from scoreopt_defense.steps.recomputation import Runner
 
 __all__ = ["MODES", "OLDEST", "Compiled", "check_compile", "compiled"]
 
