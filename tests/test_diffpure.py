@@ -12,9 +12,10 @@ from toys import MEAN, bent, gaussian, mid_images, shrinkage
 
 from scoreopt_defense import DiffPure, OneShot
 from scoreopt_defense.denoisers import EDMDenoiser
+from scoreopt_defense.denoisers.vp_schedule import VPSchedule
 from scoreopt_defense.noise import Noise
-from scoreopt_defense.purifiers.diffpure import vp_sde, vp_time
 
+VP = VPSchedule()
 every_sampler = pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 
 
@@ -35,18 +36,18 @@ def test_it_is_azulas_own_sampler_given_the_same_noise(sampler, monkeypatch):
     found = DiffPure(denoiser, sigma=sigma, steps=n, sampler=sampler).purify(x_a, noise)
 
     class AsAzulas:
-        schedule = staticmethod(vp_sde)
+        schedule = staticmethod(VP.scales)
 
         def __call__(self, x_t, t):
-            alpha, sigma_t = vp_sde(t)
+            alpha, sigma_t = VP.scales(t)
             return SimpleNamespace(mean=denoiser(x_t / alpha, sigma_t / alpha))
 
     kind = {"ddpm": sample.DDPMSampler, "ddim": sample.DDIMSampler}[sampler]
-    start = vp_time(torch.tensor(sigma, dtype=torch.float64))
+    start = VP.time(torch.tensor(sigma, dtype=torch.float64))
     theirs = kind(AsAzulas(), start=start.item(), steps=n, silent=True, dtype=torch.float64)
     draws = iter(noise.eps_2(0, j, x_a) for j in range(n))
     monkeypatch.setattr(torch, "randn_like", lambda like: next(draws))
-    alpha, sigma_t = vp_sde(start)
+    alpha, sigma_t = VP.scales(start)
     expected = theirs(alpha * x_a + sigma_t * noise.eps_1(0, x_a))
     assert next(draws, None) is None
     # n steps of some 64 roundings; a step's noise divides by no less than a seventh
@@ -57,11 +58,11 @@ def test_times_are_the_vp_sdes():
     """t* = 0.1 is sigma 0.34; uniform from there, or to the lowest level that is valid."""
     ladder = torch.tensor([0.1, 1.0], dtype=torch.float64)
     integral = 0.1 * ladder + 19.9 / 2 * ladder**2
-    alpha, sigma = vp_sde(ladder)
+    alpha, sigma = VP.scales(ladder)
     close = {"rtol": rounding(torch.float64, 32), "atol": 0}
     torch.testing.assert_close(alpha**2, (-integral).exp(), **close)
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha), **close)
-    torch.testing.assert_close(vp_time(sigma / alpha), ladder, **close)
+    torch.testing.assert_close(VP.time(sigma / alpha), ladder, **close)
     assert round((sigma / alpha)[0].item(), 2) == 0.34
 
     def levels(denoiser, steps):
@@ -76,7 +77,7 @@ def test_times_are_the_vp_sdes():
     assert (even.diff() - even[-2].neg()).abs().max() < rounding(torch.float64, 8)
     low = 0.05
     short = levels(EDMDenoiser(torch.nn.Identity(), sigma_range=(low, 1.0)), 100)
-    alpha, sigma = vp_sde(short[-2])
+    alpha, sigma = VP.scales(short[-2])
     assert math.isclose(sigma / alpha, low, rel_tol=rounding(torch.float64, 64))
     above = short[:-1].diff()
     assert (above - above[0]).abs().max() < rounding(torch.float64, 8)
@@ -105,7 +106,7 @@ def test_many_steps_sample_the_posterior_of_gaussian_images():
     # An ancestral step from level sigma_t to sigma_s leaves out the clean image's own variance,
     # (1 - sigma_s^2 / sigma_t^2)^2 k_t sigma_t^2, which later steps shrink.
     ladder = torch.stack(purifier.times(x_a[:1], noise[:1])).flatten()
-    alpha, sigma_t = vp_sde(ladder)
+    alpha, sigma_t = VP.scales(ladder)
     squares = (sigma_t / alpha) ** 2
     left_out = ((1 - squares[1:] / squares[:-1]) ** 2 * squares[:-1]).sum()
     assert left_out < 0.05 * variance

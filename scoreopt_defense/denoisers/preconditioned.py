@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +13,9 @@ from scoreopt_defense._checks import check_choice, check_count
 from scoreopt_defense.denoisers.edm import EDM_SIGMA_RANGE, edm_scalings
 from scoreopt_defense.denoisers.labels import ClassConditionalDenoiser
 from scoreopt_defense.denoisers.precision import network_precision
+from scoreopt_defense.denoisers.vp_schedule import VPSchedule
 
-__all__ = ["PreconditionedDenoiser", "vp_time"]
+__all__ = ["PreconditionedDenoiser"]
 
 _VP_TIMES = (1e-5, 1.0)  # lowest and highest, Table 1
 
@@ -34,7 +34,7 @@ class PreconditionedDenoiser(ClassConditionalDenoiser):
             c_{in} &= 1, & c_{noise} &= \ln\tfrac12\sigma
 
     with :math:`s` the standard deviation of the data, :math:`\rho^2 = \sigma^2 + s^2` and t the
-    time of :func:`vp_time`.
+    time of :class:`~scoreopt_defense.denoisers.vp_schedule.VPSchedule`.
 
     Args:
         net: called as ``net(x, c_noise, labels)`` with ``c_noise`` of shape ``(B,)`` and one-hot
@@ -77,7 +77,8 @@ class PreconditionedDenoiser(ClassConditionalDenoiser):
         channels: int | None = None,
     ) -> None:
         check_choice("kind", kind, ("edm", "vp", "ve"))
-        low, high = (vp_sigma(time, beta_d=beta_d, beta_min=beta_min) for time in _VP_TIMES)
+        schedule = VPSchedule(beta_d=beta_d, beta_min=beta_min)
+        low, high = map(schedule.sigma, _VP_TIMES)
         known = {"edm": EDM_SIGMA_RANGE, "vp": (low, high), "ve": (0.02, 100.0)}  # Table 1
         super().__init__(
             sigma_range=sigma_range or known[kind],
@@ -92,7 +93,7 @@ class PreconditionedDenoiser(ClassConditionalDenoiser):
         self.net = net
         self.kind = kind
         self.sigma_data = sigma_data
-        self.beta_d, self.beta_min, self.steps = beta_d, beta_min, steps
+        self.schedule, self.steps = schedule, steps
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         c_skip, c_out, c_in, c_noise = self.scalings(sigma)
@@ -117,31 +118,8 @@ class PreconditionedDenoiser(ClassConditionalDenoiser):
         """c_skip, c_out, c_in and c_noise, each of the shape of ``sigma``."""
         one = torch.ones_like(sigma)
         if self.kind == "vp":
-            time = vp_time(sigma, beta_d=self.beta_d, beta_min=self.beta_min)
-            return one, -sigma, (1 + sigma**2).rsqrt(), (self.steps - 1) * time
+            c_noise = (self.steps - 1) * self.schedule.time(sigma)
+            return one, -sigma, self.schedule.alpha(sigma), c_noise
         if self.kind == "ve":
             return one, sigma, one, (sigma / 2).log()
         return edm_scalings(sigma, self.sigma_data)
-
-
-def vp_time(sigma: Tensor, *, beta_d: float = 19.9, beta_min: float = 0.1) -> Tensor:
-    r"""The time at which a continuous VP schedule has that noise.
-
-    .. math:: \sigma(t)^2 = e^{\frac12 \beta_d t^2 + \beta_{min} t} - 1
-
-    Args:
-        sigma: any shape, above 0.
-        beta_d: :math:`\beta_{max} - \beta_{min}`.
-        beta_min: of the schedule.
-
-    Reference:
-        Song et al., ICLR 2021; Karras et al., NeurIPS 2022, Table 1.
-    """
-    log = (sigma**2).log1p()
-    # (sqrt(b^2 + 2dL) - b) / d, without the cancellation at small sigma
-    return 2 * log / ((beta_min**2 + 2 * beta_d * log).sqrt() + beta_min)
-
-
-def vp_sigma(time: float, *, beta_d: float = 19.9, beta_min: float = 0.1) -> float:
-    """The inverse of :func:`vp_time`."""
-    return math.sqrt(math.expm1(0.5 * beta_d * time**2 + beta_min * time))

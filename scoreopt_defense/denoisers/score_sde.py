@@ -13,6 +13,7 @@ from scoreopt_defense.denoisers.base import Denoiser
 from scoreopt_defense.denoisers.data_range import on_data_range
 from scoreopt_defense.denoisers.precision import network_dtype
 from scoreopt_defense.denoisers.vp import DDPMDenoiser
+from scoreopt_defense.denoisers.vp_schedule import VPSchedule
 
 __all__ = ["ScoreSDEVEDenoiser", "ScoreSDEVPDenoiser", "score_sde_denoiser"]
 
@@ -53,12 +54,9 @@ def score_sde_denoiser(
 class ScoreSDEVPDenoiser(Denoiser):
     r"""A VP or sub-VP network trained at continuous times.
 
-    .. math:: D(x_t; \sigma) = x_t - \sigma F_\theta(\alpha x_t;\, 999 t), \qquad
-              \ln \alpha = -\tfrac14 (\beta_{max} - \beta_{min}) t^2 - \tfrac12 \beta_{min} t
+    .. math:: D(x_t; \sigma) = x_t - \sigma F_\theta(\alpha_t x_t;\, 999 t)
 
-    where :math:`\alpha = 1/\sqrt{1 + \sigma^2}` for VP, and
-    :math:`\alpha = (\sqrt{4 + \sigma^2} - \sigma) / 2` for sub-VP, whose noise is
-    :math:`1 - \alpha^2` where that of VP is its square root.
+    with the time and scale of :class:`~scoreopt_defense.denoisers.vp_schedule.VPSchedule`.
 
     Args:
         net: called as ``net(z, labels)``, images in [-1, 1].
@@ -84,31 +82,16 @@ class ScoreSDEVPDenoiser(Denoiser):
         sub: bool = False,
         time_min: float = 1e-5,
     ) -> None:
-        def sigma(time: float) -> float:
-            alpha = math.exp(-0.25 * (beta_max - beta_min) * time**2 - 0.5 * beta_min * time)
-            noise = 1 - alpha**2
-            return (noise if sub else math.sqrt(noise)) / alpha
-
-        super().__init__(sigma_range=(sigma(time_min), sigma(1.0)))
+        schedule = VPSchedule(beta_max - beta_min, beta_min, sub)
+        super().__init__(sigma_range=(schedule.sigma(time_min), schedule.sigma(1.0)))
         self.net = net
-        self.beta_min, self.beta_max, self.sub = beta_min, beta_max, sub
+        self.schedule = schedule
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        alpha, time = self.alpha_and_time(sigma)
+        alpha, time = self.schedule.alpha(sigma), self.schedule.time(sigma)
         dtype = network_dtype(self.net, x_t.dtype)
         eps = self.net((alpha * x_t).to(dtype), 999 * time.flatten().float())
         return x_t - sigma * eps.to(sigma.dtype)
-
-    def alpha_and_time(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The scale of the image and the time at a noise level, of the shape of ``sigma``."""
-        if self.sub:
-            alpha = ((4 + sigma**2).sqrt() - sigma) / 2
-            decay = 2 * torch.asinh(sigma / 2)  # -2 ln(alpha)
-        else:
-            alpha = (1 + sigma**2).rsqrt()
-            decay = (sigma**2).log1p()
-        slope = self.beta_max - self.beta_min
-        return alpha, 2 * decay / ((self.beta_min**2 + 2 * slope * decay).sqrt() + self.beta_min)
 
 
 class ScoreSDEVEDenoiser(Denoiser):

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from scoreopt_defense._checks import check_choice, check_count, check_sigma
+from scoreopt_defense.denoisers.vp_schedule import VPSchedule
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
 
-__all__ = ["DiffPure", "DiffPureSettings", "ddim", "ddpm", "diffpure", "vp_sde"]
+__all__ = ["DiffPure", "DiffPureSettings", "ddim", "ddpm", "diffpure"]
 
 SAMPLERS = ("ddpm", "ddim")
-_BETA_MIN, _BETA_MAX = 0.1, 20.0  # Song et al., ICLR 2021, appendix C
+VP = VPSchedule()  # Song et al., ICLR 2021, appendix C
 
 #: One step of the reverse process: ``(x_t, t, s, noise, m, j) -> x_s``.
 Reverse = Callable[..., Tensor]
@@ -31,7 +32,7 @@ def diffpure(x: Tensor, reverse: Reverse, noise: Noise, times: list[Tensor], m: 
         reverse: one step; it makes its own noise of what it is given, so that none need be kept.
         m: which of a call's rounds this is: each has noise of its own.
     """
-    alpha, sigma = vp_sde(times[0])
+    alpha, sigma = VP.scales(times[0])
     x_t = alpha * x + sigma * noise.eps_1(m, x)
     for j, (t, s) in enumerate(pairwise(times)):
         x_t = reverse(x_t, t, s, noise, m, j)
@@ -48,7 +49,7 @@ def ddpm(x_t: Tensor, denoised: Tensor, t: Tensor, s: Tensor, eps: Tensor) -> Te
     Reference:
         Ho et al., "Denoising diffusion probabilistic models", NeurIPS 2020.
     """
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = vp_sde(t), vp_sde(s)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = VP.scales(t), VP.scales(s)
     tau = 1 - (alpha_t / alpha_s * sigma_s / sigma_t) ** 2
     kept = sigma_s * (1 - tau).sqrt() / sigma_t * (x_t - alpha_t * denoised)
     return alpha_s * denoised + kept + sigma_s * tau.sqrt() * eps
@@ -60,27 +61,8 @@ def ddim(x_t: Tensor, denoised: Tensor, t: Tensor, s: Tensor) -> Tensor:
     Reference:
         Song et al., "Denoising diffusion implicit models", ICLR 2021.
     """
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = vp_sde(t), vp_sde(s)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = VP.scales(t), VP.scales(s)
     return alpha_s * denoised + sigma_s / sigma_t * (x_t - alpha_t * denoised)
-
-
-def vp_sde(t: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Signal and noise scale of the variance-preserving SDE of linear :math:`\beta`.
-
-    .. math:: B_t = \int_0^t \beta_{\min} + u (\beta_{\max} - \beta_{\min})\, du, \qquad
-              \alpha_t = e^{-B_t / 2}, \quad \sigma_t = \sqrt{1 - e^{-B_t}}
-
-    Reference:
-        Song et al., ICLR 2021, eq. (33): :math:`\beta` from 0.1 to 20.
-    """
-    integral = _BETA_MIN * t + (_BETA_MAX - _BETA_MIN) / 2 * t**2
-    return (-integral / 2).exp(), (-torch.expm1(-integral)).sqrt()
-
-
-def vp_time(sigma: Tensor) -> Tensor:
-    r"""The time at which :math:`\sigma_t / \alpha_t` is ``sigma``."""
-    integral, slope = torch.log1p(sigma**2), _BETA_MAX - _BETA_MIN
-    return 2 * integral / (_BETA_MIN + (_BETA_MIN**2 + 2 * slope * integral).sqrt())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,15 +123,15 @@ class DiffPure(Purifier):
     def times(self, x: Tensor, noise: Noise, m: int = 0) -> list[Tensor]:
         """From t* to 0, ``steps + 1`` of them, each of shape ``(B, 1, 1, 1)``."""
         n = self.settings.steps
-        first = vp_time(noise.level(self.settings.sigma, m, x))
-        valid = vp_time(first.new_tensor(self.denoiser.sigma_range[0]))
+        first = VP.time(noise.level(self.settings.sigma, m, x))
+        valid = VP.time(first.new_tensor(self.denoiser.sigma_range[0]))
         last = torch.maximum(first / n, valid)  # where the step to 0 starts
         between = [torch.lerp(first, last, j / (n - 1)) for j in range(1, n)]
         return [first, *between, torch.zeros_like(first)]
 
     def reverse(self, x_t: Tensor, t: Tensor, s: Tensor, noise: Noise, m: int, j: int) -> Tensor:
         """The step from time t to s, the j-th of round m."""
-        alpha, sigma = vp_sde(t)
+        alpha, sigma = VP.scales(t)
         level = (sigma / alpha).clamp(*self.denoiser.sigma_range)  # its ends, but for rounding
         denoised = self.denoiser(x_t / alpha, level)
         if self.settings.sampler == "ddim":

@@ -11,7 +11,7 @@ from scoreopt_defense._checks import check_count, check_positive
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.purifiers.base import PurifierSettings
-from scoreopt_defense.purifiers.diffpure import DiffPure, DiffPureSettings, diffpure, vp_sde
+from scoreopt_defense.purifiers.diffpure import VP, DiffPure, DiffPureSettings, diffpure
 
 __all__ = ["GDMP", "GDMPSettings"]
 
@@ -90,7 +90,7 @@ class GDMP(DiffPure):
         j: int,
     ) -> Tensor:
         """The step from time t to s, and its shift."""
-        (alpha, sigma), (alpha_s, _) = vp_sde(t), vp_sde(s)
+        (alpha, sigma), (alpha_s, _) = VP.scales(t), VP.scales(s)
         x_at = alpha * x_a + sigma * noise.eps_2(m, self.settings.steps + j, x_a)
         pull = self.settings.scale * sigma / alpha * (1 - (alpha / alpha_s) ** 2)
         return self.reverse(x_t, t, s, noise, m, j) + pull * (x_at - x_t)
