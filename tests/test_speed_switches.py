@@ -24,7 +24,7 @@ from toys import BentNet, bent, gaussian, mid_images, smooth_classifier
 from scoreopt_defense import EOT, DefendedModel, OneShot, PurifierPreprocessor, ScoreOpt
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.noise import Noise
-from scoreopt_defense.purifiers import base
+from scoreopt_defense.purifiers import batching
 from scoreopt_defense.steps.compilation import OLDEST
 
 SETTINGS = [
@@ -273,7 +273,7 @@ def test_a_batch_chosen_by_the_memory_gives_the_same_result(monkeypatch: Any) ->
     a_record = auto._recorded(x[:1])
     # two tensors of 3 x 8 x 8 float64 at least (tanh, and what the convolution saw)
     assert a_record >= 2 * 3 * 8 * 8 * 8
-    monkeypatch.setattr(base, "free_bytes", lambda device: 2 * 2 * base._RECORDS * a_record)
+    monkeypatch.setattr(batching, "free_bytes", lambda device: 2 * 2 * batching._RECORDS * a_record)
     sizes.clear()
     found = auto(x, seed=1)
     assert set(sizes) == {2}

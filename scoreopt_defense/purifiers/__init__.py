@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from scoreopt_defense.purifiers.adp import ADP, ADPSettings
-from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
+from scoreopt_defense.purifiers.base import Purifier
 from scoreopt_defense.purifiers.bit_depth import BitDepth, BitDepthSettings
 from scoreopt_defense.purifiers.diffpure import DiffPure, DiffPureSettings
 from scoreopt_defense.purifiers.gdmp import GDMP, GDMPSettings
@@ -12,6 +12,7 @@ from scoreopt_defense.purifiers.jpeg import JPEG, JPEGSettings
 from scoreopt_defense.purifiers.menet import MENet, MENetSettings
 from scoreopt_defense.purifiers.one_shot import OneShot, OneShotSettings
 from scoreopt_defense.purifiers.scoreopt import ScoreOpt, ScoreOptSettings
+from scoreopt_defense.purifiers.settings import PurifierSettings
 from scoreopt_defense.purifiers.third_party import ThirdParty, ThirdPartySettings
 from scoreopt_defense.purifiers.without_network import WithoutNetwork, WithoutNetworkSettings
 

@@ -13,7 +13,8 @@ from scoreopt_defense._checks import check_count, check_positive, check_sigma
 from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
-from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
+from scoreopt_defense.purifiers.base import Purifier
+from scoreopt_defense.purifiers.settings import PurifierSettings
 
 __all__ = ["ADP", "ADPSettings", "adp"]
 
@@ -80,7 +81,7 @@ class ADP(Purifier):
         shortest: an image stops at a step of this size, on the [-1, 1] scale; the authors' 1e-3 is
             on [0, 1].
         gradient, deterministic, max_batch, autocast, channels_last, seed: as in
-            :class:`~scoreopt_defense.purifiers.base.PurifierSettings`.
+            :class:`~scoreopt_defense.purifiers.PurifierSettings`.
 
     Raises:
         ValueError: if ``sigma`` or ``level`` is outside the denoiser's noise levels.

@@ -1,4 +1,4 @@
-"""What every purifier is."""
+"""A purifier: what all of them do with a batch of images, whatever the algorithm."""
 
 from __future__ import annotations
 
@@ -6,106 +6,34 @@ import copy
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from scoreopt_defense._checks import (
-    check_choice,
-    check_count,
-    check_flag,
-    check_images,
-    check_sigma,
-    looks_rescaled,
-)
-from scoreopt_defense._memory import free_bytes
+from scoreopt_defense._checks import check_count, check_images, check_sigma, looks_rescaled
 from scoreopt_defense._transforms import refuse_transforms
 from scoreopt_defense.denoisers import Denoiser
-from scoreopt_defense.gradients import (
-    GRADIENTS,
-    Gradient,
-    NoGradient,
-    OneShotGradient,
-    Runner,
-    as_it_is,
-    differentiate,
-)
+from scoreopt_defense.gradients import Gradient, Runner, as_it_is
 from scoreopt_defense.noise import Noise, Stream
-from scoreopt_defense.settings import Frozen, Options, Settings, name_of
-from scoreopt_defense.steps.recording import Recording
+from scoreopt_defense.purifiers.batching import (
+    carry_out,
+    chunks,
+    fitting,
+    precision,
+    recorded_bytes,
+)
+from scoreopt_defense.purifiers.settings import PurifierSettings, check_gradient, level_of, modes
+from scoreopt_defense.settings import Frozen
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Purification", "Purifier", "PurifierSettings"]
-
-# What differentiating a step holds at most, over what autograd records of one denoising: 4.5 on
-# cifar10-tiny by the exact gradient (7.4 MB an image, benchmarks/speed/memory.py, over 1.63).
-_RECORDS = 6
+__all__ = ["Purifier"]
 
 _HALF = (torch.float16, torch.bfloat16)
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
-
-
-@dataclass(frozen=True, kw_only=True)
-class PurifierSettings(Settings):
-    """What can be set of every purifier.
-
-    Args:
-        gradient: how it is differentiated, by name or as an object of
-            :mod:`scoreopt_defense.gradients`; the forward value is the same in all modes.
-
-            ``"one-shot"`` backward through one-shot denoising at the same x, noise level and
-            noise (paper, 4.2.2); ``"bpda"`` backward through the identity (paper, 4.2.1);
-            ``"exact"`` the true Jacobian through every step, at the memory of one step, for a
-            denoiser that is twice differentiable; ``"smoothed"`` the same with a floor under Adam's
-            divisor, the strongest known; ``"none"`` no gradient, and an error where one is asked
-            for.
-        deterministic: give every image the same fixed noise, so that the purifier is a function;
-            that of seed 0 unless another is given.
-        max_batch: purify at most so many images at a time; the result is the same, but for
-            rounding. ``"auto"``: as many as half of the free memory holds, by what autograd records
-            of one denoising.
-        autocast: ``"bfloat16"`` or ``"float16"``: purify, and differentiate, under
-            ``torch.autocast``. Images keep their type.
-        channels_last: hand the denoiser images in that memory format, which suits the convolutions
-            of GPUs with tensor cores.
-        seed: where the stream of noise starts. Each call goes on in the stream, so that repeated
-            calls stay independent, and each worker of a ``DataLoader`` has its own; without a seed
-            it starts at the operating system's entropy. Torch's global generator is neither used
-            nor advanced.
-
-    Raises:
-        ValueError: naming the setting, its value and what is allowed.
-    """
-
-    gradient: Gradient = OneShotGradient()
-    deterministic: bool = False
-    max_batch: int | str | None = None
-    autocast: str | None = None
-    channels_last: bool = False
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_flag("deterministic", self.deterministic)
-        check_flag("channels_last", self.channels_last)
-        if self.autocast is not None:
-            check_choice("autocast", self.autocast, ("bfloat16", "float16"))
-        if self.max_batch not in (None, "auto"):
-            self._set("max_batch", check_count("max_batch", self.max_batch))
-        if self.deterministic and self.seed is None:
-            self._set("seed", 0)
-        if self.seed is not None:
-            self._set("seed", check_count("seed", self.seed, least=0))
-
-    @classmethod
-    def options(cls) -> dict[str, Options]:
-        return {"gradient": Options(GRADIENTS, Gradient)}
 
 
 class Purifier(Frozen, ABC):
@@ -190,39 +118,15 @@ class Purifier(Frozen, ABC):
 
     def _check(self, settings: PurifierSettings, denoiser: Denoiser) -> None:
         """Refuse settings that do not fit this denoiser or this algorithm."""
-        if (sigma := _level(settings)) is not None:
+        if (sigma := level_of(settings)) is not None:
             check_sigma(sigma, valid=denoiser.sigma_range)
-        needs = _needs(type(settings.gradient))
-        if not self._offers(needs, settings):
-            kind, mode = type(self).__name__, name_of(settings.gradient, GRADIENTS)
-            why = {
-                "sigma": f"a noise level sigma, and {kind} has none",
-                "differentiable": f"steps that autograd goes through, and {kind}'s are not",
-            }
-            raise ValueError(
-                f"gradient={mode!r} needs {why[str(needs)]}: it can be attacked in the modes "
-                f"{list(self._modes(settings))}"
-            )
+        kind = type(self)
+        check_gradient(settings, kind=kind.__name__, differentiable=kind.differentiable)
 
     @property
     def modes(self) -> tuple[str, ...]:
         """Names of the gradient modes in which this purifier can be attacked."""
-        return self._modes(self.settings)
-
-    def _modes(self, settings: PurifierSettings) -> tuple[str, ...]:
-        return tuple(
-            name
-            for name, kind in GRADIENTS.items()
-            if kind is not NoGradient and self._offers(_needs(kind), settings)
-        )
-
-    def _offers(self, needs: str | None, settings: PurifierSettings) -> bool:
-        """Whether it has what a gradient mode asks for."""
-        has = {
-            "sigma": _level(settings) is not None,
-            "differentiable": getattr(settings, "differentiable", type(self).differentiable),
-        }
-        return needs is None or has[needs]
+        return modes(self.settings, differentiable=type(self).differentiable)
 
     def forward(
         self,
@@ -257,24 +161,18 @@ class Purifier(Frozen, ABC):
                 ``torch.jit``) and not to call it.
         """
         refuse_transforms(self, x)
+        call = {"seed": seed, "samples": samples, "max_batch": max_batch, **options}
         if torch.compiler.is_compiling():  # a model around it: its noise is no graph's constant
-            return torch.compiler.disable(self.forward)(
-                x, seed=seed, samples=samples, max_batch=max_batch, **options
-            )
+            return torch.compiler.disable(self.forward)(x, **call)
         if isinstance(x, Tensor) and x.dtype in _HALF:
-            given, x = x.dtype, x.float()
-            return self.forward(x, seed=seed, samples=samples, max_batch=max_batch, **options).to(
-                given
-            )
+            return self.forward(x.float(), **call).to(x.dtype)
         self._warn_of_scale(*check_images(x, channels=self.denoiser.channels))
         check_count("samples", samples)
         if max_batch is not None:
             check_count("max_batch", max_batch)
         if torch.is_inference_mode_enabled() or x.is_inference():  # where autograd does not work
             with torch.inference_mode(False):
-                return self.forward(
-                    x.clone(), seed=seed, samples=samples, max_batch=max_batch, **options
-                )
+                return self.forward(x.clone(), **call)
         seed = self._next_seed() if seed is None else check_count("seed", seed, least=0)
         noise = Noise.of_batch(
             seed, len(x), samples, shared=self.settings.deterministic, device=x.device
@@ -284,45 +182,28 @@ class Purifier(Frozen, ABC):
             return x_a
         if self.settings.channels_last:
             x_a = x_a.contiguous(memory_format=torch.channels_last)
-        size, whole = max_batch or self.chunk(x_a), len(x) if self.samples_apart else len(x_a)
-        chunks = [
-            slice(start, min(start + size, first + whole))
-            for first in range(0, len(x_a), whole)
-            for start in range(first, first + whole, size)
-        ]
-        with self._precision(x_a):
-            purified = [self._purify(x_a[rows], noise[rows], options) for rows in chunks]
+        together = len(x) if self.samples_apart else len(x_a)
+        with precision(x_a, self.settings.autocast):
+            purified = [
+                carry_out(self, x_a[rows], noise[rows], options)
+                for rows in chunks(len(x_a), max_batch or self.chunk(x_a), together)
+            ]
         return (torch.cat(purified) + 1) / 2
-
-    def _purify(self, x_a: Tensor, noise: Noise, options: Mapping[str, Any]) -> Tensor:
-        """One chunk, differentiably where gradients are being recorded."""
-        if torch.is_grad_enabled() and x_a.requires_grad:
-            purification = Purification(self, noise, options)
-            return differentiate(self.settings.gradient, purification, x_a)
-        with torch.no_grad():
-            return self.purify(x_a, noise, **options).clamp(-1, 1)
 
     def chunk(self, x: Tensor) -> int:
         """Images that are purified at a time, of a batch of shape ``(B, C, H, W)``."""
         size = self.settings.max_batch
         if not isinstance(size, str):
             return size or len(x)
-        return max(1, int(free_bytes(x.device) / (2 * _RECORDS * self._recorded(x[:1].detach()))))
+        return fitting(x.device, self._recorded(x[:1].detach()))
 
     def _recorded(self, x: Tensor) -> int:
         """Bytes that autograd keeps of the denoising of one image."""
-        key = x.shape, x.dtype, x.device
+        autocast = self.settings.autocast
+        key = x.shape, x.dtype, x.device, autocast
         if key not in self._bytes:
-            sigma = max(self.denoiser.sigma_range[0], min(1.0, self.denoiser.sigma_range[1]))
-            image, recording = x.clone().requires_grad_(), Recording(self.denoiser)
-            with torch.enable_grad(), self._precision(x), recording:
-                self.denoiser(image, sigma)
-            self._bytes[key] = recording.bytes
-        return max(1, self._bytes[key])
-
-    def _precision(self, x: Tensor) -> AbstractContextManager[Any]:
-        name = self.settings.autocast
-        return torch.autocast(x.device.type, getattr(torch, name)) if name else nullcontext()
+            self._bytes[key] = recorded_bytes(self.denoiser, x, autocast)
+        return self._bytes[key]
 
     @abstractmethod
     def purify(self, x_a: Tensor, noise: Noise, run: Runner = as_it_is) -> Tensor:
@@ -344,7 +225,7 @@ class Purifier(Frozen, ABC):
         Raises:
             NotImplementedError: for an algorithm without a noise level ``sigma``.
         """
-        if (levels := _level(self.settings)) is None:
+        if (levels := level_of(self.settings)) is None:
             raise NotImplementedError(
                 f"{type(self).__name__} has no noise level sigma, and so no one-shot surrogate: "
                 "choose another gradient, such as 'exact' or 'bpda'"
@@ -417,29 +298,3 @@ class Purifier(Frozen, ABC):
             "leave any normalisation to the classifier. They are purified as they are",
             stacklevel=5,
         )
-
-
-def _level(settings: PurifierSettings) -> Any:
-    """The noise level ``sigma``, or None of an algorithm that has none."""
-    return getattr(settings, "sigma", None)
-
-
-def _needs(mode: type) -> str | None:
-    """What a gradient mode asks of a purifier; one of the library's own says what, or is exact."""
-    return getattr(mode, "needs", "differentiable" if mode in GRADIENTS.values() else None)
-
-
-@dataclass(frozen=True, eq=False)
-class Purification:
-    """One call under one draw of its noise: what a gradient mode is given."""
-
-    purifier: Purifier
-    noise: Noise
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __call__(self, x_a: Tensor, run: Runner = as_it_is) -> Tensor:
-        # a copy: an algorithm of a user's own may write into it, and x_a is differentiated at
-        return self.purifier.purify(x_a.clone(), self.noise, run, **self.options)
-
-    def one_shot(self, x_a: Tensor) -> Tensor:
-        return self.purifier.one_shot(x_a, self.noise)

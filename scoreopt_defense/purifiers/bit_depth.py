@@ -10,7 +10,7 @@ from torch import Tensor
 from scoreopt_defense._checks import check_count
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
-from scoreopt_defense.purifiers.base import PurifierSettings
+from scoreopt_defense.purifiers.settings import PurifierSettings
 from scoreopt_defense.purifiers.without_network import WithoutNetwork, WithoutNetworkSettings
 
 __all__ = ["BitDepth", "BitDepthSettings"]
@@ -39,7 +39,7 @@ class BitDepth(WithoutNetwork):
     Args:
         bits: b, 1 to 16.
         gradient, deterministic, max_batch, autocast, channels_last, seed: as in
-            :class:`~scoreopt_defense.purifiers.base.PurifierSettings`; the gradient is ``"bpda"``.
+            :class:`~scoreopt_defense.purifiers.PurifierSettings`; the gradient is ``"bpda"``.
 
     Reference:
         Xu et al., "Feature squeezing", NDSS 2018; ART's ``FeatureSqueezing``.

@@ -14,7 +14,8 @@ from scoreopt_defense._checks import check_choice, check_count, check_sigma
 from scoreopt_defense.denoisers.vp_schedule import VPSchedule
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
-from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
+from scoreopt_defense.purifiers.base import Purifier
+from scoreopt_defense.purifiers.settings import PurifierSettings
 
 __all__ = ["DiffPure", "DiffPureSettings", "ddim", "ddpm", "diffpure"]
 
@@ -100,7 +101,7 @@ class DiffPure(Purifier):
         sampler: ``"ddpm"``, ancestral sampling, a discretisation of the reverse SDE; or ``"ddim"``,
             deterministic but for the first noise.
         gradient, deterministic, max_batch, autocast, channels_last, seed: as in
-            :class:`~scoreopt_defense.purifiers.base.PurifierSettings`.
+            :class:`~scoreopt_defense.purifiers.PurifierSettings`.
 
     Example:
         >>> import torch

@@ -10,8 +10,8 @@ from torch import Tensor
 from scoreopt_defense._checks import check_count, check_positive
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
-from scoreopt_defense.purifiers.base import PurifierSettings
 from scoreopt_defense.purifiers.diffpure import VP, DiffPure, DiffPureSettings, diffpure
+from scoreopt_defense.purifiers.settings import PurifierSettings
 
 __all__ = ["GDMP", "GDMPSettings"]
 
@@ -52,7 +52,7 @@ class GDMP(DiffPure):
         scale: :math:`\lambda`; 0 is no guidance. The default is that of the authors' configuration
             for CIFAR-10, as it works on an image in a batch of theirs.
         gradient, deterministic, max_batch, autocast, channels_last, seed: as in
-            :class:`~scoreopt_defense.purifiers.base.PurifierSettings`.
+            :class:`~scoreopt_defense.purifiers.PurifierSettings`.
 
     Example:
         >>> import torch

@@ -14,7 +14,7 @@ from scoreopt_defense._checks import check_count
 from scoreopt_defense._optional import optional
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
-from scoreopt_defense.purifiers.base import PurifierSettings
+from scoreopt_defense.purifiers.settings import PurifierSettings
 from scoreopt_defense.purifiers.without_network import WithoutNetwork, WithoutNetworkSettings
 
 __all__ = ["JPEG", "JPEGSettings"]
@@ -42,7 +42,7 @@ class JPEG(WithoutNetwork):
     Args:
         quality: 1 to 100, of Pillow's encoder.
         gradient, deterministic, max_batch, autocast, channels_last, seed: as in
-            :class:`~scoreopt_defense.purifiers.base.PurifierSettings`; the gradient is ``"bpda"``.
+            :class:`~scoreopt_defense.purifiers.PurifierSettings`; the gradient is ``"bpda"``.
 
     Raises:
         ImportError: from a call, if Pillow is missing.

@@ -11,7 +11,7 @@ from torch import Tensor
 from scoreopt_defense._checks import check_choice, check_positive
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
-from scoreopt_defense.purifiers.base import PurifierSettings
+from scoreopt_defense.purifiers.settings import PurifierSettings
 from scoreopt_defense.purifiers.without_network import WithoutNetwork, WithoutNetworkSettings
 
 __all__ = ["MENet", "MENetSettings", "usvt"]
@@ -69,7 +69,7 @@ class MENet(WithoutNetwork):
         channels: ``"concat"``, side by side in one matrix, each entry with a mask of its own; or
             ``"separate"``, one matrix each under the same mask.
         gradient, deterministic, max_batch, autocast, channels_last, seed: as in
-            :class:`~scoreopt_defense.purifiers.base.PurifierSettings`; the gradient is ``"bpda"``.
+            :class:`~scoreopt_defense.purifiers.PurifierSettings`; the gradient is ``"bpda"``.
 
     Example:
         >>> import torch

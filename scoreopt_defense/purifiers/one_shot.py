@@ -10,7 +10,8 @@ from torch import Tensor
 from scoreopt_defense._checks import check_sigma
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
-from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
+from scoreopt_defense.purifiers.base import Purifier
+from scoreopt_defense.purifiers.settings import PurifierSettings
 
 __all__ = ["OneShot", "OneShotSettings"]
 
@@ -36,7 +37,7 @@ class OneShot(Purifier):
         sigma: noise level, or (low, high) to draw it from uniformly, on the [-1, 1] scale; one draw
             for the whole batch.
         gradient, deterministic, max_batch, autocast, channels_last, seed: as in
-            :class:`~scoreopt_defense.purifiers.base.PurifierSettings`.
+            :class:`~scoreopt_defense.purifiers.PurifierSettings`.
 
     Example:
         >>> import torch

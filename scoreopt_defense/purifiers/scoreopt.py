@@ -21,8 +21,9 @@ from scoreopt_defense.noise import Noise
 from scoreopt_defense.objectives import LOSSES, Diff, Loss, NoisePrediction
 from scoreopt_defense.optimizers import OPTIMIZERS, Adam, Optimizer
 from scoreopt_defense.presets import preset
-from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
+from scoreopt_defense.purifiers.base import Purifier
 from scoreopt_defense.purifiers.descent import Descent
+from scoreopt_defense.purifiers.settings import PurifierSettings
 from scoreopt_defense.settings import Options
 from scoreopt_defense.steps.compilation import check_compile, compiled
 
@@ -168,7 +169,7 @@ class ScoreOpt(Purifier):
             ``"reduce-overhead"``, which replays them as CUDA graphs. The first call takes a minute
             or more. Values differ by rounding; the backward pass is not compiled. Needs torch 2.7.
         gradient, deterministic, max_batch, autocast, channels_last, seed: as in
-            :class:`~scoreopt_defense.purifiers.base.PurifierSettings`.
+            :class:`~scoreopt_defense.purifiers.PurifierSettings`.
 
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed.

@@ -15,7 +15,8 @@ from scoreopt_defense._foreign import untouched
 from scoreopt_defense.denoisers import Denoiser, NoDenoiser
 from scoreopt_defense.gradients import BPDA, Gradient, Runner, as_it_is
 from scoreopt_defense.noise import Noise, seeded
-from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
+from scoreopt_defense.purifiers.base import Purifier
+from scoreopt_defense.purifiers.settings import PurifierSettings, modes
 
 __all__ = ["ThirdParty", "ThirdPartySettings"]
 
@@ -64,7 +65,7 @@ class ThirdParty(Purifier):
             gradients itself, that is exact only if it takes them with ``create_graph=True``. It
             records all of a call at once: ``max_batch`` bounds the memory.
         gradient, deterministic, max_batch, autocast, channels_last, seed: as in
-            :class:`~scoreopt_defense.purifiers.base.PurifierSettings`; the gradient is ``"bpda"``
+            :class:`~scoreopt_defense.purifiers.PurifierSettings`; the gradient is ``"bpda"``
             by default, ``"smoothed"`` is exact, and ``"auto"`` is no ``max_batch``.
 
     Raises:
@@ -134,7 +135,7 @@ class ThirdParty(Purifier):
                 f"given, got {got}"
             )
         if recorded and not purified.requires_grad:
-            left = self._modes(self.settings.replace(differentiable=False))
+            left = modes(self.settings.replace(differentiable=False), differentiable=False)
             raise RuntimeError(
                 "autograd does not go through the purification, which cuts its graph by "
                 "torch.no_grad, detach or NumPy: mend that, or say differentiable=False and attack "

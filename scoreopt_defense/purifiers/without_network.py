@@ -9,7 +9,8 @@ from torch import Tensor
 
 from scoreopt_defense.denoisers.nothing import NoDenoiser
 from scoreopt_defense.gradients import BPDA, Gradient
-from scoreopt_defense.purifiers.base import Purifier, PurifierSettings
+from scoreopt_defense.purifiers.base import Purifier
+from scoreopt_defense.purifiers.settings import PurifierSettings
 
 __all__ = ["WithoutNetwork", "WithoutNetworkSettings"]
 
