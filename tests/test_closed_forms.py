@@ -57,16 +57,16 @@ def test_gradient_of_each_loss_with_respect_to_the_image(loss):
     descent = Descent(gaussian(), weighted(loss), SGD(), LR)
     x_t, x_at = x + SIGMA * d.eps_1, x_a + SIGMA * d.eps_2(0)
 
-    got, value, denoised = descent.gradient(x_t, x, x_a, x_at, d.sigma)
+    got, state = descent.gradient(x_t, x, x_a, x_at, d.sigma, descent.start(x_a))
 
     want = gradient_formula(
         loss, x=x, x_t=x + SIGMA * d.eps_1, x_a=x_a, eps_2=d.eps_2(0), sigma=SIGMA
     )
     torch.testing.assert_close(got, want, rtol=0, atol=TOLERANCE / SIGMA**2)
-    torch.testing.assert_close(denoised, denoise(x_t, SIGMA), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(state.denoised, denoise(x_t, SIGMA), rtol=0, atol=TOLERANCE)
     if loss == "diff":
-        expected = (denoised - x).square().sum((1, 2, 3))
-        torch.testing.assert_close(value, expected, rtol=rounding(torch.float64, 192), atol=0)
+        expected = (state.denoised - x).square().sum((1, 2, 3))
+        torch.testing.assert_close(state.loss, expected, rtol=rounding(torch.float64, 192), atol=0)
 
 
 ONE_STEP = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,11 +17,31 @@ from scoreopt_defense.optimizers import Optimizer
 from scoreopt_defense.steps.recomputation import Runner, as_it_is
 from scoreopt_defense.steps.recording import unwatched
 
-__all__ = ["Descent", "LossGradient", "Update"]
+__all__ = ["Descent", "LossGradient", "State", "Update"]
+
+
+@dataclass(frozen=True)
+class State:
+    """A descent between two of its steps: given to each, and another one given back.
+
+    Args:
+        optimizer: the update rule's own state.
+        rows: places of the images that go on, or None where all of them do.
+        loss: of each image's last step, shape ``(B,)``; infinite before the first.
+        denoised: image of that step.
+    """
+
+    optimizer: tuple[Tensor, ...]
+    rows: Tensor | None
+    loss: Tensor
+    denoised: Tensor
 
 
 class Descent:
     """One descent on the loss, by steps that are pure functions of tensors.
+
+    With ``tol`` an image stops where a step did not lower its loss enough: from then on it stays,
+    and is left out of the network's batches.
 
     Args:
         denoiser: D.
@@ -31,7 +51,7 @@ class Descent:
             authors' code; or is the outer step's, as Algorithm 2 is printed.
         jacobian: whether the gradient goes through the denoiser.
         tol: share of its loss by which a step must lower it for an image to go on, or None.
-        run: how ``gradient``, ``update`` and ``denoise`` are carried out.
+        run: how :class:`LossGradient`, :class:`Update` and ``denoise`` are carried out.
     """
 
     def __init__(
@@ -49,19 +69,52 @@ class Descent:
         self.optimizer = optimizer
         self.moving = moving
         self.compares = getattr(loss, "compares", False)
-        self.gradient = run(LossGradient(denoiser, loss, moving=moving, jacobian=jacobian))
-        self.update = run(Update(optimizer, lr))
+        self.tol = tol
         self.denoise = run(denoiser)
-        self._stopping = None
-        if tol is not None:
-            self._stopping = Stopping(self.gradient, self.update, tol)
-            self.gradient, self.update = self._stopping.gradient, self._stopping.update
+        self._gradient = run(LossGradient(denoiser, loss, moving=moving, jacobian=jacobian))
+        self._update = run(Update(optimizer, lr))
 
-    def start(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The optimiser's state before the first step."""
-        if self._stopping is not None:
-            self._stopping.start(x)
-        return self.optimizer.init(x)
+    def start(self, x: Tensor) -> State:
+        """Before the first step of images of that shape."""
+        rows = None if self.tol is None else torch.arange(len(x), device=x.device)
+        loss = x.new_full((len(x),), torch.inf)
+        return State(self.optimizer.init(x), rows, loss, torch.zeros_like(x).detach())
+
+    def gradient(
+        self,
+        x_t: Tensor,
+        x: Tensor,
+        x_a: Tensor,
+        x_at: Tensor | None,
+        sigma: Tensor,
+        state: State,
+    ) -> tuple[Tensor, State]:
+        """That of the loss, zero for images that stopped; and what was seen on the way."""
+        inputs, rows = (x_t, x, x_a, x_at, sigma), state.rows
+        if rows is None:
+            grad, loss, denoised = self._gradient(*inputs)
+            return grad, replace(state, loss=loss, denoised=denoised)
+        if not len(rows):
+            return torch.zeros_like(x_t), state
+        grad, loss, denoised = self._gradient(*(t if t is None else t[rows] for t in inputs))
+        loss, denoised = loss.detach(), denoised.detach()
+        assert self.tol is not None
+        falls = loss < (1 - self.tol) * state.loss[rows]
+        return torch.zeros_like(x_t).index_copy(0, rows, grad), replace(
+            state,
+            rows=rows[falls],
+            loss=state.loss.index_copy(0, rows, loss),
+            denoised=state.denoised.index_copy(0, rows, denoised),
+        )
+
+    def update(self, count: int, x: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State]:
+        """The new ``x``, that of images that stopped being the old; and the optimiser's state."""
+        moved, *others = self._update(count, x, grad, *state.optimizer)
+        if state.rows is not None:
+            goes_on = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+            goes_on[state.rows] = True
+            moved = torch.where(goes_on.reshape(-1, 1, 1, 1), moved, x)
+        return moved, replace(state, optimizer=tuple(others))
 
     def anchor(self, x_i: Tensor, x: Tensor) -> Tensor:
         """The image that the loss compares with: the one that moves, or the outer step's."""
@@ -135,44 +188,3 @@ class Update:
         """What :class:`~scoreopt_defense.gradients.Smoothed` differentiates in its place."""
         smoothed = getattr(self.optimizer, "smoothed", None)
         return self if smoothed is None else Update(smoothed(c), self.lr)
-
-
-class Stopping:
-    """Steps of the images whose loss still falls; the others are left out, and stay.
-
-    Args:
-        gradient: as :class:`LossGradient`.
-        update: as :class:`Update`.
-        tol: share of its loss by which a step must have lowered it.
-    """
-
-    def __init__(self, gradient: Any, update: Any, tol: float) -> None:
-        self._gradient, self._update, self.tol = gradient, update, tol
-
-    def start(self, x: Tensor) -> None:
-        """All images go on."""
-        self._rows = torch.arange(len(x), device=x.device)
-        self._loss = x.new_full((len(x),), torch.inf)
-        self._denoised = torch.zeros_like(x).detach()
-
-    def gradient(self, x_t: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """As :class:`LossGradient`; zero, and the last loss and image, of those that stopped."""
-        if not len(self._rows):
-            return torch.zeros_like(x_t), self._loss, self._denoised
-        rows = self._rows
-        grad, loss, denoised = self._gradient(
-            *(t if t is None else t[rows] for t in (x_t, *others))
-        )
-        loss, denoised = loss.detach(), denoised.detach()
-        falls = loss < (1 - self.tol) * self._loss[rows]
-        self._loss = self._loss.index_copy(0, rows, loss)
-        self._denoised = self._denoised.index_copy(0, rows, denoised)
-        self._rows = rows[falls]
-        return torch.zeros_like(x_t).index_copy(0, rows, grad), self._loss, self._denoised
-
-    def update(self, count: int, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """As :class:`Update`; those that stopped stay where they are."""
-        moved, *state = self._update(count, x, *others)
-        goes_on = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        goes_on[self._rows] = True
-        return torch.where(goes_on.reshape(-1, 1, 1, 1), moved, x), *state

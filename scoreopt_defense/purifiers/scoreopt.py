@@ -46,9 +46,11 @@ def scoreopt_o(
         sigma_t = noise.level(sigma, i, x_a)
         x_t = x + sigma_t * noise.eps_1(i, x_a)
         x_at = descent.noised_attack(x_a, sigma_t, noise, i)
-        grad, loss, denoised = descent.gradient(x_t, x, x_a, x_at, sigma_t)
-        callback(dict(i=i, j=0, x=x, x_t=x_t, loss=loss, denoised=denoised, sigma=sigma_t))
-        x, *state = descent.update(i + 1, x, grad, *state)
+        grad, state = descent.gradient(x_t, x, x_a, x_at, sigma_t, state)
+        callback(dict(
+            i=i, j=0, x=x, x_t=x_t, sigma=sigma_t, loss=state.loss, denoised=state.denoised
+        ))  # fmt: skip
+        x, state = descent.update(i + 1, x, grad, state)
     return x
 
 
@@ -63,9 +65,11 @@ def scoreopt_n(
         for j in range(N):
             x = descent.anchor(x_i, x_t - sigma_t * eps_1)
             x_at = descent.noised_attack(x_a, sigma_t, noise, i, j)
-            grad, loss, denoised = descent.gradient(x_t, x, x_a, x_at, sigma_t)
-            callback(dict(i=i, j=j, x=x, x_t=x_t, loss=loss, denoised=denoised, sigma=sigma_t))
-            x_t, *state = descent.update(j + 1, x_t, grad, *state)
+            grad, state = descent.gradient(x_t, x, x_a, x_at, sigma_t, state)
+            callback(dict(
+                i=i, j=j, x=x, x_t=x_t, sigma=sigma_t, loss=state.loss, denoised=state.denoised
+            ))  # fmt: skip
+            x_t, state = descent.update(j + 1, x_t, grad, state)
         x_i = descent.denoise(x_t, sigma_t)
     return x_i
 
