@@ -158,6 +158,7 @@ class Twinned(nn.Module):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
+        # no metaclass: its __call__'s signature would stand for every constructor's
         if "__init__" in vars(cls):
             cls.__init__ = _recorded(cls.__init__)  # type: ignore[method-assign]
 

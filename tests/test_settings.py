@@ -162,6 +162,7 @@ def test_the_signature_lists_every_setting_and_its_default():
     assert list(parameters) == ["denoiser", *ScoreOptSettings.names()]
     assert parameters["steps"].default == ScoreOptSettings().steps
     assert list(inspect.signature(JPEG).parameters) == JPEG.Settings.names()
+    assert list(inspect.signature(DefendedModel).parameters) == ["classifier", "purifier", "votes"]
 
 
 @pytest.mark.parametrize(

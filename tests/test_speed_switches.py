@@ -24,7 +24,10 @@ from toys import BentNet, bent, gaussian, mid_images, smooth_classifier
 from scoreopt_defense import EOT, DefendedModel, OneShot, PurifierPreprocessor, ScoreOpt
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.noise import Noise
+from scoreopt_defense.objectives import Diff
+from scoreopt_defense.optimizers import SGD
 from scoreopt_defense.purifiers import batching
+from scoreopt_defense.purifiers.descent import Descent
 from scoreopt_defense.steps.compilation import OLDEST
 
 SETTINGS = [
@@ -236,6 +239,19 @@ def test_an_image_that_has_stopped_costs_nothing() -> None:
     assert rows == [4, 4, 4]  # a loss is known, the next has not fallen by 99 %; the last denoising
 
 
+def test_a_step_changes_nothing_of_the_state_that_it_is_given() -> None:
+    x, sigma = 2 * mid_images() - 1, torch.full((4, 1, 1, 1), 0.3, dtype=torch.float64)
+    descent = Descent(bent(), Diff(), SGD(), 0.1, tol=0.99)
+    states = [descent.start(x)]
+    for _ in range(3):
+        states.append(descent.gradient(x, x, x, None, sigma, states[-1])[1])
+    assert [len(state.rows) for state in states] == [4, 4, 0, 0]
+    for before, after in itertools.pairwise(states):
+        again = descent.gradient(x, x, x, None, sigma, before)[1]
+        assert torch.equal(again.rows, after.rows)
+        assert torch.equal(again.loss, after.loss)
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
@@ -280,6 +296,14 @@ def test_a_batch_chosen_by_the_memory_gives_the_same_result(monkeypatch: Any) ->
     torch.testing.assert_close(found, expected, rtol=0, atol=rounding(torch.float64, 64 * 2, 768))
     model = DefendedModel(smooth_classifier(), auto)
     assert model(x, seed=1).shape == (6, 4)
+
+
+def test_a_twin_of_another_precision_counts_its_own_memory() -> None:
+    x = mid_images(1, dtype=torch.float32)
+    whole = ScoreOpt(bent(torch.float32), sigma=0.3, max_batch="auto")
+    of_whole, of_half = whole._recorded(x), whole.replace(autocast="bfloat16")._recorded(x)
+    assert of_half != of_whole
+    assert of_half == ScoreOpt(bent(torch.float32), sigma=0.3, autocast="bfloat16")._recorded(x)
 
 
 _FAULTS = """
