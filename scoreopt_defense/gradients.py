@@ -23,15 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_positive
-from scoreopt_defense.steps.recomputation import (
-    Kept,
-    Runner,
-    Step,
-    as_it_is,
-    autocast_state,
-    eager,
-    recompute,
-)
+from scoreopt_defense.steps.recomputation import Kept, autocast_state, recompute
+from scoreopt_defense.steps.step import Runner, Step, as_it_is, eager
 
 __all__ = [
     "BPDA",

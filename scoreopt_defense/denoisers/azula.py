@@ -1,4 +1,4 @@
-"""Denoisers of the azula library."""
+"""An adapter for denoisers of the azula library."""
 
 from __future__ import annotations
 

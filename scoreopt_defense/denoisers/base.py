@@ -1,4 +1,4 @@
-"""What every denoiser is."""
+"""A denoiser ``D(x_t, sigma)``: the class that an adapter for a network subclasses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks whose images are not in [-1, 1]."""
+"""Rescaling to and from networks whose images are not in [-1, 1]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of the deepinv library."""
+"""Adapters for networks of the deepinv library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of the diffusers library."""
+"""Adapters for networks of the diffusers library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks with the EDM signature, and what EDM fixes."""
+"""An adapter for networks with the EDM signature, and EDM's own noise levels and scalings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of openai/guided-diffusion and improved-diffusion."""
+"""An adapter for networks of openai/guided-diffusion and improved-diffusion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wrapped models of the k-diffusion library."""
+"""An adapter for wrapped models of the k-diffusion library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class labels of class-conditional networks."""
+"""The base of denoisers that may be told a class, and the labels they are told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands where a purifier has no network."""
+"""The denoiser of a purifier that has none: it refuses to be called."""
 
 from __future__ import annotations
 

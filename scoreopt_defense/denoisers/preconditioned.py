@@ -1,4 +1,4 @@
-"""Raw networks under the preconditionings of EDM's Table 1."""
+"""An adapter for raw networks, which does the preconditioning of EDM's Table 1 around them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of yang-song/score_sde_pytorch."""
+"""Adapters for networks of yang-song/score_sde_pytorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variance-preserving networks trained at discrete times: DDPM and its like."""
+"""An adapter for variance-preserving networks trained at discrete times: DDPM and its like."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fewer bits a pixel."""
+"""Bit-depth reduction: a purifier that keeps fewer bits of each pixel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ScoreOpt's two algorithms share: the gradient of the loss, and the step along it."""
+"""Descent on a loss, as both of ScoreOpt's algorithms do it: its gradient, and a step along it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.objectives import Loss
 from scoreopt_defense.optimizers import Optimizer
-from scoreopt_defense.steps.recomputation import Runner, as_it_is
 from scoreopt_defense.steps.recording import unwatched
+from scoreopt_defense.steps.step import Runner, as_it_is
 
 __all__ = ["Descent", "LossGradient", "State", "Update"]
 

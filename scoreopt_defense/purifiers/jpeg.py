@@ -1,4 +1,4 @@
-"""JPEG compression, by Pillow."""
+"""JPEG compression as a purifier, by Pillow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One-shot denoising."""
+"""One-shot denoising: noise an image once, and denoise it once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What purifiers without a network have in common."""
+"""The base of purifiers that know no denoiser, such as JPEG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps through ``torch.compile``."""
+"""Steps carried out by ``torch.compile``, where no gradient is recorded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice
-from scoreopt_defense.steps.recomputation import Runner
+from scoreopt_defense.steps.step import Runner
 
 __all__ = ["MODES", "OLDEST", "Compiled", "check_compile", "compiled"]
 

@@ -1,4 +1,4 @@
-"""Convolutions by fixed weights: a third less work in the second derivative."""
+"""Convolutions whose weights count as constants: a third less work in the second derivative."""
 
 from __future__ import annotations
 

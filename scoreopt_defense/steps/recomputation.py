@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,22 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoreopt_defense.steps.convolutions import FixedWeights
 from scoreopt_defense.steps.recording import Recording
+from scoreopt_defense.steps.step import Step, eager
 
-__all__ = ["Kept", "Runner", "Step", "as_it_is", "autocast_state", "eager", "recompute"]
+__all__ = ["Kept", "autocast_state", "recompute"]
 
 # Of torch's errors: of a kernel, of a function, and of a compiled network in either of two ways.
 _NO_SECOND_DERIVATIVE = ("not implemented", "differentiate", "donated buffer", "double backward")
-
-#: A pure function of tensors: one step of an algorithm. It may have a method ``smoothed(c)``: the
-#: step that ``gradient="smoothed"`` differentiates in its place.
-Step = Callable[..., Any]
-#: How an algorithm has its steps carried out: the step, or another function of the same value.
-Runner = Callable[[Step], Step]
-
-
-def as_it_is(step: Step) -> Step:
-    """Carry a step out, and record nothing that it does not record itself."""
-    return step
 
 
 def recompute(step: Step, differentiated: Step | None = None) -> Step:
@@ -48,11 +38,6 @@ def recompute(step: Step, differentiated: Step | None = None) -> Step:
         RuntimeError: from the backward pass, if something in the step has no second derivative.
     """
     return lambda *inputs: _Recompute.apply(step, differentiated or eager(step), *inputs)
-
-
-def eager(step: Any) -> Any:
-    """A step as autograd can record it: of one whose value is compiled, the one that was."""
-    return getattr(step, "eager", step)
 
 
 class _Recompute(torch.autograd.Function):
