@@ -183,11 +183,9 @@ class Purifier(Frozen, ABC):
         if self.settings.channels_last:
             x_a = x_a.contiguous(memory_format=torch.channels_last)
         together = len(x) if self.samples_apart else len(x_a)
+        parts = chunks(len(x_a), max_batch or self.chunk(x_a), together)
         with precision(x_a, self.settings.autocast):
-            purified = [
-                carry_out(self, x_a[rows], noise[rows], options)
-                for rows in chunks(len(x_a), max_batch or self.chunk(x_a), together)
-            ]
+            purified = [carry_out(self, x_a[rows], noise[rows], options) for rows in parts]
         return (torch.cat(purified) + 1) / 2
 
     def chunk(self, x: Tensor) -> int:
