@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import zipfile
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,16 @@ __all__ = ["read_snapshot"]
 
 # Bounds on a file, well beyond the published networks: EDM's largest is ImageNet 64's, of 1.2 GB.
 _MAX_BYTES = 2**32
-_MAX_DEPTH = 16  # of modules in modules: EDM's have five levels
 _MAX_ENTRIES = 50_000  # of the dictionaries of all modules together: ImageNet 64's has 2,300
-_MAX_NAME = 200  # characters of a weight's name: ImageNet 64's have up to 36
+_MAX_NAME = 200  # characters of a weight's name, so levels of modules: ImageNet 64's have up to 36
 _MAX_LIST = 64  # of numbers among a network's arguments; characters of a text there
 
-_KINDS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
+# Of each kind of preconditioning: its name here, and those of its numbers, here and there.
+_KINDS: dict[str, tuple[str, dict[str, str]]] = {
+    "EDMPrecond": ("edm", {"sigma_data": "sigma_data"}),
+    "VPPrecond": ("vp", {"beta_d": "beta_d", "beta_min": "beta_min", "steps": "M"}),
+    "VEPrecond": ("ve", {}),
+}
 _ARCHITECTURES = {"SongUNet": "NCSNpp", "DhariwalUNet": "ADMUNet"}
 
 # What NVIDIA's constructors assume where a training did not say.
@@ -140,17 +144,12 @@ def _config(network: Any) -> EDMConfig:
     arguments = _DEFAULTS[unet_name] | recorded
     if unet_name == "SongUNet":
         arguments = _song_type(arguments)
-    kind = _KINDS[name]
-    preconditioning = {
-        "edm": lambda: {"sigma_data": outer["sigma_data"]},
-        "vp": lambda: {key: outer[key] for key in ("beta_d", "beta_min")} | {"steps": outer["M"]},
-        "ve": dict,
-    }[kind]()
+    kind, numbers = _KINDS[name]
     return EDMConfig(
         kind=kind,
         architecture=_ARCHITECTURES[unet_name],
         network=arguments,
-        preconditioning=preconditioning,
+        preconditioning={ours: outer[theirs] for ours, theirs in numbers.items()},
         sigma_range=(outer["sigma_min"], outer["sigma_max"]),
     ).checked()
 
@@ -184,50 +183,40 @@ def _weights(module: Any, size: int) -> dict[str, Tensor]:
     Raises:
         RefusedError: if there are none, or more than a file of ``size`` bytes can have of its own.
     """
-    found = _StateDict(size).of(module)
+    found: dict[str, Tensor] = {}
+    for count, (name, value) in enumerate(_entries(module)):
+        if count >= _MAX_ENTRIES:
+            raise RefusedError("more modules and weights than any network")
+        if len(name) > _MAX_NAME:
+            raise RefusedError(f"a name longer than any network's, {name[:60]!r}")
+        if value is not None:
+            found[name] = tensor(value)
+            size -= found[name].untyped_storage().nbytes()
+        if size < 0:
+            raise RefusedError("weights that are larger than the file that holds them")
     if not any(value.numel() for value in found.values()):
         raise RefusedError("a network without weights")
     return found
 
 
-@dataclass
-class _StateDict:
-    """Weights by name, and what is left to spend on finding them: a module may be held often."""
+def _entries(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What a module and those in it hold, by name; None for what is no weight, a module itself too.
 
-    bytes: int
-    entries: int = _MAX_ENTRIES
-    found: dict[str, Tensor] = field(default_factory=dict)
-
-    def of(self, module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
-        if depth > _MAX_DEPTH:
-            raise RefusedError("modules nested as in no network of EDM")
-        _, state = _named(module)
-        parameters, buffers, modules, passing = (
-            self.entries_of(state[name])
-            for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-        )
-        own = parameters | {key: value for key, value in buffers.items() if key not in passing}
-        for key, value in own.items():
-            if value is not None:
-                self.found[self.name(prefix, key)] = weight = tensor(value)
-                self.bytes -= weight.untyped_storage().nbytes()
-                if self.bytes < 0:
-                    raise RefusedError("weights that are larger than the file that holds them")
-        for key, child in modules.items():
-            if child is not None:
-                self.of(child, self.name(prefix, key) + ".", depth + 1)
-        return self.found
-
-    def entries_of(self, value: Any) -> Record:
-        if type(value) is not Record:
-            raise RefusedError(f"a {type(value).__name__} in place of a module's entries")
-        self.entries -= 1 + len(value)
-        if self.entries < 0:
-            raise RefusedError("more modules and weights than any network")
-        return value
-
-    @staticmethod
-    def name(prefix: str, key: str) -> str:
-        if len(prefix) + len(key) > _MAX_NAME:
-            raise RefusedError("a weight whose name is longer than any network's")
-        return prefix + key
+    There may be no end to them: a module may be held often, and hold itself.
+    """
+    yield prefix, None
+    _, state = _named(module)
+    parameters, buffers, modules, passing = (
+        state[name]
+        for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+    )
+    for held in (parameters, buffers, modules, passing):
+        if type(held) is not Record:
+            raise RefusedError(f"a {type(held).__name__} in place of what a module holds")
+    for key, value in parameters.items():
+        yield prefix + key, value
+    for key, value in buffers.items():
+        yield prefix + key, None if key in passing else value
+    for key, child in modules.items():
+        if child is not None:
+            yield from _entries(child, f"{prefix}{key}.")
