@@ -1,4 +1,4 @@
-"""What memory there is, and what autograd keeps of it."""
+"""Says how much memory is free, and counts what autograd keeps of a computation."""
 
 from __future__ import annotations
 

@@ -576,6 +576,16 @@ def test_the_hostile_tensors_differ_from_a_good_one_only_in_their_numbers(tmp_pa
     assert torch.equal(weights["a.t0"], torch.arange(4.0))
 
 
+def test_weights_may_be_parts_of_one_storage(tmp_path):
+    """Each is read from its part: the whole, ten times, would be more than the file."""
+    parts = dict(zip("abcdefghij", torch.arange(1e5).reshape(10, 100, 100).mT, strict=True))
+    path = write(tmp_path / "parts.pkl", with_modules({"m": module(parameters=parts)}))
+    _, weights = read_snapshot(path)
+    assert weights.keys() == {f"m.{name}" for name in parts}
+    assert all(torch.equal(weights[f"m.{name}"], parts[name]) for name in parts)
+    assert all(value.untyped_storage().nbytes() == 40_000 for value in weights.values())
+
+
 def nested_key(depth: int) -> bytes:
     """A pair of pairs of pairs ... as a key: its hash takes two to the depth steps."""
     return b"})\x94" + b"".join(b"h%c\x86\x94" % i for i in range(depth)) + b"Ns."
@@ -610,6 +620,10 @@ BOMBS = {
         lambda: tensor_pickle(storage_bytes(), size=(2**40,), stride=(0,)),
         "1,099,511,627,776 numbers in a storage of 4",
     ),
+    "a tensor that repeats what it spans": (
+        lambda: tensor_pickle(storage_bytes(), size=(2, 2), stride=(1, 1)),
+        "4 numbers in a storage of 4",
+    ),
     "a tensor beyond its storage": (
         lambda: tensor_pickle(storage_bytes(), offset=2),
         "4 numbers in a storage of 4",
@@ -624,7 +638,9 @@ BOMBS = {
         "unequal size",
     ),
     "a thousand copies of one storage": (
-        lambda: tensor_pickle(storage_bytes(declared=2**18, body=b"\0" * 2**20), times=1000),
+        lambda: tensor_pickle(
+            storage_bytes(declared=2**18, body=b"\0" * 2**20), size=(2**18,), times=1000
+        ),
         "larger than the file",
     ),
     "a memo of four billion": (

@@ -162,10 +162,10 @@ def load(stream: IO[bytes], *, known: Collection[str], max_opcodes: int = _MAX_O
 
 
 def tensor(value: Any) -> Tensor:
-    """The tensor that a record was to be made into, in memory of its own.
+    """The tensor that a record was to be made into, in memory of its own: of its part of a storage.
 
     Raises:
-        RefusedError: if it is none, or larger than the bytes that hold it.
+        RefusedError: if it is none, or larger than that part.
     """
     match value:
         case Record(name="torch._utils._rebuild_parameter", args=(data, *_)):
@@ -181,15 +181,15 @@ def tensor(value: Any) -> Tensor:
                 *_,
             ),
         ):
-            return _view(_storage(blob), offset, size, stride)
+            return _view(*_storage(blob), offset, size, stride)
     raise RefusedError("a parameter that is no tensor")
 
 
-def _storage(blob: bytes) -> Tensor:
-    """What ``torch.save`` writes of a storage in its old format, which pickled tensors contain.
+def _storage(blob: bytes) -> tuple[torch.dtype, memoryview]:
+    """The type and the bytes of a storage's numbers, as ``torch.save`` wrote it in its old format.
 
-    A magic number, a protocol version and the system's type sizes, the storage's type and length as
-    a persistent id, its key, its length again, its bytes.
+    Pickled tensors contain it: a magic number, a protocol version and the system's type sizes, the
+    storage's type and length as a persistent id, its key, its length again, its bytes.
     """
     stream = io.BytesIO(blob[:_MAX_HEADER])
     parts = [load(stream, known=_STORAGES, max_opcodes=50) for _ in range(5)]
@@ -208,20 +208,27 @@ def _storage(blob: bytes) -> Tensor:
     left = len(blob) - stream.tell()
     if not 0 <= length == length_again or left != length * dtype.itemsize:
         raise RefusedError(f"a storage that declares {length} {dtype} in {left} bytes")
-    if not length:
-        return torch.empty(0, dtype=dtype)
-    return torch.frombuffer(bytearray(memoryview(blob)[-left:]), dtype=dtype)
+    return dtype, memoryview(blob)[stream.tell() :]
 
 
-def _view(values: Tensor, offset: Any, size: tuple[Any, ...], stride: tuple[Any, ...]) -> Tensor:
-    """``torch.as_strided``, within the storage and never larger than it."""
+def _view(
+    dtype: torch.dtype,
+    data: memoryview,
+    offset: Any,
+    size: tuple[Any, ...],
+    stride: tuple[Any, ...],
+) -> Tensor:
+    """``torch.as_strided``, within the storage and no larger than the part of it that it spans."""
     if len(size) != len(stride) or len(size) > 16:
         raise RefusedError("a tensor of unequal size and stride")
     numbers = (offset, *size, *stride)
     if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
         raise RefusedError("a tensor of negative or endless size or stride")
-    count = math.prod(size)
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if count > len(values) or (count and last >= len(values)):
-        raise RefusedError(f"a tensor of {count:,} numbers in a storage of {len(values):,}")
-    return values.as_strided(size, stride, offset) if count else values.new_empty(size)
+    count, held = math.prod(size), len(data) // dtype.itemsize
+    if not count:
+        return torch.empty(size, dtype=dtype)
+    span = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if count > span or offset + span > held:
+        raise RefusedError(f"a tensor of {count:,} numbers in a storage of {held:,}")
+    part = data[offset * dtype.itemsize : (offset + span) * dtype.itemsize]
+    return torch.frombuffer(bytearray(part), dtype=dtype).as_strided(size, stride)
