@@ -1,4 +1,4 @@
-"""EDM networks by configuration: built as deepinv's, and kept in safetensors files."""
+"""Builds EDM's networks, as deepinv has them, and keeps them in safetensors files."""
 
 from __future__ import annotations
 
@@ -160,8 +160,10 @@ def save_converted(path: str | Path, config: EDMConfig, weights: dict[str, Tenso
         )
 
 
-def is_converted(path: str | Path) -> bool:
-    """Whether a safetensors file says that :func:`save_converted` wrote it."""
+def is_converted(path: Path) -> bool:
+    """Whether it is a safetensors file that says that :func:`save_converted` wrote it."""
+    if path.suffix != ".safetensors":
+        return False
     with safetensors.safe_open(str(path), framework="pt") as file:
         return (file.metadata() or {}).get("format") == _FORMAT
 

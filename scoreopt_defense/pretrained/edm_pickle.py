@@ -1,4 +1,4 @@
-"""NVIDIA's EDM snapshots: pickles that run their own source code when loaded, read without it.
+"""Reads the networks that NVIDIA's EDM trains, without running the code in their files.
 
 A ``network-snapshot-*.pkl`` holds, for each part of a network, the source of the module that
 defined it, its class name and its state; ``pickle.load`` executes that source. Here the source is a
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import zipfile
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,22 @@ from torch import Tensor
 
 from scoreopt_defense._checks import check_file, printable
 from scoreopt_defense.pretrained.edm_network import EDMConfig
-from scoreopt_defense.pretrained.safe_pickle import Record, RefusedError, load
+from scoreopt_defense.pretrained.safe_pickle import Record, RefusedError, load, tensor
 
 __all__ = ["read_snapshot"]
 
 # Bounds on a file, well beyond the published networks: EDM's largest is ImageNet 64's, of 1.2 GB.
 _MAX_BYTES = 2**32
-_MAX_DEPTH = 16  # of modules in modules: EDM's have five levels
 _MAX_ENTRIES = 50_000  # of the dictionaries of all modules together: ImageNet 64's has 2,300
-_MAX_NAME = 200  # characters of a weight's name: ImageNet 64's have up to 36
+_MAX_NAME = 200  # characters of a weight's name, so levels of modules: ImageNet 64's have up to 36
 _MAX_LIST = 64  # of numbers among a network's arguments; characters of a text there
 
-_KINDS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
+# Of each kind of preconditioning: its name here, and those of its numbers, here and there.
+_KINDS: dict[str, tuple[str, dict[str, str]]] = {
+    "EDMPrecond": ("edm", {"sigma_data": "sigma_data"}),
+    "VPPrecond": ("vp", {"beta_d": "beta_d", "beta_min": "beta_min", "steps": "M"}),
+    "VEPrecond": ("ve", {}),
+}
 _ARCHITECTURES = {"SongUNet": "NCSNpp", "DhariwalUNet": "ADMUNet"}
 
 # What NVIDIA's constructors assume where a training did not say.
@@ -88,9 +92,9 @@ def read_snapshot(path: str | Path) -> tuple[EDMConfig, dict[str, Tensor]]:
         raise ValueError(f"{path} is empty")
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            content = load(data, size=size, known=_KNOWN)  # type: ignore[arg-type]
-        network: Any = content["ema"] if isinstance(content, dict) else content
-        return _config(network), _weights(network.state["_modules"]["model"], size)
+            content = load(data, known=_KNOWN)  # type: ignore[arg-type]
+        network = content["ema"] if _named(content)[0] == "dict" else content
+        return _config(network), _weights(_named(network)[1]["_modules"]["model"], size)
     except RefusedError as error:
         said = printable(str(error))
         raise ValueError(f"{path} was refused, and nothing in it was run: it has {said}") from None
@@ -101,61 +105,51 @@ def read_snapshot(path: str | Path) -> tuple[EDMConfig, dict[str, Tensor]]:
         ) from None
 
 
-def _persistent(meta: Any) -> Record:
-    """In place of ``torch_utils.persistence``: the class name and the state, not the source."""
-    if not isinstance(meta, dict) or meta.get("type") != "class":
-        raise TypeError("a persistent object that is no class")
-    if not isinstance(meta["class_name"], str) or not isinstance(meta["state"], dict):
-        raise TypeError("a persistent object without a name or a state")
-    return Record(meta["class_name"], state=meta["state"])
-
-
-def _inert(name: str) -> Any:
-    return lambda *args: Record(name, args)
-
-
+_PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 _KNOWN = {
-    "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
-    "dnnlib.util.EasyDict": lambda: {},
-    **{
-        name: _inert(name)
-        for name in (
-            "torch.nn.modules.container.ModuleDict",
-            "torch.nn.modules.container.ModuleList",
-            "torch.nn.modules.container.Sequential",
-            "numpy.dtype",
-            "numpy.core.multiarray.scalar",
-            "numpy._core.multiarray.scalar",
-        )
-    },
+    _PERSISTENT,
+    "dnnlib.util.EasyDict",
+    "torch.nn.modules.container.ModuleDict",
+    "torch.nn.modules.container.ModuleList",
+    "torch.nn.modules.container.Sequential",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
 }
 
 
+def _named(value: Any) -> tuple[str, Any]:
+    """The class of an object and its state; of ``torch_utils.persistence``'s, not the source."""
+    match value:
+        case Record(
+            name=name,
+            args=({"type": "class", "class_name": str(kind), "state": Record() as state},),
+        ) if name == _PERSISTENT:
+            return kind[:100], state
+        case Record():
+            return value.name[:100], value.state
+    return type(value).__name__, None
+
+
 def _config(network: Any) -> EDMConfig:
-    name = _class_name(network)
+    name, outer = _named(network)
     if name not in _KINDS:
         raise RefusedError(f"a network of class {name!r}; known are {sorted(_KINDS)}")
-    outer, unet = network.state, network.state["_modules"]["model"]
-    unet_name = _class_name(unet)
+    unet_name, unet = _named(outer["_modules"]["model"])
     if unet_name not in _ARCHITECTURES:
         raise RefusedError(f"a U-Net of class {unet_name!r}; known are {sorted(_ARCHITECTURES)}")
-    if unet.state["_init_args"] or not isinstance(unet.state["_init_kwargs"], dict):
+    if unet["_init_args"] != () or type(unet["_init_kwargs"]) is not Record:
         raise RefusedError("a U-Net whose arguments were not recorded by name")
-    recorded = {key: _plain(key, value) for key, value in unet.state["_init_kwargs"].items()}
+    recorded = {key: _plain(key, value) for key, value in unet["_init_kwargs"].items()}
     arguments = _DEFAULTS[unet_name] | recorded
     if unet_name == "SongUNet":
         arguments = _song_type(arguments)
-    kind = _KINDS[name]
-    preconditioning = {
-        "edm": lambda: {"sigma_data": outer["sigma_data"]},
-        "vp": lambda: {key: outer[key] for key in ("beta_d", "beta_min")} | {"steps": outer["M"]},
-        "ve": dict,
-    }[kind]()
+    kind, numbers = _KINDS[name]
     return EDMConfig(
         kind=kind,
         architecture=_ARCHITECTURES[unet_name],
         network=arguments,
-        preconditioning=preconditioning,
+        preconditioning={ours: outer[theirs] for ours, theirs in numbers.items()},
         sigma_range=(outer["sigma_min"], outer["sigma_max"]),
     ).checked()
 
@@ -168,7 +162,7 @@ def _plain(key: Any, value: Any) -> Any:
         value = list(value)
     items = value if isinstance(value, list) else [value]
     if not all(type(item) in (int, float, str, bool, type(None)) for item in items):
-        raise RefusedError(f"a {type(value).__name__} where the network's arguments are recorded")
+        raise RefusedError(f"a {_named(value)[0]} where the network's arguments are recorded")
     return value
 
 
@@ -183,60 +177,46 @@ def _song_type(arguments: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _class_name(record: Any) -> str:
-    return record.name[:100] if isinstance(record, Record) else type(record).__name__
-
-
 def _weights(module: Any, size: int) -> dict[str, Tensor]:
-    """As ``module.state_dict()``, of a record; all together no larger than the file is.
+    """As ``module.state_dict()``, of a record.
 
     Raises:
         RefusedError: if there are none, or more than a file of ``size`` bytes can have of its own.
     """
-    found = _StateDict().of(module)
-    total = sum(value.numel() * value.element_size() for value in found.values())
-    if total > size:
-        raise RefusedError(f"weights of {total:,} bytes in all, in a file of {size:,}")
-    if not total:
+    found: dict[str, Tensor] = {}
+    for count, (name, value) in enumerate(_entries(module)):
+        if count >= _MAX_ENTRIES:
+            raise RefusedError("more modules and weights than any network")
+        if len(name) > _MAX_NAME:
+            raise RefusedError(f"a name longer than any network's, {name[:60]!r}")
+        if value is not None:
+            found[name] = tensor(value)
+            size -= found[name].untyped_storage().nbytes()
+        if size < 0:
+            raise RefusedError("weights that are larger than the file that holds them")
+    if not any(value.numel() for value in found.values()):
         raise RefusedError("a network without weights")
     return found
 
 
-@dataclass
-class _StateDict:
-    """Weights by name, and what is left to spend on finding them: a module may be held often."""
+def _entries(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What a module and those in it hold, by name; None for what is no weight, a module itself too.
 
-    found: dict[str, Tensor] = field(default_factory=dict)
-    entries: int = _MAX_ENTRIES
-
-    def of(self, module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
-        if depth > _MAX_DEPTH or not isinstance(module, Record):
-            raise RefusedError("modules nested as in no network of EDM")
-        parameters, buffers, modules = (
-            self.entries_of(module.state[name]) for name in ("_parameters", "_buffers", "_modules")
-        )
-        passing = self.entries_of(module.state["_non_persistent_buffers_set"], kind=set)
-        own = parameters | {key: value for key, value in buffers.items() if key not in passing}
-        for key, value in own.items():
-            if value is not None:
-                if not isinstance(value, Tensor):
-                    raise RefusedError("a parameter that is no tensor")
-                self.found[self.name(prefix, key)] = value
-        for key, child in modules.items():
-            if child is not None:
-                self.of(child, self.name(prefix, key) + ".", depth + 1)
-        return self.found
-
-    def entries_of(self, value: Any, *, kind: type[dict] | type[set] = dict) -> Any:
-        if not isinstance(value, kind):
-            raise RefusedError(f"a {type(value).__name__} in place of a module's {kind.__name__}")
-        self.entries -= 1 + len(value)
-        if self.entries < 0:
-            raise RefusedError("more modules and weights than any network")
-        return value
-
-    @staticmethod
-    def name(prefix: str, key: Any) -> str:
-        if type(key) is not str or len(prefix) + len(key) > _MAX_NAME:
-            raise RefusedError("a weight whose name is no text, or a longer one than any network's")
-        return prefix + key
+    There may be no end to them: a module may be held often, and hold itself.
+    """
+    yield prefix, None
+    _, state = _named(module)
+    parameters, buffers, modules, passing = (
+        state[name]
+        for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+    )
+    for held in (parameters, buffers, modules, passing):
+        if type(held) is not Record:
+            raise RefusedError(f"a {type(held).__name__} in place of what a module holds")
+    for key, value in parameters.items():
+        yield prefix + key, value
+    for key, value in buffers.items():
+        yield prefix + key, None if key in passing else value
+    for key, child in modules.items():
+        if child is not None:
+            yield from _entries(child, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""Published score models: downloaded once, or read from where they already are."""
+"""Loads published score models: downloaded once, or read from where they already are."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def denoiser(name: str, *, path: str | Path | None = None) -> Denoiser:
         )
     if path is not None:
         raise ValueError(f"path must be None for {name!r}, which says where the model is")
-    return _diffusers(source) if kind == "hf" else _edm(Path(source))
+    return _diffusers(source) if kind == "hf" else edm_network.build(*_read_edm(Path(source)))
 
 
 def downloaded_names() -> list[str]:
@@ -70,7 +70,7 @@ def downloaded_names() -> list[str]:
 
 def _from_file(file: Path, name: str, published: _Published) -> Denoiser:
     try:
-        if file.suffix == ".pkl" or _is_converted(file):
+        if file.suffix == ".pkl" or edm_network.is_converted(file):
             config, weights = _read_edm(file)
             _check_config(file, config, name, published)
         elif file.suffix == ".safetensors":
@@ -85,10 +85,6 @@ def _from_file(file: Path, name: str, published: _Published) -> Denoiser:
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise ValueError(f"{file} must hold a state dict, names and tensors, and holds more")
     return published.build(weights)
-
-
-def _is_converted(file: Path) -> bool:
-    return file.suffix == ".safetensors" and edm_network.is_converted(file)
 
 
 def _check_config(file: Path, config: EDMConfig, name: str, published: _Published) -> None:
@@ -113,10 +109,6 @@ def _settings(config: EDMConfig) -> dict[str, Any]:
     own = {"kind": config.kind, "architecture": config.architecture}
     every = own | {"sigma_range": config.sigma_range} | config.network | config.preconditioning
     return {key: value for key, value in every.items() if key not in ("dropout", "label_dropout")}
-
-
-def _edm(file: Path) -> Denoiser:
-    return edm_network.build(*_read_edm(file))
 
 
 def _read_edm(file: Path) -> tuple[EDMConfig, dict[str, Tensor]]:

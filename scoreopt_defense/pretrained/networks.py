@@ -170,7 +170,7 @@ class TinyResNet(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
         stages: list[nn.Module] = [_conv_bn(channels, stem)]
-        for width_in, width in zip((stem, *widths), widths, strict=False):
+        for width_in, width in itertools.pairwise((stem, *widths)):
             stages.append(_conv_bn(width_in, width, stride=2))
             stages.extend(_ResidualBlock(width) for _ in range(blocks))
         self.features = nn.Sequential(*stages)

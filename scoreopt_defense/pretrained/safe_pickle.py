@@ -1,42 +1,41 @@
 """Reads pickles without running them.
 
-Python's ``pickle.load`` calls whatever a file names. This reader is an interpreter of its own for
-the part of the format that data needs: it imports nothing, calls nothing but the functions it is
-given, and refuses, by name, all else. What it may use up is bounded by the size of the file.
+Python's ``pickle.load`` calls whatever a file names. Here the standard library's reader takes the
+file apart, cut down to the operations that data needs: each object that the file would make stays a
+:class:`Record` of what it was to be made from. Nothing is imported, and nothing is called.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import pickle
 import pickletools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import IO, Any
+from collections.abc import Collection
+from typing import IO, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Record", "RefusedError", "load"]
+__all__ = ["Record", "RefusedError", "load", "tensor"]
 
 # NVIDIA's CIFAR-10 networks take about 80,000; each creates at most one object of some 200 bytes.
 _MAX_OPCODES = 500_000
+_MAX_HEADER = 1024  # bytes of a storage before its numbers: torch writes about 350
 
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": set,
+_PLAIN = {
+    *("PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET"),
+    *("LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1"),
+    *("BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES"),
+    *("BINBYTES8", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND"),
+    *("APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "GLOBAL", "STACK_GLOBAL", "BINPERSID"),
 }
-_LITERALS = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+_CONTAINERS = {"collections.OrderedDict", "builtins.set"}
+_TENSORS = {
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_tensor_v2",
+    "torch.storage._load_from_bytes",
 }
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
 _STORAGES = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
@@ -55,256 +54,181 @@ class RefusedError(ValueError):
     """A pickle that holds more than data, or is no such pickle at all."""
 
 
-@dataclass(eq=False, repr=False)
-class Record:
-    """An object of the file, inert: what it was called, built from, and set to."""
+class Record(dict[str, Any]):
+    """An object of the file, inert: what it was called, built from, and set to; and its items.
 
-    name: str
-    args: tuple[Any, ...] = ()
-    state: Any = None
+    A dictionary is one named ``dict``; a set one named ``set``, whose items are the keys.
+    """
 
+    __slots__ = ("args", "name", "state")
 
-@dataclass
-class _Budget:
-    """What is left to spend on one file, its nested pickles included."""
+    def __init__(self, name: str, args: tuple[Any, ...] = ()) -> None:
+        self.name, self.args = name, args
+        self.state: Any = None
 
-    opcodes: int
-    memory: int
+    def __setitem__(self, key: Any, value: Any) -> None:
+        # A nested tuple takes exponential time to hash, and numbers may all have the same hash.
+        if type(key) is not str:
+            raise TypeError(f"{type(key).__name__} as a key")
+        super().__setitem__(key, value)
 
-    def spend(self, *, opcodes: int = 0, memory: int = 0) -> None:
-        self.opcodes -= opcodes
-        self.memory -= memory
-        if self.opcodes < 0:
-            raise RefusedError("more operations than any network takes")
-        if self.memory < 0:
-            raise RefusedError("tensors that are larger than the file that holds them")
+    def add(self, key: Any) -> None:
+        self[key] = None
 
 
-def load(
-    stream: IO[bytes],
-    *,
-    size: int,
-    known: Mapping[str, Callable[..., Any]],
-    max_opcodes: int = _MAX_OPCODES,
-) -> Any:
-    """The data in a pickle: plain containers, tensors, and a :class:`Record` for each object.
+class _Name(str):
+    """A global name of the file. Only this can be called."""
+
+    __slots__ = ()
+
+
+class _Reader(pickle._Unpickler):
+    """The standard library's reader, of these operations and no others."""
+
+    stack: list[Any]
+
+    def __init__(self, stream: IO[bytes], known: Collection[str]) -> None:
+        super().__init__(stream)
+        self.known = known
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full not in self.known:
+            raise RefusedError(f"{full[:100]}, which is neither a tensor nor a plain container")
+        return _Name(full)
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
+
+    def call(self) -> None:
+        args, name = self.stack.pop(), self.stack.pop()
+        if type(args) is not tuple or type(name) is not _Name:
+            raise TypeError("a call of what has no name")
+        if name in _CONTAINERS and any(args):  # not so since protocol 2; a set, since 4
+            raise RefusedError(f"a {name} that is filled by its call")
+        self.stack.append(Record(name, args))
+
+    def build(self) -> None:
+        state, record = self.stack.pop(), self.stack[-1]
+        if type(record) is not Record:
+            raise TypeError(f"{type(record).__name__} in place of an object")
+        record.state = state
+
+    # where the standard library looks an operation up, by its code
+    dispatch: ClassVar[dict[int, Any]] = {
+        **{
+            ord(operation.code): pickle._Unpickler.dispatch[ord(operation.code)]
+            for operation in pickletools.opcodes
+            if operation.name in _PLAIN
+        },
+        pickle.EMPTY_DICT[0]: lambda self: self.stack.append(Record("dict")),
+        pickle.EMPTY_SET[0]: lambda self: self.stack.append(Record("set")),
+        pickle.REDUCE[0]: call,
+        pickle.NEWOBJ[0]: call,
+        pickle.BUILD[0]: build,
+    }
+
+
+def load(stream: IO[bytes], *, known: Collection[str], max_opcodes: int = _MAX_OPCODES) -> Any:
+    """The data in a pickle: numbers, texts, bytes, lists, tuples, and a record of all else.
 
     Args:
         stream: positioned at the pickle.
-        size: bytes in the stream; all tensors together may not be larger.
-        known: for each global name that may occur, ``"module.name"``, what stands in for it.
-            Containers and tensors need no mention.
-        max_opcodes: operations that the file may take.
+        known: the global names that may occur, ``"module.name"``; those of containers and tensors
+            need no mention.
+        max_opcodes: operations that the pickle may take.
 
     Raises:
         RefusedError: naming what was refused.
     """
-    budget = _Budget(opcodes=max_opcodes, memory=size)
-    table = {
-        "collections.OrderedDict": lambda pairs=(): _fill({}, _flat(pairs, budget)),
-        "builtins.set": lambda items=(): _keys(items, budget),
-        "torch._utils._rebuild_parameter": lambda data, *_: _tensor(data),
-        "torch._utils._rebuild_tensor_v2": lambda storage, *layout: _view(storage, *layout[:3]),
-        "torch.storage._load_from_bytes": lambda blob: _storage(blob, budget),
-        **known,
-    }
-    return _run(stream, table, budget)
-
-
-def _run(
-    stream: IO[bytes],
-    table: Mapping[str, Any],
-    budget: _Budget,
-    persistent: Callable[[Any], Any] | None = None,
-) -> Any:
+    start = stream.tell()
     try:
-        return _Machine(table, budget, persistent).run(stream)
+        for count, (operation, _, _) in enumerate(pickletools.genops(stream)):
+            if count >= max_opcodes:
+                raise RefusedError("more operations than any network takes")
+            if ord(operation.code) not in _Reader.dispatch:
+                raise RefusedError(f"the operation {operation.name}")
+        stream.seek(start)
+        return _Reader(stream, {*known, *_CONTAINERS, *_TENSORS}).load()
     except RefusedError:
         raise
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError) as error:
+    except (
+        *(ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError),
+        pickle.UnpicklingError,
+    ) as error:
         raise RefusedError(
             f"a malformed pickle ({type(error).__name__}: {str(error)[:100]})"
         ) from None
 
 
-class _Machine:
-    """The pickle machine: a stack, marks on it, and a memo."""
+def tensor(value: Any) -> Tensor:
+    """The tensor that a record was to be made into, in memory of its own: of its part of a storage.
 
-    def __init__(
-        self,
-        table: Mapping[str, Any],
-        budget: _Budget,
-        persistent: Callable[[Any], Any] | None,
-    ) -> None:
-        self.table, self.budget, self.persistent = table, budget, persistent
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self, stream: IO[bytes]) -> Any:
-        for opcode, arg, _ in pickletools.genops(stream):
-            self.budget.spend(opcodes=1)
-            if opcode.name == "STOP":
-                return self.stack.pop()
-            self.step(opcode.name, arg)
-        raise RefusedError("a pickle without an end")
-
-    def step(self, name: str, arg: Any) -> None:
-        stack = self.stack
-        if name in _LITERALS:
-            stack.append(arg)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name]())
-        elif name in _TUPLES:
-            stack[-_TUPLES[name] :] = [tuple(self.top(_TUPLES[name]))]
-        elif name in ("PROTO", "FRAME"):
-            pass
-        elif name == "MARK":
-            self.marks.append(len(stack))
-        elif name == "TUPLE":
-            stack.append(tuple(self.marked()))
-        elif name in ("APPEND", "APPENDS"):
-            items = [stack.pop()] if name == "APPEND" else self.marked()
-            _expect(stack[-1], list).extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self.marked()
-            _fill(_expect(stack[-1], dict), items)
-        elif name == "ADDITEMS":
-            items = self.marked()
-            _expect(stack[-1], set).update(map(_key, items))
-        elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
-            self.memo[len(self.memo) if name == "MEMOIZE" else arg] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(self.memo[arg])
-        elif name in ("GLOBAL", "STACK_GLOBAL"):
-            words = arg.split(" ") if name == "GLOBAL" else [stack.pop(-2), stack.pop()]
-            stack.append(self.known(".".join(_expect(word, str) for word in words)))
-        elif name in ("REDUCE", "NEWOBJ"):
-            args, function = _expect(stack.pop(), tuple), _expect(stack.pop(), _Known)
-            self.budget.spend(opcodes=len(args))  # which are copied
-            stack.append(function.stand_in(*args))
-        elif name == "BUILD":
-            state = stack.pop()
-            _expect(stack[-1], Record).state = state
-        elif name == "BINPERSID" and self.persistent is not None:
-            stack.append(self.persistent(stack.pop()))
-        else:
-            raise RefusedError(f"the operation {name}")
-
-    def top(self, count: int) -> list[Any]:
-        if len(self.stack) < count:
-            raise IndexError("the stack is empty")
-        return self.stack[-count:]
-
-    def marked(self) -> list[Any]:
-        start = self.marks.pop()
-        items = self.stack[start:]
-        del self.stack[start:]
-        return items
-
-    def known(self, name: str) -> _Known:
-        if name not in self.table:
-            raise RefusedError(f"{name[:100]}, which is neither a tensor nor a plain container")
-        return _Known(self.table[name])
-
-
-@dataclass
-class _Known:
-    """A global name of the file: what stands in for it. Only this can be called."""
-
-    stand_in: Callable[..., Any]
-
-
-def _expect(value: Any, kind: type) -> Any:
-    if type(value) is not kind:
-        raise TypeError(f"{type(value).__name__} in place of {kind.__name__}")
-    return value
-
-
-def _key(value: Any) -> Any:
-    # A nested tuple as a key takes exponential time to hash.
-    if type(value) not in (str, int, float, bool, type(None)):
-        raise TypeError(f"{type(value).__name__} as a key")
-    return value
-
-
-def _fill(target: dict[Any, Any], items: list[Any]) -> dict[Any, Any]:
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        target[_key(key)] = value
-    return target
-
-
-def _flat(pairs: Any, budget: _Budget) -> list[Any]:
-    budget.spend(opcodes=2 * len(pairs))
-    return [item for key, value in pairs for item in (key, value)]
-
-
-def _keys(items: Any, budget: _Budget) -> set[Any]:
-    budget.spend(opcodes=len(items))
-    return set(map(_key, items))
-
-
-@dataclass
-class _Storage:
-    """The numbers that tensors are views of."""
-
-    values: Tensor | None = None
-
-
-def _storage(blob: Any, budget: _Budget) -> _Storage:
-    """What ``torch.save`` writes of a storage in its old format, which pickled tensors contain.
-
-    A magic number, a protocol version and the system's type sizes, the storage's type and length as
-    a persistent id, its key, its length again, its bytes.
+    Raises:
+        RefusedError: if it is none, or larger than that part.
     """
-    stream = io.BytesIO(_expect(blob, bytes))
-    budget.spend(memory=len(blob))  # read again at each mention
-    storage = _Storage()
-    declared: list[tuple[torch.dtype, str, int]] = []
+    match value:
+        case Record(name="torch._utils._rebuild_parameter", args=(data, *_)):
+            value = data
+    match value:
+        case Record(
+            name="torch._utils._rebuild_tensor_v2",
+            args=(
+                Record(name="torch.storage._load_from_bytes", args=(bytes(blob),)),
+                offset,
+                tuple(size),
+                tuple(stride),
+                *_,
+            ),
+        ):
+            return _view(*_storage(blob), offset, size, stride)
+    raise RefusedError("a parameter that is no tensor")
 
-    def persistent(pid: Any) -> _Storage:
-        kind, dtype, key, _location, length = _expect(pid, tuple)[:5]
-        if kind != "storage" or pid[5:] not in ((), (None,)) or declared:
-            raise TypeError("a persistent id that is no storage")
-        declared.append((_expect(dtype, _Known).stand_in, _expect(key, str), _expect(length, int)))
-        return storage
 
-    magic, version, system = (_run(stream, {}, budget) for _ in range(3))
-    if (magic, version) != (0x1950A86A20F9469CFC6C, 1001) or system["little_endian"] is not True:
-        raise RefusedError("a storage in an unknown format")
-    if _run(stream, _STORAGES, budget, persistent) is not storage:
-        raise RefusedError("a storage in an unknown format")
-    [(dtype, key, length)] = declared
-    if _run(stream, {}, budget) != [key]:
-        raise RefusedError("a storage in an unknown format")
+def _storage(blob: bytes) -> tuple[torch.dtype, memoryview]:
+    """The type and the bytes of a storage's numbers, as ``torch.save`` wrote it in its old format.
+
+    Pickled tensors contain it: a magic number, a protocol version and the system's type sizes, the
+    storage's type and length as a persistent id, its key, its length again, its bytes.
+    """
+    stream = io.BytesIO(blob[:_MAX_HEADER])
+    parts = [load(stream, known=_STORAGES, max_opcodes=50) for _ in range(5)]
+    match parts:
+        case [
+            0x1950A86A20F9469CFC6C,
+            1001,
+            {"little_endian": True},
+            ("storage", _Name(kind), str(key), _, int(length), *view),
+            [again],
+        ] if kind in _STORAGES and key == again and not any(view):
+            dtype = _STORAGES[kind]
+        case _:
+            raise RefusedError("a storage in an unknown format")
     length_again = int.from_bytes(stream.read(8), "little", signed=True)
     left = len(blob) - stream.tell()
     if not 0 <= length == length_again or left != length * dtype.itemsize:
         raise RefusedError(f"a storage that declares {length} {dtype} in {left} bytes")
-    storage.values = (
-        torch.frombuffer(bytearray(stream.read()), dtype=dtype)
-        if length
-        else torch.empty(0, dtype=dtype)
-    )
-    return storage
+    return dtype, memoryview(blob)[stream.tell() :]
 
 
-def _view(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
-    """``torch.as_strided``, within the storage and never larger than it."""
-    values = _expect(storage, _Storage).values
-    numbers = [offset, *_expect(size, tuple), *_expect(stride, tuple)]
+def _view(
+    dtype: torch.dtype,
+    data: memoryview,
+    offset: Any,
+    size: tuple[Any, ...],
+    stride: tuple[Any, ...],
+) -> Tensor:
+    """``torch.as_strided``, within the storage and no larger than the part of it that it spans."""
     if len(size) != len(stride) or len(size) > 16:
-        raise TypeError("a tensor of unequal size and stride")
-    if any(type(number) is not int or number < 0 for number in numbers):
-        raise TypeError("a tensor of negative size or stride")
-    count = 1
-    for length in size:
-        count *= length
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if count > len(values) or (count and last >= len(values)):
-        raise RefusedError(f"a tensor of {count:,} numbers in a storage of {len(values):,}")
-    return values.as_strided(size, stride, offset) if count else values.new_empty(size)
-
-
-def _tensor(value: Any) -> Tensor:
-    return _expect(value, Tensor)
+        raise RefusedError("a tensor of unequal size and stride")
+    numbers = (offset, *size, *stride)
+    if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
+        raise RefusedError("a tensor of negative or endless size or stride")
+    count, held = math.prod(size), len(data) // dtype.itemsize
+    if not count:
+        return torch.empty(size, dtype=dtype)
+    span = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if count > span or offset + span > held:
+        raise RefusedError(f"a tensor of {count:,} numbers in a storage of {held:,}")
+    part = data[offset * dtype.itemsize : (offset + span) * dtype.itemsize]
+    return torch.frombuffer(bytearray(part), dtype=dtype).as_strided(size, stride)

@@ -1,4 +1,4 @@
-"""Files of weights that examples/train_denoiser.py and train_classifier.py write.
+"""Loads the files of weights that examples/train_denoiser.py and train_classifier.py write.
 
 The networks that ship with the package are such files too. The header of one holds a card in JSON:
 the kind of network, its arguments, and what else is known of it.
