@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,26 @@ def seeded(seed: int) -> Iterator[None]:
     """Start torch's, numpy's and Python's global generators at ``seed``; put them back after."""
     before = _states()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+        _seed_torch(seed)
         np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002
         random.seed(seed)
         try:
             yield
         finally:
             _set_states(before)
+
+
+def _seed_torch(seed: int) -> None:
+    """As ``torch.manual_seed``, which writes a traceback down for each device that there is not."""
+    if _has_accelerator():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+@cache
+def _has_accelerator() -> bool:
+    return any(kind.is_available() for kind in (torch.cuda, torch.xpu, torch.backends.mps))
 
 
 def same_draws() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
