@@ -56,8 +56,9 @@ from typing import Any
 
 from scoreopt_defense._checks import check_choice
 from scoreopt_defense.attacks.art import ARTPGD
-from scoreopt_defense.attacks.base import Attack, BoundedAttack, ProjectedGradientAttack
+from scoreopt_defense.attacks.base import Attack
 from scoreopt_defense.attacks.boundary import Boundary
+from scoreopt_defense.attacks.bounded import BoundedAttack, ProjectedGradientAttack
 from scoreopt_defense.attacks.corruptions import TABLE_5, Corruptions
 from scoreopt_defense.attacks.foolbox import FoolboxPGD, Noise
 from scoreopt_defense.attacks.mister_ed import StAdv
