@@ -1,72 +1,22 @@
-"""The commands of ``scoreopt``; each imports what it needs when it is called."""
+"""Commands about attacks on a defence: run them, report what they found, export it."""
 
 from __future__ import annotations
 
-import ast
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from scoreopt_defense import _release, cli
+import typer
+
 from scoreopt_defense._files import replacing
-from scoreopt_defense._optional import optional
+from scoreopt_defense.cli.output import print_table, say
+from scoreopt_defense.cli.own_modules import find_own_modules
 
-optional("typer", extra="evaluate")
-import typer  # noqa: E402
-
-__all__ = ["app", "run"]
-
-app = typer.Typer(
-    name="scoreopt",
-    help="Test-time purification as a defence, and its honest evaluation.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+__all__ = ["evaluate", "export", "report"]
 
 
-def run(arguments: list[str]) -> int:
-    """The exit status of one call; errors other than of usage are the caller's to say."""
-    path = list(sys.path)
-    try:
-        status = app(arguments, prog_name="scoreopt", standalone_mode=False)
-    except typer.Abort:  # what Ctrl-C becomes on its way
-        return 130
-    except Exception as error:
-        if not hasattr(error, "exit_code"):
-            raise
-        if hasattr(error, "show"):
-            error.show()
-        return int(error.exit_code)
-    finally:
-        sys.path[:] = path
-    return status if isinstance(status, int) else 0
-
-
-def _find_own_modules() -> None:
-    """Modules of this folder can be named, as in ``python:mine:defence``; for what runs a file."""
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)  # the last, so that no file there stands in for a library
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        cli.say(f"scoreopt {_release.described()}")
-        raise typer.Exit
-
-
-@app.callback()
-def _every(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which it is.")
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command()
 def evaluate(
     config: Annotated[Path, typer.Argument(help="TOML file: defences, images, attacks.")],
     out: Annotated[
@@ -99,7 +49,7 @@ def evaluate(
     from scoreopt_defense.evaluation.summary import summaries
 
     keep_freed_memory()
-    _find_own_modules()
+    find_own_modules()
     read = configuration.load(config)
     materials = read.materials()
     plan = read.plan(materials)
@@ -119,15 +69,15 @@ def evaluate(
             retry_failed=retry_failed, progress=progress(),
         )  # fmt: skip
     except Stopped as stop:
-        cli.say(f"scoreopt: {stop}", error=True)
+        say(f"scoreopt: {stop}", error=True)
         raise typer.Exit(130) from None
     with result.store:
-        cli.say(f"{result}\n\nRobust accuracy in per cent with its 95 % interval, of {plan.count} "
+        say(f"{result}\n\nRobust accuracy in per cent with its 95 % interval, of {plan.count} "
                 f"images. The record is {folder / 'run.sqlite'}.")  # fmt: skip
         for summary in summaries(result).values():
-            cli.say(f"\n{summary}")
+            say(f"\n{summary}")
         if failed := sum(f["attack"] not in plan.controlled.parts for f in result.failures):
-            cli.say(f"\n{failed} units failed, and the figures are without them: mend the cause, "
+            say(f"\n{failed} units failed, and the figures are without them: mend the cause, "
                     "and call this again with --retry-failed.")  # fmt: skip
             raise typer.Exit(3)
 
@@ -157,13 +107,13 @@ def _foretell(plan: Any, materials: Any, workers: int) -> None:
          *queries(c.attack), c.error or duration(c.seconds)]
         for c in cells
     ]  # fmt: skip
-    _print_table(lines)
+    print_table(lines)
     total = sum(cell.seconds for cell in cells)
-    cli.say(f"\n{plan.count} images, {plan.trials} trials, batches of {plan.batch}, seed "
+    say(f"\n{plan.count} images, {plan.trials} trials, batches of {plan.batch}, seed "
             f"{plan.seed}. {'At most' if plan.suites else 'About'} {duration(total / workers)} "
             f"with {workers} worker(s).")  # fmt: skip
     if plan.suites:
-        cli.say(f"Stages of {', '.join(plan.suites)} are counted as if no image left the queue: an "
+        say(f"Stages of {', '.join(plan.suites)} are counted as if no image left the queue: an "
                 "upper bound.")  # fmt: skip
 
 
@@ -184,7 +134,6 @@ def _record(run: Path) -> Iterator[Any]:
             ) from error
 
 
-@app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a record.")],
     other: Annotated[
@@ -215,14 +164,13 @@ def report(
         else:
             made_from = None
             if config is not None:
-                _find_own_modules()
+                find_own_modules()
                 made_from = configuration.load(config)
             page = pages.run_page(store, config=made_from, images=images, seed=seed)
             default = run / "report.html"
-        cli.say(pages.write(page, out or default))
+        say(pages.write(page, out or default))
 
 
-@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a record.")],
     csv: Annotated[Path | None, typer.Option(help="File to write.")] = None,
@@ -238,107 +186,6 @@ def export(
         raise typer.BadParameter("say --csv FILE, --parquet FILE or --json FILE")
     with _record(run) as store:
         for write, path in wanted:
-            cli.say(f"{path}: {write(store, path)} rows")
+            say(f"{path}: {write(store, path)} rows")
         if json:
-            cli.say(f"{json}: {to_json(Result(store), json)} cells")
-
-
-@app.command()
-def purify(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or a folder of them.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="A .png file, or a folder.")],
-    denoiser: Annotated[
-        str | None, typer.Option(help="Such as cifar10-tiny; see scoreopt models.")
-    ] = None,
-    purifier: Annotated[
-        str,
-        typer.Option(
-            help="ScoreOpt, OneShot, DiffPure, GDMP, ADP, MENet, JPEG, BitDepth or "
-            "python:MODULE:FUNCTION, which returns one."
-        ),
-    ] = "ScoreOpt",
-    preset: Annotated[str | None, typer.Option(help="See scoreopt presets.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="As in steps=10.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
-) -> None:
-    """Purify image files; the results are PNG files."""
-    from scoreopt_defense._memory import keep_freed_memory
-    from scoreopt_defense.evaluation.config import purifier_of
-    from scoreopt_defense.image_files import purify_files
-
-    keep_freed_memory()
-    _find_own_modules()
-    made = purifier_of(purifier, denoiser, preset, dict(map(_setting, set_ or [])))
-    if made is None:
-        raise typer.BadParameter("'none' purifies nothing", param_hint="--purifier")
-    for path in purify_files(made, source, target, seed=seed):
-        cli.say(path)
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """``steps=10`` as a name and a number; what is no number or tuple is a name."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise typer.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint="--set")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
-
-
-@app.command()
-def presets() -> None:
-    """List the presets of ScoreOpt."""
-    from scoreopt_defense.presets import PRESETS
-
-    common = ["variant", "lr", "steps", "sigma"]
-    lines = [["preset", *common, "besides"]]
-    for name, values in PRESETS.items():
-        low, high = values["sigma"]
-        sigma = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-        besides = (f"{key}={value}" for key, value in values.items() if key not in common)
-        lines.append([name, values["variant"], f"{values['lr']:g}", f"{values['steps']}", sigma,
-                      ", ".join(besides)])  # fmt: skip
-    _print_table(lines)
-
-
-@app.command()
-def models() -> None:
-    """List the denoisers and classifiers that can be named."""
-    from scoreopt_defense import pretrained
-    from scoreopt_defense.evaluation.sources import CLASSIFIERS
-    from scoreopt_defense.pretrained.hub import downloaded_names
-
-    denoisers = {
-        "ships": pretrained.names("denoiser"),
-        "downloaded on first use": downloaded_names(),
-        "by its place": ["hf:<id or folder>", "file:<file>", "edm:<file>"],
-    }
-    classifiers = {"ships": pretrained.names("classifier"), "by its place": list(CLASSIFIERS)}
-    lines = [["kind", "name", "where it is"]] + [
-        [kind, name, where]
-        for kind, places in (("denoiser", denoisers), ("classifier", classifiers))
-        for where, names in places.items()
-        for name in names
-    ]
-    _print_table(lines)
-
-
-@app.command("convert-edm")
-def convert_edm(
-    snapshot: Annotated[str, typer.Argument(help="The .pkl file.")],
-    output: Annotated[str, typer.Argument(help="The .safetensors file to write.")],
-) -> None:
-    """Turn an EDM snapshot (.pkl) into a safetensors file, without running it.
-
-    pretrained.denoiser('edm:<file>') loads it.
-    """
-    cli.convert_edm(snapshot, output)
-
-
-def _print_table(lines: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cli.say("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip())
+            say(f"{json}: {to_json(Result(store), json)} cells")
