@@ -285,6 +285,7 @@ def test_a_batch_chosen_by_the_memory_gives_the_same_result(monkeypatch: Any) ->
 _FAULTS = """
 import resource, sys
 import torch
+import scoreopt_defense.evaluation  # as commands and workers have, since the heap is as it was left
 from scoreopt_defense import _memory
 assert sys.argv[1] == "given back" or _memory.keep_freed_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
