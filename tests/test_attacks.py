@@ -34,7 +34,7 @@ from scoreopt_defense.attacks import (
     attack,
 )  # fmt: skip
 from scoreopt_defense.attacks.bounded import BoundedAttack, strongest
-from scoreopt_defense.attacks.losses import LOSSES, divisors, dlr, margin_loss
+from scoreopt_defense.attacks.losses import LOSSES, divisors, dlr, margin
 from scoreopt_defense.evaluation.probes import Gradients
 
 for library in ("art", "foolbox", "recoloradv", "torchattacks"):
@@ -343,7 +343,7 @@ def test_losses_are_those_of_the_library_that_has_them(y):
         dlr(logits, y), library.dlr_loss(logits, y), rtol=rounding(torch.float32, 3), atol=0
     )
     others = logits.masked_fill(F.one_hot(y, 4).bool(), -torch.inf).max(1).values
-    assert torch.equal(margin_loss(logits, y), others - logits[range(len(y)), y])
+    assert torch.equal(margin(logits, y), others - logits[range(len(y)), y])
     with pytest.raises(ValueError, match="'dlr' needs at least 3 classes, got 2"):
         dlr(logits[:, :2], y.clamp(max=1))
 

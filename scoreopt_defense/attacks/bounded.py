@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count, check_positive
 from scoreopt_defense.attacks.base import Attack
-from scoreopt_defense.attacks.losses import margin_loss
+from scoreopt_defense.attacks.losses import margin
 from scoreopt_defense.attacks.views import View, shown, views
 from scoreopt_defense.attacks.wrappers import (
     Around,
@@ -184,7 +184,7 @@ def _check_eps(eps: object, norm: str) -> float:
 
 
 def strongest(model: nn.Module, found: Sequence[Tensor], y: Tensor) -> Tensor:
-    """Of each image the candidate in which another class leads most, or the true one least.
+    """Of each image the candidate whose :func:`~scoreopt_defense.attacks.losses.margin` is highest.
 
     Args:
         model: what judges; one answer a candidate.
@@ -192,5 +192,5 @@ def strongest(model: nn.Module, found: Sequence[Tensor], y: Tensor) -> Tensor:
         y: labels, shape ``(B,)``.
     """
     with torch.no_grad():
-        losses = torch.stack([margin_loss(model(x), y) for x in found])
-    return torch.stack(list(found))[losses.argmax(0), torch.arange(len(y), device=y.device)]
+        margins = torch.stack([margin(model(x), y) for x in found])
+    return torch.stack(list(found))[margins.argmax(0), torch.arange(len(y), device=y.device)]

@@ -1,11 +1,8 @@
 r"""Losses that an attack raises: plain functions of logits and labels, one value an image.
 
 Logits :math:`z` have shape ``(B, K)``, labels ``y`` shape ``(B,)``, and the loss shape ``(B,)``.
-Under EOT the logits are mean ones. The margin loss and the ratio are above 0 where another class
-wins, and only there.
-
-The margin, wherever it is recorded, is how far the true class leads, so the margin *loss* is its
-negative.
+Under EOT the logits are mean ones. The margin and the ratio are above 0 where another class wins,
+and only there. The true class's lead, which is recorded and drawn, is the margin's negative.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LOSSES", "cross_entropy", "divisors", "dlr", "margin_loss"]
+__all__ = ["LOSSES", "cross_entropy", "divisors", "dlr", "margin"]
 
 _LEAD = 8.0  # 1 - p is 3e-4 there, of which float32 has three digits
 
@@ -28,8 +25,8 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
-def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
-    r"""How far another class leads, the negative margin: :math:`\max_{k \ne y} z_k - z_y`.
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    r"""How far another class leads: :math:`\max_{k \ne y} z_k - z_y`.
 
     Its gradient does not vanish where the model is sure of itself.
 
@@ -42,7 +39,7 @@ def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    r"""Difference-of-logits ratio: the margin loss, whatever the scale of the logits.
+    r"""Difference-of-logits ratio: the margin, whatever the scale of the logits.
 
     .. math:: \frac{\max_{k \ne y} z_k - z_y}{z_{\pi_1} - z_{\pi_3}}
 
@@ -58,7 +55,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
         raise ValueError(f"loss 'dlr' needs at least 3 classes, got {logits.shape[1]}")
     first, _, third = logits.topk(3).values.unbind(1)
     # 1e-12 as in their code: equal logits are no error
-    return margin_loss(logits, y) / (first - third + 1e-12)
+    return margin(logits, y) / (first - third + 1e-12)
 
 
 def divisors(logits: Tensor, y: Tensor) -> Tensor:
@@ -74,12 +71,12 @@ def divisors(logits: Tensor, y: Tensor) -> Tensor:
     Returns:
         Shape ``(B, 1)``.
     """
-    leads = -margin_loss(logits, y)
+    leads = -margin(logits, y)
     sure = leads.isfinite() & (leads > -math.log(torch.finfo(logits.dtype).eps))
     return torch.where(sure, leads / _LEAD, 1).clamp_min(1).unsqueeze(1)
 
 
 #: By name.
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {"cross-entropy": cross_entropy, "margin": margin_loss, "dlr": dlr}
+    {"cross-entropy": cross_entropy, "margin": margin, "dlr": dlr}
 )

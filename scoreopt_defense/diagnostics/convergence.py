@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_labels
-from scoreopt_defense.attacks.losses import margin_loss
+from scoreopt_defense.attacks.losses import margin
 from scoreopt_defense.diagnostics._drawing import axes_or_new
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.objectives import denoising_error
@@ -26,17 +26,17 @@ class Curves:
         loss: Diff loss of the image at each step under one fixed set of noise draws, shape
             ``(outer_steps * steps + 1, B)``: it falls if the optimisation converges.
         distance: l2 distance from the attacked image, images in [-1, 1], same shape.
-        margin: logit of the true label less the largest other; negative where misclassified.
+        lead: logit of the true label less the largest other; negative where misclassified.
     """
 
     loss: Tensor
     distance: Tensor
-    margin: Tensor
+    lead: Tensor
 
     def plot(self, axes: Any = None) -> Any:
         """The three means, each divided by its largest absolute value, against the step."""
         axes = axes_or_new(axes)
-        for name in ("loss", "distance", "margin"):
+        for name in ("loss", "distance", "lead"):
             mean = getattr(self, name).mean(1)
             axes.plot(mean / mean.abs().max(), label=f"{name} (largest {mean.abs().max():.3g})")
         axes.set(xlabel="step", ylabel="mean, relative to its largest")
@@ -83,11 +83,11 @@ def optimization_curves(
             values.append(denoising_error(denoised, image))
         return torch.stack(values).mean(0)
 
-    def margin(image: Tensor) -> Tensor:
-        return -margin_loss(classifier(((image + 1) / 2).clamp(0, 1)), y)
+    def lead(image: Tensor) -> Tensor:
+        return -margin(classifier(((image + 1) / 2).clamp(0, 1)), y)
 
     return Curves(
         loss=torch.stack([loss(image) for image in states]),
         distance=torch.stack([(image - x_a).flatten(1).norm(dim=1) for image in states]),
-        margin=torch.stack([margin(image) for image in states]),
+        lead=torch.stack([lead(image) for image in states]),
     )

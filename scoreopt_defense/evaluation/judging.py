@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_count
-from scoreopt_defense.attacks.losses import margin_loss as margin
+from scoreopt_defense.attacks.losses import margin
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.asking import answer
 from scoreopt_defense.evaluation.seeding import reseeded
