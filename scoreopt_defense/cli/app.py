@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from scoreopt_defense import _release
-from scoreopt_defense.cli.evaluation import evaluate, export, report
+from scoreopt_defense.cli.evaluation import evaluate
 from scoreopt_defense.cli.networks import convert_edm, models, presets
 from scoreopt_defense.cli.output import say
 from scoreopt_defense.cli.purification import purify
+from scoreopt_defense.cli.records import export, report
 
 __all__ = ["app", "run"]
 
