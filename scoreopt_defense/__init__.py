@@ -4,25 +4,26 @@ Implements ScoreOpt (Zhang et al., "Enhancing Adversarial Robustness via Score-B
 NeurIPS 2023) and what it takes to attack it with existing libraries.
 """
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from scoreopt_defense import pretrained
-from scoreopt_defense.defended import EOT, DefendedModel
-from scoreopt_defense.purifiers import (
-    ADP,
-    GDMP,
-    JPEG,
-    BitDepth,
-    DiffPure,
-    MENet,
-    OneShot,
-    Purifier,
-    ScoreOpt,
-    ThirdParty,
-)
-
 if TYPE_CHECKING:
+    from scoreopt_defense import pretrained
+    from scoreopt_defense.defended import EOT, DefendedModel
     from scoreopt_defense.integrations.art import PurifierPreprocessor
+    from scoreopt_defense.purifiers import (
+        ADP,
+        GDMP,
+        JPEG,
+        BitDepth,
+        DiffPure,
+        MENet,
+        OneShot,
+        Purifier,
+        ScoreOpt,
+        ThirdParty,
+    )
 
 __all__ = [
     "ADP",
@@ -43,10 +44,23 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+# Where a name is, if not in purifiers.
+_PLACES = {
+    "DefendedModel": "defended",
+    "EOT": "defended",
+    "PurifierPreprocessor": "integrations.art",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "PurifierPreprocessor":  # imported on demand: ART takes seconds to load
-        from scoreopt_defense.integrations.art import PurifierPreprocessor
-
-        return PurifierPreprocessor
+    """Imported on demand: torch takes seconds to load, ART more, and a version needs neither."""
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
+    if name in __all__:
+        place = import_module(f"{__name__}.{_PLACES.get(name, 'purifiers')}")
+        return globals().setdefault(name, getattr(place, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

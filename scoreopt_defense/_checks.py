@@ -24,7 +24,6 @@ __all__ = [
     "check_sigma",
     "check_unit_images",
     "looks_rescaled",
-    "printable",
 ]
 
 # Attacks may query outside [0, 1]: torchattacks' PGDRS adds Gaussian noise and comes to 2.8, and so
@@ -222,8 +221,3 @@ def check_file(path: str | Path, *, most: float = math.inf) -> int:
     if about.st_size > most:
         raise ValueError(f"{path} must have at most {most:,} bytes, got {about.st_size:,}")
     return about.st_size
-
-
-def printable(text: str) -> str:
-    r"""Text for a terminal: a character that none prints, such as ESC, as ``\x1b``."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

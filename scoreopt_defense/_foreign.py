@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as of_all_modules
 
-from scoreopt_defense._checks import printable
+from scoreopt_defense._text import printable
 from scoreopt_defense.noise import Stream
 
 __all__ = ["as_it_was", "contained", "said", "untouched"]

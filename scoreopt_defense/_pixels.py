@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from scoreopt_defense._checks import printable
 from scoreopt_defense._optional import optional
+from scoreopt_defense._text import printable
 
 __all__ = [
     "IMAGE_SUFFIXES",

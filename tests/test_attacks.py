@@ -33,7 +33,7 @@ from scoreopt_defense.attacks import (
     FoolboxPGD,
     attack,
 )  # fmt: skip
-from scoreopt_defense.attacks.base import BoundedAttack, strongest
+from scoreopt_defense.attacks.bounded import BoundedAttack, strongest
 from scoreopt_defense.attacks.losses import LOSSES, divisors, dlr, margin
 from scoreopt_defense.evaluation.probes import Gradients
 

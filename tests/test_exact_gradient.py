@@ -405,11 +405,11 @@ class TestDiagnostics:
     def test_curves_end_where_the_purifier_does(self, variant: str, x: Tensor, y: Tensor) -> None:
         purifier = purifier_of({"variant": variant, "sigma": 0.3}, steps=3)
         found = optimization_curves(purifier, smooth_classifier(), x, y, seed=4)
-        assert found.loss.shape == found.distance.shape == found.margin.shape == (4, len(x))
+        assert found.loss.shape == found.distance.shape == found.lead.shape == (4, len(x))
         moved = 2 * (purifier(x, seed=4) - x)
         torch.testing.assert_close(found.distance[-1], moved.flatten(1).norm(dim=1))
         right = smooth_classifier()(purifier(x, seed=4)).argmax(1) == y
-        assert torch.equal(found.margin[-1] > 0, right)
+        assert torch.equal(found.lead[-1] > 0, right)
         if variant == "O":
             assert (found.distance[0] == 0).all()
         assert found.plot().get_xlabel()

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from scoreopt_defense import BitDepth, cli, data
-from scoreopt_defense.image_files import purify_files
+from scoreopt_defense.cli.image_files import purify_files
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -100,6 +100,19 @@ def test_importing_the_package_loads_no_optional_library():
     assert out.strip() == "[]"
 
 
+@pytest.mark.parametrize("asked", ["--version", "--help", "evaluate --help", "purify --help"])
+def test_the_command_line_says_what_it_is_without_loading_torch(asked):
+    pytest.importorskip("typer")
+    out = run_without(
+        ["torch"],
+        f"""
+        from scoreopt_defense.cli import main
+        sys.exit(main({asked.split()!r}))
+        """,
+    )
+    assert "scoreopt" in out
+
+
 def test_optional_gives_the_module_or_says_what_to_install():
     assert optional("json.decoder", extra="x").JSONDecoder
     with pytest.raises(ImportError, match=r"needs nothing_here.*scoreopt-defense\[some\]"):
@@ -112,3 +125,10 @@ def test_an_unknown_attribute_of_the_package_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         scoreopt_defense.Nothing  # noqa: B018
     assert all(hasattr(scoreopt_defense, name) for name in scoreopt_defense.__all__)
+    assert set(scoreopt_defense.__all__) <= set(dir(scoreopt_defense))
+
+
+def test_a_part_of_the_package_is_there_without_an_import_of_its_own():
+    out = run_without([], "import scoreopt_defense as so\nprint(so.gradients.BPDA, so.ScoreOpt)")
+    assert "scoreopt_defense.gradients.BPDA" in out
+    assert "scoreopt_defense.purifiers.scoreopt.ScoreOpt" in out

@@ -309,6 +309,7 @@ def test_a_twin_of_another_precision_counts_its_own_memory() -> None:
 _FAULTS = """
 import resource, sys
 import torch
+import scoreopt_defense.evaluation  # as commands and workers have, since the heap is as it was left
 from scoreopt_defense import _memory
 assert sys.argv[1] == "given back" or _memory.keep_freed_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

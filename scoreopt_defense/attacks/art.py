@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._optional import optional
-from scoreopt_defense.attacks.base import ProjectedGradientAttack
+from scoreopt_defense.attacks.bounded import ProjectedGradientAttack
 
 __all__ = ["ARTPGD"]
 

@@ -25,7 +25,7 @@ class Boundary(PGD):
 
     Args:
         norm, eps, gradient, eot, steps, restarts, step_size, random_start: as in
-            :class:`~scoreopt_defense.attacks.base.ProjectedGradientAttack`.
+            :class:`~scoreopt_defense.attacks.bounded.ProjectedGradientAttack`.
         bisections: halvings of the way, one query each.
 
     Reference:

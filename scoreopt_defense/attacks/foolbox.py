@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice
 from scoreopt_defense._optional import optional
-from scoreopt_defense.attacks.base import BoundedAttack, ProjectedGradientAttack
+from scoreopt_defense.attacks.bounded import BoundedAttack, ProjectedGradientAttack
 from scoreopt_defense.attacks.losses import LOSSES
 from scoreopt_defense.attacks.views import View
 from scoreopt_defense.gradients import Gradient, NoGradient
@@ -26,7 +26,7 @@ class FoolboxPGD(ProjectedGradientAttack):
 
     Args:
         norm, eps, gradient, eot, steps, restarts, step_size, random_start: as in
-            :class:`~scoreopt_defense.attacks.base.ProjectedGradientAttack`.
+            :class:`~scoreopt_defense.attacks.bounded.ProjectedGradientAttack`.
         loss: of the mean logits: ``"cross-entropy"``, ``"margin"`` or ``"dlr"``; see
             :mod:`scoreopt_defense.attacks.losses`.
     """
@@ -74,8 +74,8 @@ class Noise(BoundedAttack):
     """Random noise of an attack's size, which an attack must outdo: uniform, and Gaussian in l2.
 
     Args:
-        norm, eps, restarts: as in :class:`~scoreopt_defense.attacks.base.BoundedAttack`; the model
-            is asked only to choose among restarts.
+        norm, eps, restarts: as in :class:`~scoreopt_defense.attacks.bounded.BoundedAttack`; the
+            model is asked only to choose among restarts.
     """
 
     gradient: Gradient | View = NoGradient()

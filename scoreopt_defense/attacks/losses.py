@@ -1,7 +1,8 @@
 r"""Losses that an attack raises: plain functions of logits and labels, one value an image.
 
 Logits :math:`z` have shape ``(B, K)``, labels ``y`` shape ``(B,)``, and the loss shape ``(B,)``.
-Under EOT the logits are mean ones. The margin and the ratio are above 0 where another class wins.
+Under EOT the logits are mean ones. The margin and the ratio are above 0 where another class wins,
+and only there. The true class's lead, which is recorded and drawn, is the margin's negative.
 """
 
 from __future__ import annotations
@@ -53,9 +54,8 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     if logits.shape[1] < 3:
         raise ValueError(f"loss 'dlr' needs at least 3 classes, got {logits.shape[1]}")
     first, _, third = logits.topk(3).values.unbind(1)
-    return margin(logits, y) / (
-        first - third + 1e-12
-    )  # as in their code: equal logits are no error
+    # 1e-12 as in their code: equal logits are no error
+    return margin(logits, y) / (first - third + 1e-12)
 
 
 def divisors(logits: Tensor, y: Tensor) -> Tensor:

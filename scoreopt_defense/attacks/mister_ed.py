@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_positive
 from scoreopt_defense._optional import optional
-from scoreopt_defense.attacks.base import BoundedAttack
+from scoreopt_defense.attacks.bounded import BoundedAttack
 
 __all__ = ["StAdv"]
 
@@ -30,7 +30,7 @@ class StAdv(BoundedAttack):
         eps: furthest that a pixel is looked up, along each axis, in units in which the image
             reaches from -1 to 1: 0.05 is 0.8 pixels of 32.
         gradient, eot, steps, restarts: as in
-            :class:`~scoreopt_defense.attacks.base.BoundedAttack`.
+            :class:`~scoreopt_defense.attacks.bounded.BoundedAttack`.
         lr: Adam's, relative to eps.
 
     Reference:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count, check_positive
 from scoreopt_defense._optional import optional
-from scoreopt_defense.attacks.base import BoundedAttack, ProjectedGradientAttack, strongest
+from scoreopt_defense.attacks.bounded import BoundedAttack, ProjectedGradientAttack, strongest
 from scoreopt_defense.attacks.views import View
 from scoreopt_defense.gradients import Gradient, NoGradient
 
@@ -25,7 +25,7 @@ class PGD(ProjectedGradientAttack):
 
     Shown the classifier it is transfer PGD, in mode ``"bpda"`` BPDA+EOT, in mode ``"one-shot"``
     PGD+EOT. Settings are those of
-    :class:`~scoreopt_defense.attacks.base.ProjectedGradientAttack`.
+    :class:`~scoreopt_defense.attacks.bounded.ProjectedGradientAttack`.
 
     Example:
         >>> PGD(eps=8/255, eot=20, steps=20).queries
@@ -82,11 +82,11 @@ class APGD(_AutoPGD):
     """Projected gradient ascent that halves its step where it gets no further.
 
     Begins at a random point. The image of highest loss and the last one classified wrongly are
-    candidates; the :func:`~scoreopt_defense.attacks.base.strongest` is kept.
+    candidates; the :func:`~scoreopt_defense.attacks.bounded.strongest` is kept.
 
     Args:
         norm, eps, gradient, eot, steps, restarts: as in
-            :class:`~scoreopt_defense.attacks.base.BoundedAttack`.
+            :class:`~scoreopt_defense.attacks.bounded.BoundedAttack`.
         loss: ``"ce"``, cross-entropy, or ``"dlr"``, the difference-of-logits ratio.
 
     Raises:
@@ -119,7 +119,7 @@ class AutoAttack(_AutoPGD):
 
     Args:
         norm, eps, gradient, eot, steps, restarts: as in
-            :class:`~scoreopt_defense.attacks.base.BoundedAttack`; ``steps`` of each of the two.
+            :class:`~scoreopt_defense.attacks.bounded.BoundedAttack`; ``steps`` of each of the two.
 
     Raises:
         ValueError: from a call, if there are fewer than three classes, of which there is no DLR
@@ -140,7 +140,7 @@ class SPSA(BoundedAttack):
 
     Args:
         norm, eps, gradient, eot, steps, restarts: as in
-            :class:`~scoreopt_defense.attacks.base.BoundedAttack`.
+            :class:`~scoreopt_defense.attacks.bounded.BoundedAttack`.
         samples: pairs of queries a step.
         lr: Adam's, relative to eps.
         delta: how far apart the queries of a pair are from the image, relative to eps; they may lie
@@ -193,7 +193,7 @@ class Square(BoundedAttack):
 
     Args:
         norm, eps, gradient, eot, restarts: as in
-            :class:`~scoreopt_defense.attacks.base.BoundedAttack`.
+            :class:`~scoreopt_defense.attacks.bounded.BoundedAttack`.
         steps: squares tried; each is one answer, of ``eot`` queries.
 
     Reference:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from scoreopt_defense._checks import printable
+from scoreopt_defense._text import printable
 from scoreopt_defense.evaluation.plan import Plan, Unit
 from scoreopt_defense.evaluation.units import Outcome
 

@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import printable
 from scoreopt_defense._files import replacing
 from scoreopt_defense._optional import optional
+from scoreopt_defense._text import printable
 from scoreopt_defense.denoisers.deepinv import DeepinvUNetDenoiser, match_edm_groups
 from scoreopt_defense.denoisers.edm import EDM_SIGMA_RANGE
 

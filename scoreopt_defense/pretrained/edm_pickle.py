@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from scoreopt_defense._checks import check_file, printable
+from scoreopt_defense._checks import check_file
+from scoreopt_defense._text import printable
 from scoreopt_defense.pretrained.edm_network import EDMConfig
 from scoreopt_defense.pretrained.safe_pickle import Record, RefusedError, load, tensor
 

@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from scoreopt_defense._checks import printable
 from scoreopt_defense._optional import optional
+from scoreopt_defense._text import printable
 from scoreopt_defense.denoisers.base import Denoiser
 from scoreopt_defense.denoisers.deepinv import DiffUNetDenoiser
 from scoreopt_defense.denoisers.diffusers import diffusers_denoiser

@@ -1,44 +1,25 @@
-"""What a defence's gradients are worth: each function returns data that can draw itself.
-
-A purifier can look robust because an attack was shown a poor gradient. These measure how poor: the
-surrogates against the exact gradient, the noise of a gradient against the number of purifications
-that it is averaged over, whether the purifier's own optimisation converges, and whether the loss
-really grows where the gradient points.
-"""
+"""What an attack can make of a gradient: whether it is right, how noisy it is, where it leads."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoreopt_defense._checks import check_count, check_labels, check_positive
-from scoreopt_defense._optional import optional
 from scoreopt_defense.attacks.losses import divisors
 from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.diagnostics._drawing import axes_or_new
 from scoreopt_defense.gradients import BPDA, GRADIENTS, Gradient, OneShotGradient
-from scoreopt_defense.noise import Noise
-from scoreopt_defense.objectives import denoising_error
-from scoreopt_defense.purifiers import ScoreOpt
 from scoreopt_defense.settings import Options, chosen, name_of
 
 __all__ = [
-    "Agreement",
-    "Curves",
-    "GradientNoise",
-    "LossAlong",
-    "denoising_errors",
-    "gradient_agreement",
-    "gradient_noise",
-    "input_gradient",
-    "loss_along",
-    "optimization_curves",
-    "psnr",
+    *("Agreement", "GradientNoise", "LossAlong"),
+    *("gradient_agreement", "gradient_noise", "input_gradient", "loss_along"),
 ]
 
 
@@ -86,7 +67,7 @@ class Agreement:
 
     def plot(self, axes: Any = None) -> Any:
         """Box plots of both, a box a mode; returns the matplotlib axes."""
-        axes = _axes(axes)
+        axes = axes_or_new(axes)
         values = [
             (f"{mode}\n{what}", data[mode].tolist())
             for what, data in (("cosine", self.cosine), ("sign", self.sign))
@@ -153,7 +134,7 @@ class GradientNoise:
 
     def plot(self, axes: Any = None) -> Any:
         """Mean sign agreement and median signal-to-noise against k."""
-        axes = _axes(axes)
+        axes = axes_or_new(axes)
         axes.plot(self.samples, self.sign.mean(1), marker="o")
         axes.set(xlabel="EOT samples", ylabel="share of settled signs", xscale="log")
         twin = axes.twinx()
@@ -201,83 +182,6 @@ def gradient_noise(
 
 
 @dataclass(frozen=True)
-class Curves:
-    """A purifier's optimisation, step by step; step 0 is before the first.
-
-    Attributes:
-        loss: Diff loss of the image at each step under one fixed set of noise draws, shape
-            ``(outer_steps * steps + 1, B)``: it falls if the optimisation converges.
-        distance: l2 distance from the attacked image, images in [-1, 1], same shape.
-        margin: logit of the true label less the largest other; negative where misclassified.
-    """
-
-    loss: Tensor
-    distance: Tensor
-    margin: Tensor
-
-    def plot(self, axes: Any = None) -> Any:
-        """The three means, each divided by its largest absolute value, against the step."""
-        axes = _axes(axes)
-        for name in ("loss", "distance", "margin"):
-            mean = getattr(self, name).mean(1)
-            axes.plot(mean / mean.abs().max(), label=f"{name} (largest {mean.abs().max():.3g})")
-        axes.set(xlabel="step", ylabel="mean, relative to its largest")
-        axes.legend()
-        return axes
-
-
-@torch.no_grad()
-def optimization_curves(
-    purifier: ScoreOpt,
-    classifier: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    probes: int = 4,
-    seed: int = 0,
-) -> Curves:
-    """Follow ScoreOpt over its steps: the convergence that the paper leaves open.
-
-    The image at a step is the one that would be returned if the purifier stopped there, so for
-    ScoreOpt-N the denoised ``x_t``.
-
-    Args:
-        purifier: a ScoreOpt.
-        classifier: from images in [0, 1] to logits.
-        x: images, shape ``(B, C, H, W)``, in [0, 1].
-        y: labels, shape ``(B,)``, integers from 0.
-        probes: noise draws, within the purifier's noise levels, that the loss is averaged over.
-        seed: of the noise.
-    """
-    y = check_labels(y, len(x))
-    x_a = 2 * x - 1
-    probe = Noise.of_batch(seed + 1, len(x), device=x.device)
-    steps: list[dict[str, Any]] = []
-    purified = 2 * purifier.replace(max_batch=None)(x, seed=seed, callback=steps.append) - 1
-    kept = {"O": "x", "N": "denoised"}[purifier.variant]
-    states = [*(step[kept] for step in steps), purified]
-
-    def loss(image: Tensor) -> Tensor:
-        values = []
-        for i in range(probes):
-            level = probe.level(purifier.sigma, i, image)
-            denoised = purifier.denoiser(image + level * probe.eps_1(i, image), level)
-            values.append(denoising_error(denoised, image))
-        return torch.stack(values).mean(0)
-
-    def margin(image: Tensor) -> Tensor:
-        logits = classifier(((image + 1) / 2).clamp(0, 1))
-        others = logits.scatter(1, y[:, None], -torch.inf)
-        return logits.gather(1, y[:, None])[:, 0] - others.amax(1)
-
-    return Curves(
-        loss=torch.stack([loss(image) for image in states]),
-        distance=torch.stack([(image - x_a).flatten(1).norm(dim=1) for image in states]),
-        margin=torch.stack([margin(image) for image in states]),
-    )
-
-
-@dataclass(frozen=True)
 class LossAlong:
     """Cross-entropy of the defended model on the way out from an image.
 
@@ -294,7 +198,7 @@ class LossAlong:
 
     def plot(self, axes: Any = None) -> Any:
         """Both means against the distance."""
-        axes = _axes(axes)
+        axes = axes_or_new(axes)
         axes.plot(self.radii, self.attack.mean(1), label="along the gradient's sign")
         axes.plot(self.radii, self.random.mean(1), label="along a random sign vector")
         axes.set(xlabel="l-infinity distance", ylabel="cross-entropy")
@@ -342,46 +246,3 @@ def loss_along(
         attack=torch.stack([loss(attack, radius) for radius in radii.tolist()]),
         random=torch.stack([loss(random, radius) for radius in radii.tolist()]),
     )
-
-
-@torch.no_grad()
-def denoising_errors(
-    denoiser: Callable[..., Tensor], x: Tensor, sigma: float, *, seed: int = 0, batch: int = 200
-) -> Tensor:
-    r"""How well a denoiser denoises: the mean squared error of each image.
-
-    .. math:: \frac1n \| D(x + \sigma\epsilon; \sigma) - x \|_2^2
-
-    Args:
-        denoiser: called as ``denoiser(x_t, levels)``, levels of shape ``(B,)``, images in [-1, 1].
-        x: images, shape ``(B, C, H, W)``, in [0, 1].
-        sigma: noise level on [-1, 1].
-        seed: of the noise.
-        batch: images at a time, on the device of the denoiser's weights.
-
-    Returns:
-        Shape ``(B,)``, on the CPU.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    weights = denoiser.parameters() if isinstance(denoiser, nn.Module) else iter(())
-    device = next((p.device for p in weights), x.device)
-    errors = []
-    for chunk in x.split(batch):
-        clean = 2 * chunk - 1
-        noised = clean + sigma * torch.randn(clean.shape, generator=generator).to(clean)
-        levels = torch.full((len(chunk),), sigma, device=device)
-        denoised = denoiser(noised.to(device), levels).to(clean)
-        errors.append((denoised - clean).square().mean((1, 2, 3)).cpu())
-    return torch.cat(errors)
-
-
-def psnr(error: float) -> float:
-    """Peak signal-to-noise ratio in dB of a mean squared error of images in [-1, 1]: peak 2."""
-    return 10 * math.log10(4 / error)
-
-
-def _axes(axes: Any) -> Any:
-    if axes is not None:
-        return axes
-    pyplot = optional("matplotlib.pyplot", extra="plots")
-    return pyplot.subplots(layout="constrained")[1]

@@ -1,0 +1,47 @@
+"""The command ``scoreopt``: what can go wrong with it is said in a line, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from scoreopt_defense._optional import optional
+from scoreopt_defense.cli.edm import convert
+from scoreopt_defense.cli.output import say
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments; those of the process by default.
+
+    Returns:
+        The exit status: 0; 1 after an error and 2 after a wrong call, which are said on stderr; 3
+        after a run whose units failed in part or all, which has a record; 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
+        say(f"scoreopt: {error}", error=True)
+        return 1
+    except KeyboardInterrupt as error:
+        say(f"scoreopt: {error or 'stopped'}", error=True)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        optional("typer", extra="evaluate")
+    except ImportError:
+        match arguments:
+            case ["convert-edm", snapshot, output]:  # which needs nothing but the core
+                convert(snapshot, output)
+                return 0
+        raise
+    from scoreopt_defense.cli.app import run
+
+    return run(arguments)

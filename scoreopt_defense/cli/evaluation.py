@@ -1,0 +1,115 @@
+"""The command that attacks defences and judges them, or says beforehand what that takes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scoreopt_defense._files import replacing
+from scoreopt_defense.cli.output import print_table, say
+from scoreopt_defense.cli.own_modules import find_own_modules
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="TOML file: defences, images, attacks.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the record.", show_default="runs/CONFIG")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, and for how long.")
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes.", show_default="one a core; 1 on an accelerator"),
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786.")
+    ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Do again what failed, and what began from it."),
+    ] = False,
+) -> None:
+    """Attack and judge; stopped and started again, it goes on where it was.
+
+    The exit status is 3 if units failed, whose figures are missing.
+    """
+    from scoreopt_defense._memory import keep_freed_memory
+    from scoreopt_defense.evaluation import config as configuration
+    from scoreopt_defense.evaluation.evaluate import evaluate_plan
+    from scoreopt_defense.evaluation.progress import progress
+    from scoreopt_defense.evaluation.runner import Stopped
+    from scoreopt_defense.evaluation.summary import summaries
+
+    keep_freed_memory()
+    find_own_modules()
+    read = configuration.load(config)
+    materials = read.materials()
+    plan = read.plan(materials)
+    if workers is None:
+        workers = _cores() // read.threads or 1 if read.device == "cpu" else 1
+    if dry_run:
+        _foretell(plan, materials, workers)
+        return
+    folder = out or Path("runs") / config.stem
+    if not (folder / "run.sqlite").exists():  # for the report's --config
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "config.toml") as part:
+            part.write_bytes(config.read_bytes())
+    try:
+        result = evaluate_plan(
+            plan, materials, out=folder, workers=workers, cluster=cluster,
+            retry_failed=retry_failed, progress=progress(),
+        )  # fmt: skip
+    except Stopped as stop:
+        say(f"scoreopt: {stop}", error=True)
+        raise typer.Exit(130) from None
+    with result.store:
+        say(f"{result}\n\nRobust accuracy in per cent with its 95 % interval, of {plan.count} "
+                f"images. The record is {folder / 'run.sqlite'}.")  # fmt: skip
+        for summary in summaries(result).values():
+            say(f"\n{summary}")
+        if failed := sum(f["attack"] not in plan.controlled.parts for f in result.failures):
+            say(f"\n{failed} units failed, and the figures are without them: mend the cause, "
+                    "and call this again with --retry-failed.")  # fmt: skip
+            raise typer.Exit(3)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _foretell(plan: Any, materials: Any, workers: int) -> None:
+    from scoreopt_defense.evaluation.estimate import estimate
+    from scoreopt_defense.evaluation.progress import duration
+    from scoreopt_defense.evaluation.report.budgets import budgets
+
+    allowed = {budget.attack: (budget.queries, budget.paper_queries) for budget in budgets(plan)}
+
+    def queries(attack: str) -> list[str]:
+        counts = allowed.get(attack, (None, None))
+        return ["-" if count is None else f"{count:,}" for count in counts]
+
+    cells = estimate(plan, materials)
+    lines = [["defence", "attack", "units", "denoiser calls", "classifier calls",
+              "queries an image", "in the paper", "time"]] + [
+        [c.defence, c.attack, str(c.units), f"{c.denoiser_calls:,}", f"{c.classifier_calls:,}",
+         *queries(c.attack), c.error or duration(c.seconds)]
+        for c in cells
+    ]  # fmt: skip
+    print_table(lines)
+    total = sum(cell.seconds for cell in cells)
+    say(f"\n{plan.count} images, {plan.trials} trials, batches of {plan.batch}, seed "
+            f"{plan.seed}. {'At most' if plan.suites else 'About'} {duration(total / workers)} "
+            f"with {workers} worker(s).")  # fmt: skip
+    if plan.suites:
+        say(f"Stages of {', '.join(plan.suites)} are counted as if no image left the queue: an "
+                "upper bound.")  # fmt: skip
