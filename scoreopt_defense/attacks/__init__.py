@@ -61,6 +61,7 @@ from scoreopt_defense.attacks.boundary import Boundary
 from scoreopt_defense.attacks.corruptions import TABLE_5, Corruptions
 from scoreopt_defense.attacks.foolbox import FoolboxPGD, Noise
 from scoreopt_defense.attacks.mister_ed import StAdv
+from scoreopt_defense.attacks.protocols import Attacking, Measuring, Startable, can_start
 from scoreopt_defense.attacks.torchattacks import APGD, PGD, SPSA, AutoAttack, Square
 from scoreopt_defense.attacks.views import AsItIs, Classifier, Shortened, Surrogate, View
 from scoreopt_defense.gradients import BPDA, Smoothed
@@ -75,21 +76,25 @@ __all__ = [
     "TABLE_5",
     "AsItIs",
     "Attack",
+    "Attacking",
     "AutoAttack",
     "Boundary",
     "BoundedAttack",
     "Classifier",
     "Corruptions",
     "FoolboxPGD",
+    "Measuring",
     "Noise",
     "ProjectedGradientAttack",
     "Shortened",
     "Square",
     "StAdv",
+    "Startable",
     "Surrogate",
     "View",
     "attack",
     "budgets",
+    "can_start",
     "from_dict",
     "paper_budget",
 ]
