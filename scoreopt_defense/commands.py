@@ -86,17 +86,23 @@ def evaluate(
         bool,
         typer.Option("--retry-failed", help="Do again what failed, and what began from it."),
     ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Until no other process writes the record.")
+    ] = False,
 ) -> None:
-    """Attack and judge; stopped and started again, it goes on where it was.
+    """Attack and judge what the record does not have yet.
 
-    The exit status is 3 if units failed, whose figures are missing.
+    Stopped and started again, it goes on where it was; another attack, defence, image or trial in
+    the file costs itself alone, and several files may share a record by --out. The exit status is 3 if units failed, whose figures are missing.
     """
     from scoreopt_defense._memory import keep_freed_memory
     from scoreopt_defense.evaluation import config as configuration
     from scoreopt_defense.evaluation.evaluate import evaluate_plan
-    from scoreopt_defense.evaluation.progress import progress
-    from scoreopt_defense.evaluation.runner import Stopped
-    from scoreopt_defense.evaluation.summary import summaries
+    from scoreopt_defense.evaluation.record.store import RECORD
+    from scoreopt_defense.evaluation.run.progress import progress
+    from scoreopt_defense.evaluation.run.scheduler import Stopped
+    from scoreopt_defense.evaluation.suite.controls import CHECKS
+    from scoreopt_defense.evaluation.suite.summary import summaries
 
     keep_freed_memory()
     _find_own_modules()
@@ -109,24 +115,24 @@ def evaluate(
         _foretell(plan, materials, workers)
         return
     folder = out or Path("runs") / config.stem
-    if not (folder / "run.sqlite").exists():  # for the report's --config
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "config.toml") as part:
-            part.write_bytes(config.read_bytes())
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / config.name) as part:  # for the report's --config
+        part.write_bytes(config.read_bytes())
     try:
         result = evaluate_plan(
-            plan, materials, out=folder, workers=workers, cluster=cluster,
-            retry_failed=retry_failed, progress=progress(),
+            plan, materials, out=folder, name=config.stem, workers=workers, cluster=cluster,
+            retry_failed=retry_failed, wait=wait, progress=progress(),
         )  # fmt: skip
     except Stopped as stop:
         cli.say(f"scoreopt: {stop}", error=True)
         raise typer.Exit(130) from None
     with result.store:
         cli.say(f"{result}\n\nRobust accuracy in per cent with its 95 % interval, of {plan.count} "
-                f"images. The record is {folder / 'run.sqlite'}.")  # fmt: skip
+                f"images. The record is {folder / RECORD}.")  # fmt: skip
         for summary in summaries(result).values():
             cli.say(f"\n{summary}")
-        if failed := sum(f["attack"] not in plan.controlled.parts for f in result.failures):
+        units = (failure.unit for failure in result.failures)
+        if failed := sum(plan.tasks[u.attack][u.defence].suite != CHECKS for u in units):
             cli.say(f"\n{failed} units failed, and the figures are without them: mend the cause, "
                     "and call this again with --retry-failed.")  # fmt: skip
             raise typer.Exit(3)
@@ -140,9 +146,9 @@ def _cores() -> int:
 
 
 def _foretell(plan: Any, materials: Any, workers: int) -> None:
-    from scoreopt_defense.evaluation.estimate import estimate
-    from scoreopt_defense.evaluation.progress import duration
-    from scoreopt_defense.evaluation.report.budgets import budgets
+    from scoreopt_defense.evaluation.record.budgets import budgets
+    from scoreopt_defense.evaluation.run.estimate import estimate
+    from scoreopt_defense.evaluation.run.progress import duration
 
     allowed = {budget.attack: (budget.queries, budget.paper_queries) for budget in budgets(plan)}
 
@@ -170,7 +176,7 @@ def _foretell(plan: Any, materials: Any, workers: int) -> None:
 @contextmanager
 def _record(run: Path) -> Iterator[Any]:
     """A record to read, which may hold anything: what that trips is said, and is no traceback."""
-    from scoreopt_defense.evaluation.store import Store, StoreError
+    from scoreopt_defense.evaluation.record.store import Store, StoreError
 
     with Store(run) as store:
         try:
@@ -193,10 +199,17 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="RUN/report.html")
     ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option(
+            help="Which run of the record: see scoreopt runs.", show_default="the last one"
+        ),
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="A page for each run of the record.")] = False,
     config: Annotated[
         Path | None,
         typer.Option(
-            help="TOML file of the run, such as RUN/config.toml, to purify what is shown: runs the "
+            help="TOML file of the run, such as RUN/demo.toml, to purify what is shown: runs the "
             "functions that it names. Shipped networks need none, and without it nothing is run.",
         ),
     ] = None,
@@ -211,15 +224,59 @@ def report(
         if other is not None:
             with _record(other) as second:
                 page = pages.comparison_page(store, second)
-            default = run / f"compared-with-{other.resolve().name}.html"
-        else:
-            made_from = None
-            if config is not None:
-                _find_own_modules()
-                made_from = configuration.load(config)
-            page = pages.run_page(store, config=made_from, images=images, seed=seed)
-            default = run / "report.html"
-        cli.say(pages.write(page, out or default))
+            compared = run / f"compared-with-{other.resolve().name}.html"
+            cli.say(pages.write(page, out or compared))
+            return
+        made_from = None
+        if config is not None:
+            _find_own_modules()
+            made_from = configuration.load(config)
+        for name in list(store.views()) if all_ else [view]:
+            page = pages.run_page(store, view=name, config=made_from, images=images, seed=seed)
+            default = run / (f"report-{_as_file(name)}.html" if all_ and name else "report.html")
+            cli.say(pages.write(page, default if all_ else out or default))
+
+
+def _as_file(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+
+
+@app.command()
+def runs(
+    record: Annotated[Path, typer.Argument(help="Folder of a record.")],
+) -> None:
+    """List what a record holds: runs, defences and attacks, with sizes."""
+    from scoreopt_defense.evaluation.record.contents import contents
+
+    with _record(record) as store:
+        for lines in contents(store):
+            _print_table(lines)
+            cli.say("")
+
+
+@app.command()
+def forget(
+    record: Annotated[Path, typer.Argument(help="Folder of a record.")],
+    defence: Annotated[
+        list[str] | None, typer.Option(help="By name, or the start of its fingerprint.")
+    ] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="By name.")] = None,
+    view: Annotated[list[str] | None, typer.Option(help="A run; its results stay.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="All that failed.")] = False,
+) -> None:
+    """Take results out of a record, with those that began from them; there is no way back."""
+    from scoreopt_defense.evaluation.record.contents import take_out
+    from scoreopt_defense.evaluation.record.store import Store
+
+    if not (defence or attack or view or failed):
+        raise typer.BadParameter("say --defence NAME, --attack NAME, --view NAME or --failed")
+    with _record(record):
+        pass  # one that is there
+    with Store(record, writing=True) as store:
+        gone = take_out(
+            store, defences=defence or (), attacks=attack or (), views=view or (), failed=failed
+        )
+    cli.say(f"{gone} results are forgotten")
 
 
 @app.command()
@@ -228,19 +285,23 @@ def export(
     csv: Annotated[Path | None, typer.Option(help="File to write.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="File to write.")] = None,
     json: Annotated[Path | None, typer.Option(help="File to write: the figures alone.")] = None,
+    view: Annotated[
+        str | None, typer.Option(help="Which run of the record.", show_default="the last one")
+    ] = None,
 ) -> None:
     """Write a line an image, trial and attack, or the run's figures, for other programs."""
-    from scoreopt_defense.evaluation.export import to_csv, to_json, to_parquet
-    from scoreopt_defense.evaluation.results import Result
+    from scoreopt_defense.evaluation.record.export import to_csv, to_json, to_parquet
+    from scoreopt_defense.evaluation.record.results import Result
 
     wanted = [(write, path) for write, path in ((to_csv, csv), (to_parquet, parquet)) if path]
     if not (wanted or json):
         raise typer.BadParameter("say --csv FILE, --parquet FILE or --json FILE")
     with _record(run) as store:
+        result = Result(store, store.plan(view))
         for write, path in wanted:
-            cli.say(f"{path}: {write(store, path)} rows")
+            cli.say(f"{path}: {write(result, path)} rows")
         if json:
-            cli.say(f"{json}: {to_json(Result(store), json)} cells")
+            cli.say(f"{json}: {to_json(result, json)} cells")
 
 
 @app.command()
@@ -265,12 +326,12 @@ def purify(
 ) -> None:
     """Purify image files; the results are PNG files."""
     from scoreopt_defense._memory import keep_freed_memory
-    from scoreopt_defense.evaluation.config import purifier_of
+    from scoreopt_defense.evaluation import named
     from scoreopt_defense.image_files import purify_files
 
     keep_freed_memory()
     _find_own_modules()
-    made = purifier_of(purifier, denoiser, preset, dict(map(_setting, set_ or [])))
+    made = named.purifier(purifier, denoiser, preset, dict(map(_setting, set_ or [])))
     if made is None:
         raise typer.BadParameter("'none' purifies nothing", param_hint="--purifier")
     for path in purify_files(made, source, target, seed=seed):
@@ -308,7 +369,7 @@ def presets() -> None:
 def models() -> None:
     """List the denoisers and classifiers that can be named."""
     from scoreopt_defense import pretrained
-    from scoreopt_defense.evaluation.sources import CLASSIFIERS
+    from scoreopt_defense.evaluation.named import CLASSIFIERS
     from scoreopt_defense.pretrained.hub import downloaded_names
 
     denoisers = {

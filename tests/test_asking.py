@@ -12,11 +12,11 @@ from toys import labels, mid_images, smooth_classifier
 
 from scoreopt_defense import DefendedModel
 from scoreopt_defense.evaluation import Judging, evaluate
-from scoreopt_defense.evaluation.asking import answers
-from scoreopt_defense.evaluation.identity import behaviour
 from scoreopt_defense.evaluation.judging import judge, vote
-from scoreopt_defense.evaluation.probes import Gradients
-from scoreopt_defense.evaluation.suite import _is_random
+from scoreopt_defense.evaluation.judging.asking import answers
+from scoreopt_defense.evaluation.plan.fingerprint import behaviour
+from scoreopt_defense.evaluation.suite.adaptive import _is_random
+from scoreopt_defense.evaluation.suite.probes import Gradients
 
 
 class InPlace(nn.Module):

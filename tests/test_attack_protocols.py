@@ -14,8 +14,8 @@ from scoreopt_defense.attacks import (
     Startable,
     can_start,
 )
-from scoreopt_defense.evaluation.chain import WorstCase
-from scoreopt_defense.evaluation.probes import Gradients
+from scoreopt_defense.evaluation.suite.carry_over import WorstCase
+from scoreopt_defense.evaluation.suite.probes import Gradients
 
 
 @pytest.mark.parametrize("kind", KINDS.values())

@@ -15,7 +15,7 @@ from toy_evaluation import Ascent, Toy, defences, images
 from scoreopt_defense import EOT, DefendedModel, OneShot
 from scoreopt_defense.evaluation import evaluate, judging
 from scoreopt_defense.evaluation.judging import AnyStep, Final, Judging, judge, vote
-from scoreopt_defense.evaluation.threat import check_attacked, inside
+from scoreopt_defense.evaluation.judging.threat_model import check_attacked, inside
 from scoreopt_defense.noise import seeded
 
 

@@ -25,24 +25,24 @@ from toys import smooth_classifier
 
 from scoreopt_defense import BitDepth, DefendedModel, OneShot, ScoreOpt, cli, pretrained
 from scoreopt_defense.evaluation import AnyStep, Judging, Result, Store, evaluate
-from scoreopt_defense.evaluation.chain import WorstCase
-from scoreopt_defense.evaluation.checklist import checklist
-from scoreopt_defense.evaluation.estimate import estimate
 from scoreopt_defense.evaluation.evaluate import evaluate_plan, materials_of
-from scoreopt_defense.evaluation.export import to_csv, to_json
 from scoreopt_defense.evaluation.plan import CLEAN, Chain, Plan
+from scoreopt_defense.evaluation.record.budgets import budgets, not_run
+from scoreopt_defense.evaluation.record.export import to_csv, to_json
 from scoreopt_defense.evaluation.report import comparison_page, run_page, write
 from scoreopt_defense.evaluation.report import gallery as galleries
 from scoreopt_defense.evaluation.report import page as pages
 from scoreopt_defense.evaluation.report import reload as reloading
-from scoreopt_defense.evaluation.report.budgets import budgets, not_run
 from scoreopt_defense.evaluation.report.curves import resubmissions, sweeps
 from scoreopt_defense.evaluation.report.figures import figure
 from scoreopt_defense.evaluation.report.png import png
 from scoreopt_defense.evaluation.report.reload import Reloaded, reload
 from scoreopt_defense.evaluation.report.tables import standings, times_sent
-from scoreopt_defense.evaluation.suite import Adaptive
-from scoreopt_defense.evaluation.summary import summaries, summary
+from scoreopt_defense.evaluation.run.estimate import estimate
+from scoreopt_defense.evaluation.suite.adaptive import Adaptive
+from scoreopt_defense.evaluation.suite.carry_over import WorstCase
+from scoreopt_defense.evaluation.suite.checklist import checklist
+from scoreopt_defense.evaluation.suite.summary import summaries, summary
 
 HOSTILE = "<script>alert(1)</script>"
 MINUS = "\N{MINUS SIGN}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, bootstrap, norm
 
-from scoreopt_defense.evaluation.statistics import (
+from scoreopt_defense.evaluation.record.statistics import (
     chance_of_more,
     deviation,
     majority,

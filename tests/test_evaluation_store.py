@@ -21,11 +21,11 @@ from scoreopt_defense import DefendedModel, ScoreOpt, cli, pretrained
 from scoreopt_defense._files import replacing
 from scoreopt_defense.evaluation import Judging, Result, Store, StoreError, evaluate
 from scoreopt_defense.evaluation.evaluate import materials_of
-from scoreopt_defense.evaluation.export import to_csv, to_json, to_parquet
 from scoreopt_defense.evaluation.plan import Plan, differences
-from scoreopt_defense.evaluation.progress import Progress
+from scoreopt_defense.evaluation.record.export import to_csv, to_json, to_parquet
 from scoreopt_defense.evaluation.report import write
 from scoreopt_defense.evaluation.report.reload import reload
+from scoreopt_defense.evaluation.run.progress import Progress
 
 SMALL = {"attacks": {"ascent": Ascent()}, "trials": 1, "defences": {"noisy": Noisy().eval()}}
 

@@ -22,8 +22,8 @@ from scoreopt_defense.denoisers import (
 )
 from scoreopt_defense.evaluation import judging
 from scoreopt_defense.evaluation.judging import AnyStep, judge, vote
-from scoreopt_defense.evaluation.seeding import reseeded
-from scoreopt_defense.evaluation.suite import _is_random
+from scoreopt_defense.evaluation.judging.fresh import reseeded
+from scoreopt_defense.evaluation.suite.adaptive import _is_random
 from scoreopt_defense.gradients import GRADIENTS, as_it_is
 from scoreopt_defense.noise import seeded
 

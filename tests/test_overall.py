@@ -21,13 +21,13 @@ from toys import smooth_classifier
 from scoreopt_defense import cli
 from scoreopt_defense.evaluation import Judging, Result, Store, evaluate
 from scoreopt_defense.evaluation import results as figures
-from scoreopt_defense.evaluation.checklist import Check, checklist
-from scoreopt_defense.evaluation.estimate import estimate
 from scoreopt_defense.evaluation.evaluate import materials_of
-from scoreopt_defense.evaluation.export import to_json
 from scoreopt_defense.evaluation.plan import CLEAN, Chain, Plan
+from scoreopt_defense.evaluation.record.export import to_json
 from scoreopt_defense.evaluation.report import comparison_page, run_page, tables
-from scoreopt_defense.evaluation.units import Outcome
+from scoreopt_defense.evaluation.run.estimate import estimate
+from scoreopt_defense.evaluation.run.unit import Outcome
+from scoreopt_defense.evaluation.suite.checklist import Check, checklist
 
 pytest.importorskip("torchattacks")
 pytest.importorskip("foolbox")

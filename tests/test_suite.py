@@ -17,11 +17,19 @@ from toys import bent, smooth_classifier
 from scoreopt_defense import ADP, GDMP, DefendedModel, DiffPure, OneShot, ScoreOpt, attacks
 from scoreopt_defense.attacks import views
 from scoreopt_defense.evaluation import Judging, Result, evaluate
-from scoreopt_defense.evaluation.chain import DRAWS, LEFT, Carried, Harm, WorstCase, carried, harm
-from scoreopt_defense.evaluation.checklist import checklist
 from scoreopt_defense.evaluation.evaluate import evaluate_plan, materials_of
 from scoreopt_defense.evaluation.plan import CLEAN, Chain, Plan
-from scoreopt_defense.evaluation.suite import Adaptive
+from scoreopt_defense.evaluation.suite.adaptive import Adaptive
+from scoreopt_defense.evaluation.suite.carry_over import (
+    DRAWS,
+    LEFT,
+    Carried,
+    Harm,
+    WorstCase,
+    carried,
+    harm,
+)
+from scoreopt_defense.evaluation.suite.checklist import checklist
 
 for library in ("foolbox", "torchattacks"):
     pytest.importorskip(library)

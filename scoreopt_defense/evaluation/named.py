@@ -1,20 +1,24 @@
-"""Classifiers by name, of this package and of others."""
+"""A name, and the object that it stands for: classifiers, purifiers, attacks and suites."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from scoreopt_defense import pretrained
+from scoreopt_defense import attacks, pretrained, purifiers
+from scoreopt_defense._checks import check_choice
 from scoreopt_defense._foreign import contained
 from scoreopt_defense._optional import optional
+from scoreopt_defense.evaluation.plan.tasks import Suite
+from scoreopt_defense.evaluation.suite.adaptive import SUITES
+from scoreopt_defense.presets import preset
 
-__all__ = ["CLASSIFIERS", "Normalized", "classifier", "made"]
+__all__ = ["CLASSIFIERS", "Normalized", "attack", "classifier", "made", "purifier", "suite"]
 
 #: How a classifier may be named, besides the names that ship.
 CLASSIFIERS = (
@@ -71,6 +75,69 @@ def made(name: str) -> Any:
         if not callable(found):
             raise ValueError(f"{module} has no function {function!r}")
         return found()
+
+
+def purifier(
+    kind: str, denoiser: str | None, preset_name: str | None, overrides: dict[str, Any]
+) -> purifiers.Purifier | None:
+    """A purifier by its class's name, a preset and overrides; None for ``"none"``.
+
+    ``"python:package.module:function"`` is called without arguments and returns a purifier.
+
+    Raises:
+        ValueError, TypeError: naming what is missing, unknown or out of range.
+    """
+    kinds: Mapping[str, Any] = purifiers.KINDS
+    if kind == "none":
+        if denoiser or preset_name or overrides:
+            raise ValueError(
+                f"purifier 'none' takes no denoiser, preset or overrides; or name one of "
+                f"{sorted(kinds)}"
+            )
+        return None
+    if kind.startswith("python:"):
+        if denoiser or preset_name:
+            raise ValueError(f"{kind!r} makes its own: it takes overrides, no denoiser or preset")
+        found = made(kind.removeprefix("python:"))
+        if not isinstance(found, purifiers.Purifier):
+            raise TypeError(
+                f"{kind!r} must return a Purifier, got {type(found).__name__}; ThirdParty makes "
+                "one of any function of images"
+            )
+        return found.replace(**overrides)
+    if kind not in kinds:
+        allowed = ["none", *sorted(kinds), "python:<package.module>:<function>"]
+        raise ValueError(f"purifier must be one of {allowed}, got {kind!r}")
+    if preset_name is not None and kind != "ScoreOpt":
+        raise ValueError(f"presets are for ScoreOpt, got preset {preset_name!r} for {kind}")
+    if issubclass(kinds[kind], purifiers.WithoutNetwork):
+        if denoiser is not None:
+            raise ValueError(f"{kind} has no network and takes no denoiser, got {denoiser!r}")
+        return kinds[kind](**overrides)
+    if denoiser is None:
+        raise ValueError(f"{kind} needs denoiser = one of {pretrained.names('denoiser')}, ...")
+    settings = (preset(preset_name) if preset_name else {}) | overrides
+    found = kinds[kind].Settings.from_dict(settings)  # { name = "mse", weight = 0.1 } is a loss
+    return kinds[kind](pretrained.denoiser(denoiser), found)
+
+
+def attack(name: str, **overrides: Any) -> Any:
+    """An attack of :mod:`scoreopt_defense.attacks`, by the name of a configuration or a class.
+
+    Raises:
+        ValueError, TypeError: naming what is unknown or out of range.
+    """
+    return attacks.attack(name, **overrides)
+
+
+def suite(name: str, **settings: Any) -> Suite:
+    """A suite with these settings.
+
+    Raises:
+        ValueError, TypeError: naming what is unknown or out of range.
+    """
+    check_choice("suite", name, SUITES)
+    return SUITES[name].of(**settings)
 
 
 class Normalized(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_logits
 from scoreopt_defense._foreign import as_it_was, contained, said
-from scoreopt_defense.evaluation.seeding import placed, reseeded
+from scoreopt_defense.evaluation.judging.fresh import placed, reseeded
 from scoreopt_defense.noise import seeded
 
 __all__ = ["answer", "answers", "check_defence"]

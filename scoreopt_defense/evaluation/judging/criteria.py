@@ -1,31 +1,22 @@
-r"""What "robust" means for a random defence.
-
-An image is judged by several fresh purifications, never by those that an attack or a choice among
-candidates has seen: the lowest of several noisy figures is too low, and an attack that stops at a
-lucky draw looks better than it is.
-"""
+"""When an image counts as broken: by its judged purifications, or at any step of an attack."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_count
-from scoreopt_defense.attacks.losses import margin
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.evaluation.asking import answer
-from scoreopt_defense.evaluation.seeding import reseeded
-from scoreopt_defense.evaluation.threat import check_attacked, reaches
+from scoreopt_defense.evaluation.judging.fresh import reseeded
+from scoreopt_defense.evaluation.judging.threat_model import check_attacked, reaches
+from scoreopt_defense.evaluation.judging.votes import vote
 from scoreopt_defense.noise import derive, seeded
 from scoreopt_defense.settings import Options, Settings
 
-__all__ = ["CRITERIA", "AnyStep", "Criterion", "Final", "Judging", "Verdict", "judge", "vote"]
+__all__ = ["CRITERIA", "AnyStep", "Criterion", "Final", "Judging"]
 
 
 @runtime_checkable
@@ -144,73 +135,6 @@ class _Watch:
         confirmed = logits.argmax(1) != self.y[images]
         self.broken[images[confirmed]] = True
         self.images[images[confirmed]] = found[confirmed].clamp(0, 1)
-
-
-@torch.no_grad()
-def vote(model: nn.Module, x: Tensor, *, times: int, rows: int, seed: int) -> Tensor:
-    """Mean logits over ``times`` fresh purifications, shape ``(B, K)``.
-
-    Args:
-        rows: purify at most so many images at a time, or one repetition.
-    """
-    model = reseeded(model, seed)
-    total, left = torch.zeros(()), times
-    # A module that is not ours may share its noise within a call: there, a call a repetition.
-    at_once = max(1, rows // len(x)) if isinstance(model, DefendedModel) else 1
-    with _as_deployed(x, seed):
-        while left:
-            samples = min(at_once, left)
-            asked = partial(model, samples=samples) if samples > 1 else model
-            logits = answer(asked, x)
-            total, left = total.to(logits) + samples * logits, left - samples
-    return total / times
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What each purification of each image was taken for.
-
-    Attributes:
-        predicted: classes, shape ``(B, purifications)``.
-        margin: the true class's logit less the highest other one's, same shape.
-    """
-
-    predicted: Tensor
-    margin: Tensor
-
-
-@torch.no_grad()
-def judge(model: nn.Module, x: Tensor, y: Tensor, *, purifications: int, seed: int) -> Verdict:
-    """Classify each image by so many fresh purifications, independent of all others.
-
-    Args:
-        model: from images in [0, 1] to logits; a :class:`~scoreopt_defense.DefendedModel` is given
-            a new seed, any other is driven by the global generators, which stay as they were.
-        x: shape ``(B, C, H, W)``, in [0, 1].
-        y: shape ``(B,)``.
-
-    Raises:
-        ValueError: if they are no logits, or are not finite.
-    """
-    model = reseeded(model, seed)
-    with _as_deployed(x, seed):
-        logits = torch.stack([answer(model, x) for _ in range(purifications)], dim=1)
-    return Verdict(
-        logits.argmax(2).cpu(),
-        torch.stack([margins(of_draw, y) for of_draw in logits.unbind(1)], dim=1).cpu(),
-    )
-
-
-@contextmanager
-def _as_deployed(x: Tensor, seed: int) -> Iterator[None]:
-    """In the defence's own precision, wherever it is asked, such as within an attack's autocast."""
-    with seeded(seed), torch.autocast(x.device.type, enabled=False):
-        yield
-
-
-def margins(logits: Tensor, y: Tensor) -> Tensor:
-    """The true class's logit less the highest other one's: shape ``(B,)``."""
-    return -margin(logits, y).float()
 
 
 CRITERIA = Options({"final": Final, "any-step": AnyStep}, Criterion)

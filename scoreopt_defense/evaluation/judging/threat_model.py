@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["bound_of", "check_attacked", "inside", "norm_of", "reaches"]
+__all__ = ["bound_of", "check_attacked", "inside", "named_bound", "norm_of", "reaches"]
 
 _KNOWN = "'linf', 'l2' or 'l1', or 'flow' for a bound that is no distance of pixels"
 _P = {"inf": math.inf, "infinity": math.inf, "infty": math.inf, "∞": math.inf}
@@ -120,6 +120,14 @@ def bound_of(attack: Any) -> tuple[float, float] | None:
             f"{eps!r}; 8 of 255 levels are 8/255, and norm = None is no bound"
         )
     return None if p is None else (p, float(eps))
+
+
+def named_bound(attack: Any) -> tuple[str, float] | None:
+    """As :func:`bound_of`, the norm by its name; None of an infinite radius too."""
+    bound = bound_of(attack)
+    if bound is None or bound[1] == math.inf:
+        return None
+    return ("linf" if bound[0] == math.inf else f"l{bound[0]:g}"), bound[1]
 
 
 def check_attacked(attack: Any, x: Tensor, attacked: Any) -> Tensor:

@@ -1,8 +1,4 @@
-"""What tells a defence from others: declared settings, weights, and what it answers.
-
-Nobody's objects are searched for what they compute with: a loss or a hook that is another one shows
-in the answers.
-"""
+"""What defences and attacks are declared to be, and digests of their weights, code and images."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import hashlib
 import inspect
 import json
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from types import CodeType
 from typing import Any
@@ -18,19 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoreopt_defense._foreign import as_it_was, contained
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.evaluation.seeding import placed, reseeded
-from scoreopt_defense.noise import seeded
 
-__all__ = ["as_json", "behaviour", "described", "digest", "of_attack", "unlike"]
+__all__ = ["as_json", "described", "digest", "key_of", "of_attack"]
 
 _OURS = ("torch", "scoreopt_defense", "builtins", "abc", "typing")
-# Rounding of float32 through a network: errors of 2^-24 an operation, which add up at random, of
-# about 2^14 in a row (a thousand layers' sums of a hundred terms) come to 2^-24 2^7.
-_ROUNDING = 2.0**-17
-_MULTIPLE = 16  # that two machines may differ by, of what such an error in the images changes
-_PATTERNS = 8  # of signs, with which an image's gradient is summed
 
 
 def described(model: nn.Module) -> dict[str, Any]:
@@ -112,93 +99,6 @@ def _numbers(value: Tensor) -> list[Tensor]:
     return [value.to_dense()]
 
 
-def behaviour(model: nn.Module, x: Tensor, threads: int = 1) -> dict[str, Any] | None:
-    """What a defence answers, under a fixed seed and in its own gradient mode.
-
-    Args:
-        x: a few images, shape ``(B, C, H, W)``, in [0, 1].
-        threads: that it computes with.
-
-    Returns:
-        By ``"logits"`` and ``"gradient"``: numbers, and how far rounding may move them (half of it,
-        as it is taken of both sides that are compared), measured by a rounding error in the images.
-        None of a model that does not answer; the same of a gradient that there is none of.
-    """
-    try:
-        with contained(), as_it_was(model), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its units will warn
-            torch.set_num_threads(threads)
-            x = placed(model, x)
-            signs = torch.rand(x.shape, generator=_generator(), device="cpu") - 0.5
-            step = _rounding(model) * signs.sign().to(x)
-            first, second = _answers(model, x), _answers(model, (x + step).clamp(0, 1))
-    except Exception:  # its units record it
-        return None
-    return {
-        name: {"of": one, "rounding": _MULTIPLE / 2 * _distance(one, other)}
-        for (name, one), other in zip(first.items(), second.values(), strict=True)
-        if one and other
-    } or None
-
-
-def _rounding(model: nn.Module) -> float:
-    """Relative to 1, of the coarsest type that it computes with."""
-    types = {part.dtype for part in model.parameters() if part.is_floating_point()}
-    if isinstance(model, DefendedModel) and model.purifier.autocast:
-        types.add(getattr(torch, model.purifier.autocast))
-    return max(_ROUNDING, *(2 * torch.finfo(kind).eps for kind in types if kind.itemsize == 2), 0)
-
-
-def _answers(model: nn.Module, x: Tensor) -> dict[str, list[float]]:
-    as_deployed = torch.autocast(x.device.type, enabled=False)
-    with torch.inference_mode(False), torch.enable_grad(), as_deployed, seeded(0):
-        leaf = x.clone().requires_grad_()
-        logits = reseeded(model, 0)(leaf.clone())  # it may write into its images
-        found = {"logits": _finite(logits.detach().flatten()), "gradient": []}
-        try:
-            weights = torch.linspace(-1, 1, logits.shape[-1]).to(logits)
-            (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf)
-        except (RuntimeError, ValueError):  # none is offered
-            return found
-    shape = _PATTERNS, x[0].numel()
-    signs = (torch.rand(shape, generator=_generator(), device="cpu") - 0.5).sign()
-    sums = gradient.flatten(1).cpu().double() @ signs.double().T
-    return found | {"gradient": _finite(sums.flatten())}
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator("cpu").manual_seed(0)
-
-
-def _finite(values: Tensor) -> list[float]:
-    numbers = values.cpu().double()
-    return numbers.tolist() if numbers.isfinite().all() else []
-
-
-def _distance(one: list[float], other: list[float]) -> float:
-    """Largest difference, and the last bits of the largest number."""
-    furthest = max(abs(a - b) for a, b in zip(one, other, strict=True))
-    return furthest + _ROUNDING * max(map(abs, one))
-
-
-def unlike(was: Mapping[str, Any] | None, is_now: Mapping[str, Any] | None) -> str | None:
-    """In which answer two behaviours differ by more than rounding, and by how much.
-
-    What does not answer is not compared.
-    """
-    for name, one in (was or {}).items():
-        other = (is_now or {}).get(name)
-        if other is None:
-            continue
-        if len(one["of"]) != len(other["of"]):
-            return f"{len(one['of'])} numbers of its {name} were answered, now {len(other['of'])}"
-        most = one["rounding"] + other["rounding"]
-        far = max(abs(a - b) for a, b in zip(one["of"], other["of"], strict=True))
-        if far > most:
-            return f"its {name} on the first images moved by {far:.2g}; rounding is {most:.1g}"
-    return None
-
-
 def of_attack(attack: Any) -> dict[str, Any]:
     """An attack: its kind and settings; and its code, unless it is this library's."""
     about = {"kind": type(attack).__name__} | as_json(attack.as_dict())
@@ -232,3 +132,8 @@ def as_json(value: Any) -> Any:
         return re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(value))
 
     return json.loads(json.dumps(value, allow_nan=False, default=without_places))
+
+
+def key_of(name: str) -> int:
+    """A name as a whole number, the same in every process."""
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "big")

@@ -1,4 +1,8 @@
-"""What a run is: a frozen plan, and its units, each a pure function of it."""
+"""A question to a record: what is to be done with which defences, on which images.
+
+The plan is JSON. Its units are known by keys, digests of all that a result depends on, so that a
+record answers with what it has of them, whoever asked for it before.
+"""
 
 from __future__ import annotations
 
@@ -6,59 +10,140 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor, nn
-
-from scoreopt_defense._checks import check_count, check_labels, check_unit_images
-from scoreopt_defense.evaluation.identity import (
+from scoreopt_defense._checks import check_count
+from scoreopt_defense.evaluation.judging.threat_model import named_bound
+from scoreopt_defense.evaluation.plan.behaviour import behaviour
+from scoreopt_defense.evaluation.plan.environment import versions
+from scoreopt_defense.evaluation.plan.fingerprint import (
     as_json,
-    behaviour,
     described,
     digest,
+    key_of,
     of_attack,
-    unlike,
 )
-from scoreopt_defense.evaluation.judging import Judging
-from scoreopt_defense.evaluation.seeding import key_of
+from scoreopt_defense.evaluation.plan.materials import Materials
+from scoreopt_defense.evaluation.plan.tasks import CLEAN, Judge, Probe, Task
 from scoreopt_defense.noise import derive
 
-__all__ = ["CLEAN", "Chain", "Clean", "Materials", "Plan", "Unit", "differences"]
+__all__ = ["MOST_THREADS", "Defence", "Plan", "Planned", "Unit"]
 
-CLEAN = "clean"
+_FORMAT = "3"  # of keys
 _MOST_UNITS = 10**7  # of ImageNet's 50,000 images that is 6,000 cells of batches of 32
-MOST_THREADS = (
-    1024  # of a worker; far more of them cannot be started, and torch does not survive it
-)
+# of a worker; far more of them cannot be started, and torch does not survive it
+MOST_THREADS = 1024
 
 
-@dataclass(frozen=True)
-class Clean:
-    """No attack: the images as they are."""
+@dataclass(frozen=True, kw_only=True)
+class Defence:
+    """What tells a defence from others.
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return x
+    Attributes:
+        about: kind, settings, digests of weights.
+        versions: of the distributions that it is made of.
+        behaviour: what it answers; see :mod:`scoreopt_defense.evaluation.plan.behaviour`.
+        id: its fingerprint: that of what a record has of it, if it answers alike within rounding.
+    """
 
-    def as_dict(self) -> dict[str, Any]:
-        return {}
+    about: Mapping[str, Any]
+    versions: Mapping[str, str]
+    behaviour: Mapping[str, Any] | None
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", _digest(self.declared, self.behaviour))
+
+    @property
+    def declared(self) -> str:
+        """A digest of all but what it answers."""
+        return _digest(self.about, self.versions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A task as JSON has it.
+
+    Attributes:
+        kind: ``"attack"``, ``"probe"`` or ``"judge"``.
+        attack: its class and settings, and a digest of code that is not this library's.
+        versions: of the distributions that it is made of.
+        bound: norm and eps that it is held to; None: it may return any image.
+        begins_from, images, confirm, role, draws: as of
+            :class:`~scoreopt_defense.evaluation.plan.tasks.Task`, by the plan's names.
+        suite, label: what it is part of, and what it is called there; empty if it stands by itself.
+    """
+
+    kind: str
+    attack: Mapping[str, Any]
+    versions: Mapping[str, str]
+    bound: tuple[str, float] | None
+    begins_from: tuple[str, ...] = ()
+    images: int | None = None
+    confirm: int = 0
+    role: str = ""
+    draws: str = ""
+    suite: str = ""
+    label: str = ""
+
+    @classmethod
+    def of(cls, task: Task, name: str, suite: str = "", label: str = "") -> Planned:
+        kind = "judge" if isinstance(task, Judge) else "probe" if isinstance(task, Probe) else ""
+        return cls(
+            kind=kind or "attack",
+            attack=of_attack(task.attack),
+            versions=versions(task.attack),
+            bound=named_bound(task.attack),
+            begins_from=tuple(task.begins_from),
+            images=task.images,
+            confirm=task.confirm,
+            role=task.role,
+            draws=task.draws or name,
+            suite=suite,
+            label=label,
+        )
+
+    @property
+    def stands(self) -> bool:
+        """Whether tables have a column of it: an attack by itself, or a suite's sum."""
+        return self.kind == "judge" or (self.kind == "attack" and not self.suite)
+
+    @property
+    def attacks(self) -> bool:
+        """Whether it does anything to the images."""
+        return self.kind != "judge" and self.attack != {"kind": "Clean"}
 
 
 @dataclass(frozen=True)
 class Unit:
-    """The unit of work: one batch of images, attacked once at one defence.
+    """The unit of work: one task, done with one defence on one batch of images.
 
     Attributes:
-        index: its place among the plan's units; nothing random depends on it.
+        key: a digest of all that its result depends on.
+        defence, attack: their names; an attack is any task here.
+        fingerprint, content: what a record knows these two by, whatever they are called.
         images: first image and the one after the last.
+        seed: of everything random in it.
+        needs: keys of the units that it begins from.
     """
 
-    index: int
+    key: str
     defence: str
     attack: str
+    fingerprint: str
+    content: str
     trial: int
     images: tuple[int, int]
+    seed: int
+    needs: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many images it has."""
+        return self.images[1] - self.images[0]
 
     def __str__(self) -> str:
         first, end = self.images
@@ -66,102 +151,31 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain:
-    """A suite of attacks, made out for each defence that it is about.
-
-    Attributes:
-        stages: by defence, names of attacks in their order. Each begins where those before it came
-            to and leaves out the images that they took; the last judges what they found.
-        probes: by defence, names of what the suite's checks rest on besides, attacks by themselves
-            and measurements, by what they are to the checks.
-        probed: how many images are probed, the first ones.
-        confirm: further purifications of an image that a stage's judged ones all got wrong: it
-            leaves the queue if these do too.
-        untried: by defence, what could not be tried, and why.
-    """
-
-    stages: Mapping[str, Sequence[str]]
-    probes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    probed: int = 32
-    confirm: int = 0
-    untried: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    @property
-    def parts(self) -> set[str]:
-        """Names of what belongs to the suite alone: all but the last stages, and the probes."""
-        stages = (name for names in self.stages.values() for name in names[:-1])
-        return {*stages, *(name for names in self.probes.values() for name in names.values())}
-
-
-@dataclass(frozen=True, eq=False)
-class Materials:
-    """The networks, images and attacks that a plan describes.
-
-    Attributes:
-        defences: modules from images in [0, 1] to logits, by name, in eval mode.
-        attacks: objects with ``run(model, x, y)`` and ``as_dict()``, by name.
-        x: images, shape ``(n, C, H, W)``, in [0, 1].
-        y: labels, shape ``(n,)``.
-        judging: how results are judged.
-        suites: by name; their attacks are among ``attacks``.
-        controls: what the checks of the other attacks rest on, if they are asked for: a chain of
-            probes alone, which are among ``attacks``.
-    """
-
-    defences: Mapping[str, nn.Module]
-    attacks: Mapping[str, Any]
-    x: Tensor
-    y: Tensor
-    judging: Judging = field(default_factory=Judging)
-    suites: Mapping[str, Chain] = field(default_factory=dict)
-    controls: Chain | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "x", check_unit_images(self.x))
-        if not len(self.x):
-            raise ValueError("images must be at least one, got none")
-        object.__setattr__(self, "y", check_labels(self.y, len(self.x)))
-        if not self.defences:
-            raise ValueError("defences must name at least one, got none")
-        for name in (*self.defences, *self.attacks):
-            if not isinstance(name, str) or any("\ud800" <= c <= "\udfff" for c in name):
-                raise ValueError(
-                    "names of defences and attacks must be text, without bytes that are none, got "
-                    f"{name!r}"
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All that a run's figures depend on, as JSON has it.
 
     Args:
-        defences: by name: what each is, and a digest of its weights.
-        attacks: by name, the settings of each, and a digest of code that is not this library's.
-        images: how many, of what shape, and their digest.
+        defences: by name.
+        tasks: by name, and of each by the defence that it is done with; in the order of the work.
+        images: shape of all, and a digest of each batch, labels included.
         trials: repetitions with other seeds.
         batch: images a unit. The batches are fixed: kernels differ in their last bits with the
             batch, and an attack's sign makes a pixel of it.
         seed: of everything random.
         threads: of each worker; sums differ in their last bits with it.
         judging: see :class:`Judging`.
-        suites: by name, each a :class:`Chain`.
-        behaviour: by defence, what it answered; see
-            :func:`~scoreopt_defense.evaluation.identity.behaviour`. No part of the hash.
-        controls: a :class:`Chain` of probes alone; empty if none were asked for.
+        suites: by name; what each could not do, and why, by defence.
     """
 
-    defences: Mapping[str, Any]
-    attacks: Mapping[str, Any]
+    defences: Mapping[str, Defence]
+    tasks: Mapping[str, Mapping[str, Planned]]
     images: Mapping[str, Any]
+    judging: Mapping[str, Any]
     trials: int = 1
     batch: int = 32
     seed: int = 0
     threads: int = 1
-    judging: Mapping[str, Any] = field(default_factory=lambda: Judging().as_dict())
-    suites: Mapping[str, Any] = field(default_factory=dict)
-    behaviour: Mapping[str, Any] = field(default_factory=dict)
-    controls: Mapping[str, Any] = field(default_factory=dict)
+    suites: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least in {"trials": 1, "batch": 1, "seed": 0}.items():
@@ -169,21 +183,36 @@ class Plan:
         check_count("threads", self.threads, most=MOST_THREADS)
 
     @classmethod
-    def of(cls, materials: Materials, *, threads: int = 1, **numbers: int) -> Plan:
-        """The plan for these materials; each defence is asked about the first two images."""
+    def of(cls, materials: Materials, *, threads: int = 1, batch: int = 32, **numbers: int) -> Plan:
+        """The plan for these materials; each defence is asked about two fixed images."""
         check_count("threads", threads, most=MOST_THREADS)
+        check_count("batch", batch)
+        x, y = materials.x, materials.y
+        ends = range(0, len(x), batch)
         return cls(
-            defences={name: described(model) for name, model in materials.defences.items()},
-            attacks={name: of_attack(attack) for name, attack in materials.attacks.items()},
-            images={"shape": list(materials.x.shape), "sha256": digest(materials.x, materials.y)},
-            judging=materials.judging.as_dict(),
-            suites={n: as_json(dataclasses.asdict(c)) for n, c in materials.suites.items()},
-            behaviour={
-                name: behaviour(model, materials.x[:2], threads)
+            defences={
+                name: Defence(
+                    about=described(model),
+                    versions=versions(model),
+                    behaviour=behaviour(model, x.shape[1:], x.dtype, threads),
+                )
                 for name, model in materials.defences.items()
             },
+            tasks={
+                name: {
+                    d: Planned.of(task, name, *materials.owners.get(name, ()))
+                    for d, task in by_defence.items()
+                }
+                for name, by_defence in materials.tasks.items()
+            },
+            images={
+                "shape": list(x.shape),
+                "sha256": [digest(x[i : i + batch], y[i : i + batch]) for i in ends],
+            },
+            judging=as_json(materials.judging.as_dict()),
+            suites=as_json(materials.suites),
             threads=threads,
-            controls=as_json(dataclasses.asdict(materials.controls)) if materials.controls else {},
+            batch=batch,
             **numbers,
         )
 
@@ -192,82 +221,114 @@ class Plan:
         """How many images there are."""
         return int(self.images["shape"][0])
 
-    @cached_property
-    def chains(self) -> dict[str, Chain]:
-        """The suites."""
-        return {name: Chain(**values) for name, values in self.suites.items()}
-
-    @cached_property
-    def controlled(self) -> Chain:
-        """What the checks rest on of the attacks that stand by themselves."""
-        return Chain(**self.controls) if self.controls else Chain(stages={})
-
-    @cached_property
-    def parts(self) -> set[str]:
-        """What stands by itself in no table: the suites' parts, and the controls."""
-        chains = (*self.chains.values(), self.controlled)
-        return {part for chain in chains for part in chain.parts}
+    @property
+    def attacks(self) -> dict[str, Mapping[str, Any]]:
+        """Class and settings of each task's attack, by name."""
+        return {name: next(iter(of.values())).attack for name, of in self.tasks.items()}
 
     @cached_property
     def columns(self) -> list[str]:
-        """The attacks that stand by themselves, and each suite's last stage, which is its sum."""
-        return [name for name in self.attacks if name not in self.parts]
-
-    def units(self) -> Iterator[Unit]:
-        """All units, attack by attack; those of a suite after the ones that they begin from."""
-        return iter(self._units.values())
+        """What tables show: the attacks that stand by themselves, and each suite's sums."""
+        return [n for n, of in self.tasks.items() if any(task.stands for task in of.values())]
 
     @cached_property
-    def _units(self) -> dict[tuple[str, str, int, int], Unit]:
-        cells = (
-            (defence, attack, trial, (first, min(first + self.batch, end)))
-            for attack in self.attacks
-            for defence in self.defences
-            for end in [self._extent(attack, defence)]
+    def sums(self) -> set[str]:
+        """Names of the suites' sums."""
+        return {n for n, of in self.tasks.items() if any(t.kind == "judge" for t in of.values())}
+
+    def of_suite(self, suite: str, defence: str, kind: str) -> dict[str, Planned]:
+        """A suite's tasks of one kind with one defence, by name, in order."""
+        return {
+            name: of[defence]
+            for name, of in self.tasks.items()
+            if defence in of and of[defence].suite == suite and of[defence].kind == kind
+        }
+
+    def units(self) -> Iterator[Unit]:
+        """All units, task by task."""
+        return iter(self._units)
+
+    @cached_property
+    def _units(self) -> list[Unit]:
+        shared = _digest(_FORMAT, self.judging, self.threads, self.seed)
+        contents = {defence: self.contents(defence) for defence in self.defences}
+        tasks = [task for of in self.tasks.values() for task in of.values()]
+        draws = {task.draws: key_of(task.draws) for task in tasks}
+        batches = {most: self._batches(most) for most in {task.images for task in tasks}}
+        made: dict[tuple[str, str, int, int], Unit] = {}
+
+        def unit(name: str, defence: str, trial: int, place: int) -> Unit:
+            if (where := (name, defence, trial, place)) not in made:
+                task = self.tasks[name][defence]
+                images, pixels = batches[task.images][place]
+                needs = tuple(unit(n, defence, trial, place).key for n in task.begins_from)
+                seed = derive(self.seed, trial, draws[task.draws], images[0])
+                who = self.defences[defence].id, contents[defence][name]
+                text = " ".join([shared, *who, pixels, f"{images} {seed}", *needs])
+                key = hashlib.sha256(text.encode()).hexdigest()
+                made[where] = Unit(key, defence, name, *who, trial, images, seed, needs)
+            return made[where]
+
+        return [
+            unit(name, defence, trial, place)
+            for name, of in self.tasks.items()
+            for defence, task in of.items()
             for trial in range(self.trials)
-            for first in range(0, end, self.batch)
+            for place in range(len(batches[task.images]))
+        ]
+
+    def _batches(self, most: int | None) -> list[tuple[tuple[int, int], str]]:
+        """Each batch's first image and the one after the last, and the digest of the whole."""
+        end = min(self.count, most or self.count)
+        ends = ((first, min(first + self.batch, end)) for first in range(0, end, self.batch))
+        return list(zip(ends, self.images["sha256"]))
+
+    def contents(self, defence: str) -> dict[str, str]:
+        """Digests of what each task does with a defence, by name, whatever it is called.
+
+        Raises:
+            ValueError: if a task begins from itself, or from what is not done with the defence.
+        """
+        found: dict[str, str] = {}
+        under_way: set[str] = set()
+
+        def content(name: str) -> str:
+            if name not in found:
+                task = self.tasks.get(name, {}).get(defence)
+                if task is None or name in under_way:
+                    raise ValueError(f"a task of {defence!r} begins from {name!r}")
+                under_way.add(name)
+                before = [content(earlier) for earlier in task.begins_from]
+                about = task.attack, task.versions, task.bound, task.confirm, task.kind == "judge"
+                found[name] = _digest(*about, before)
+            return found[name]
+
+        for name, of in self.tasks.items():
+            if defence in of:
+                content(name)
+        return found
+
+    def known(self, defences: Mapping[str, str], draws: Mapping[tuple[str, str], str]) -> Plan:
+        """This plan, by what a record calls its parts.
+
+        Args:
+            defences: their fingerprints there, by name.
+            draws: what random numbers went by there, by defence and task.
+        """
+        return replace(
+            self,
+            defences={n: replace(d, id=defences.get(n, d.id)) for n, d in self.defences.items()},
+            tasks={
+                name: {
+                    defence: replace(task, draws=draws.get((defence, name), task.draws))
+                    for defence, task in by_defence.items()
+                }
+                for name, by_defence in self.tasks.items()
+            },
         )
-        units = (Unit(index, *cell) for index, cell in enumerate(cells))
-        return {(u.defence, u.attack, u.trial, u.images[0]): u for u in units}
-
-    def _extent(self, attack: str, defence: str) -> int:
-        """How many of the images an attack meets a defence on."""
-        for chain in (*self.chains.values(), self.controlled):
-            if any(attack in names for names in chain.stages.values()):
-                return self.count if attack in chain.stages.get(defence, ()) else 0
-            if any(attack in names.values() for names in chain.probes.values()):
-                meets = attack in chain.probes.get(defence, {}).values()
-                return min(chain.probed, self.count) if meets else 0
-        return self.count
-
-    def before(self, unit: Unit) -> list[Unit]:
-        """The units that one begins from: the clean images, and its suite's earlier stages."""
-        for chain in self.chains.values():
-            stages = list(chain.stages.get(unit.defence, ()))
-            if unit.attack in stages:
-                names = [CLEAN, *stages[: stages.index(unit.attack)]]
-                return [
-                    self._units[unit.defence, name, unit.trial, unit.images[0]] for name in names
-                ]
-        return []
-
-    def confirm(self, unit: Unit) -> int:
-        """Further purifications by which images leave a suite's queue after this unit."""
-        return max(
-            (
-                chain.confirm
-                for chain in self.chains.values()
-                if unit.attack in (CLEAN, *chain.stages.get(unit.defence, ())[:-1])
-            ),
-            default=0,
-        )
-
-    def seed_of(self, unit: Unit) -> int:
-        """Of (seed, trial, attack, batch) alone: a cell is the same alone as within any run."""
-        return derive(self.seed, unit.trial, key_of(unit.attack), unit.images[0])
 
     def as_json(self) -> str:
-        """Canonical JSON, but for the order of attacks and defences, which is the user's."""
+        """As JSON; the order of attacks and defences is the user's."""
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"), allow_nan=False)
 
     @classmethod
@@ -275,35 +336,63 @@ class Plan:
         """The inverse of :meth:`as_json`.
 
         Raises:
-            ValueError, TypeError: of what no plan says.
+            ValueError, TypeError, LookupError, AttributeError: of what no plan says.
         """
-        plan = cls(**json.loads(text))
+        values = json.loads(text)
+        values["defences"] = {n: Defence(**of) for n, of in values["defences"].items()}
+        values["tasks"] = {
+            name: {defence: _planned(**of) for defence, of in by_defence.items()}
+            for name, by_defence in values["tasks"].items()
+        }
+        plan = cls(**values)
         shape = plan.images["shape"]
         if len(shape) != 4 or not all(isinstance(n, int) and n > 0 for n in shape):
             raise ValueError(f"images of shape {shape}")
-        cells = len(plan.defences) * len(plan.attacks) * plan.trials
-        if (units := cells * -(-plan.count // plan.batch)) > _MOST_UNITS:
+        batches = -(-plan.count // plan.batch)
+        if len(plan.images["sha256"]) != batches:
+            raise ValueError(f"{len(plan.images['sha256'])} digests of {batches} batches")
+        cells = sum(len(by_defence) for by_defence in plan.tasks.values()) * plan.trials
+        if (units := cells * batches) > _MOST_UNITS:
             raise ValueError(f"{units} units, where {_MOST_UNITS} are the most")
+        if CLEAN not in plan.tasks or unknown_defences(plan):
+            raise ValueError("tasks of no defence")
+        for defence in plan.defences:
+            plan.contents(defence)
         return plan
+
+    def summary(self) -> dict[str, Any]:
+        """What it is about, for people and other programs."""
+        defences = self.defences.items()
+        tasks = [task for of in self.tasks.values() for task in of.values()]
+        made_with = [d.versions for _, d in defences] + [task.versions for task in tasks]
+        return {
+            "defences": {name: dict(defence.about) for name, defence in defences},
+            "attacks": self.attacks,
+            "images": {"shape": self.images["shape"], "sha256": _digest(*self.images["sha256"])},
+            "trials": self.trials, "batch": self.batch, "seed": self.seed, "threads": self.threads,
+            "judging": self.judging, "suites": self.suites,
+            "versions": {library: said for of in made_with for library, said in of.items()},
+            "fingerprints": {name: defence.id for name, defence in defences},
+        }  # fmt: skip
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the canonical JSON, but for what was measured."""
-        declared = dataclasses.replace(self, behaviour={})
-        return hashlib.sha256(declared.as_json().encode()).hexdigest()
+        """SHA-256 of its units' keys: two plans of one hash ask the same."""
+        return _digest(*(unit.key for unit in self.units()))
 
 
-def differences(was: Any, is_now: Any, name: str = "") -> list[str]:
-    """What differs between two plans, a line each; of answers, what is more than rounding."""
-    if name == "plan.behaviour":
-        both = ((key, unlike(was[key], is_now.get(key))) for key in was or {})
-        return [f"plan.defences.{key}: {what}" for key, what in both if what]
-    if isinstance(was, Mapping) and isinstance(is_now, Mapping):
-        lines = [
-            line
-            for key in {**was, **is_now}
-            for line in differences(was.get(key), is_now.get(key), f"{name}.{key}".lstrip("."))
-        ]
-        in_order = list(was) == list(is_now)
-        return lines or ([] if in_order else [f"{name}: the order was {list(was)}"])
-    return [] if was == is_now else [f"{name} was {was!r} and is {is_now!r}"]
+def unknown_defences(plan: Plan) -> set[str]:
+    """Names that tasks have and no defence has."""
+    return {d for by_defence in plan.tasks.values() for d in by_defence} - plan.defences.keys()
+
+
+def _planned(*, begins_from: Sequence[str], bound: Sequence[Any] | None, **rest: Any) -> Planned:
+    return Planned(
+        begins_from=tuple(begins_from), bound=None if bound is None else (bound[0], bound[1]),
+        **rest,
+    )  # fmt: skip
+
+
+def _digest(*values: Any) -> str:
+    text = json.dumps(values, separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

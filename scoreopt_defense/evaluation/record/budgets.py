@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from scoreopt_defense.evaluation import probes
-from scoreopt_defense.evaluation.plan import CLEAN, Plan
+from scoreopt_defense import attacks as library
+from scoreopt_defense.evaluation.plan import Plan
+from scoreopt_defense.evaluation.plan.plan import Planned
 
 __all__ = ["Budget", "budgets", "not_run"]
 
@@ -33,8 +33,8 @@ class Budget:
         queries, paper_queries: evaluations of the model an image; None where none are stated.
         changed: settings that are not the paper's, each ``(name, used, the paper's)``; None where
             there is no configuration of the paper's to compare with.
-        suite: that it is a stage or a probe of, if any. The paper's queries beside a stage's are
-            those of the paper's attack of its kind.
+        suite, label: that it is a stage or a probe of, if any, and what it is called there. The
+            paper's queries beside a stage's are those of the paper's attack of its kind.
         is_probe: of a checklist alone.
     """
 
@@ -46,7 +46,8 @@ class Budget:
     queries: int | None = None
     paper_queries: int | None = None
     changed: tuple[tuple[str, str, str], ...] | None = None
-    suite: str | None = None
+    suite: str = ""
+    label: str = ""
     is_probe: bool = False
 
     @property
@@ -62,52 +63,36 @@ class Budget:
 
 
 def budgets(plan: Plan) -> list[Budget]:
-    """A row an attack, in the plan's order; a suite's sum is none."""
-    stages = {
-        name: suite
-        for suite, chain in plan.chains.items()
-        for names in chain.stages.values()
-        for name in names
-    }
-    parts = {name: suite for suite, chain in plan.chains.items() for name in chain.parts}
+    """A row an attack, in the plan's order; no attack and a suite's sum are none."""
     rows = []
-    for name, values in plan.attacks.items():
-        if name == CLEAN or name in plan.suites:
-            continue
-        row = replace(
-            _budget(name, values, plan if name in stages else None),
-            suite=parts.get(name),
-            is_probe=name in plan.parts and name not in stages,
-        )
-        measures = row.is_probe and row.kind in probes.__all__
-        rows.append(replace(row, shown=_MEASURED) if measures else row)
+    for name, of in plan.tasks.items():
+        task = next(iter(of.values()), None)
+        if task is not None and task.attacks:
+            rows.append(_budget(name, task, is_random=_meets_random(plan, of)))
     return rows
 
 
 def not_run(plan: Plan) -> list[str]:
     """The library's named attacks that the plan has no version of."""
-    library = _library()
-    if library is None:
-        return []
-    run = {values.get("preset") for values in plan.attacks.values()} | {*plan.attacks}
-    stages = (n for chain in plan.chains.values() for names in chain.stages.values() for n in names)
-    run |= {_kin(plan.attacks[name], exactly=True) for name in stages}
+    run = {values.get("preset") for values in plan.attacks.values()} | {*plan.tasks}
+    for of in plan.tasks.values():
+        run |= {_kin(t.attack, exactly=True) for t in of.values() if t.suite and t.kind == "attack"}
     return [name for name in library.ATTACKS if name not in run]
 
 
-def _budget(name: str, values: Mapping[str, Any], plan: Plan | None = None) -> Budget:
+def _budget(name: str, task: Planned, *, is_random: bool) -> Budget:
     """One row.
 
     Args:
-        plan: of a suite's stage.
+        is_random: whether it meets a purifier that draws noise.
     """
-    values = dict(values)
-    kind = str(values.get("kind"))
+    values = dict(task.attack)
+    is_stage = bool(task.suite) and task.kind == "attack"
     sides = _sides(values)
     used, paper = sides or ({}, None)
     queries = paper["queries"] if paper else None
-    if plan is not None and paper is None:
-        queries = _queries_of_kin(values, is_random=_meets_random(plan, name))
+    if is_stage and paper is None:
+        queries = _queries_of_kin(values, is_random=is_random)
     changed = None
     if paper is not None:
         changed = tuple(
@@ -117,23 +102,24 @@ def _budget(name: str, values: Mapping[str, Any], plan: Plan | None = None) -> B
             and value != paper[key]
             and key not in ("queries", "gradients", "threat")
         )
+    measures = task.kind == "probe" and task.bound is None and sides is None
     return Budget(
         name,
-        kind,
+        str(values.get("kind")),
         {key: _text(value) for key, value in values.items() if key != "kind"},
-        shown=_shown(values.get("gradient"), used),
+        shown=_MEASURED if measures else _shown(values.get("gradient"), used),
         threat=str(used.get("threat") or _threat(values)),
         queries=used.get("queries"),
         paper_queries=queries,
         changed=changed,
+        suite=task.suite,
+        label=task.label or name,
+        is_probe=task.kind == "probe",
     )
 
 
-def _sides(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
+def _sides(values: dict[str, Any]) -> tuple[Any, Any] | None:
     """The budget used and the paper's, of an attack of this library's."""
-    library = _library()
-    if library is None:
-        return None
     try:
         attack = library.from_dict(values)
     except (ValueError, TypeError, KeyError, ImportError):
@@ -150,16 +136,15 @@ def _kin(values: Mapping[str, Any], *, exactly: bool = False) -> str | None:
     Args:
         exactly: of the same gradient alone.
     """
-    library = _library()
-    kind = library and library.KINDS.get(values.get("kind"))
-    if not kind or kind is library.Boundary:
+    kind = library.KINDS.get(str(values.get("kind")))
+    if kind is None or kind is library.Boundary:
         return None
     ascent = library.ProjectedGradientAttack
     family = ascent if issubclass(kind, ascent) else kind
     kin = {
         name: attack.as_dict()["gradient"]
         for name, attack in library.ATTACKS.items()
-        if isinstance(attack, family) and attack.norm == values.get("norm")
+        if isinstance(attack, family) and attack.as_dict().get("norm") == values.get("norm")
     }
     same = [name for name, gradient in kin.items() if gradient == values.get("gradient")]
     usual = [name for name, gradient in kin.items() if gradient == {"name": "one-shot"}]
@@ -170,26 +155,15 @@ def _queries_of_kin(values: Mapping[str, Any], *, is_random: bool) -> int | None
     """What the paper allows an attack of this kind; one sample of EOT where more are the same."""
     if (kin := _kin(values)) is None:
         return None
-    budget = _library().paper_budget(kin)
+    budget = library.paper_budget(kin)
     alone = values.get("eot") == 1 and not is_random
     return int(budget["queries"]) // (budget["eot"] if alone else 1)
 
 
-def _meets_random(plan: Plan, stage: str) -> bool:
-    """Whether a stage meets a purifier that draws noise."""
-    return any(
-        not plan.defences[defence].get("purifier", {"deterministic": True}).get("deterministic")
-        for chain in plan.chains.values()
-        for defence, names in chain.stages.items()
-        if stage in names
-    )
-
-
-def _library() -> Any:
-    try:
-        return importlib.import_module("scoreopt_defense.attacks")
-    except ImportError:
-        return None
+def _meets_random(plan: Plan, of: Mapping[str, Planned]) -> bool:
+    """Whether a task meets a purifier that draws noise."""
+    purifiers = (plan.defences[defence].about.get("purifier") for defence in of)
+    return any(about is not None and not about.get("deterministic") for about in purifiers)
 
 
 def _shown(gradient: Any, used: Mapping[str, Any]) -> str:

@@ -12,28 +12,27 @@ from typing import Any
 
 from scoreopt_defense._files import replacing
 from scoreopt_defense._optional import optional
-from scoreopt_defense.evaluation.checklist import Checked
-from scoreopt_defense.evaluation.report.budgets import budgets
-from scoreopt_defense.evaluation.results import Result
-from scoreopt_defense.evaluation.statistics import Proportion
-from scoreopt_defense.evaluation.store import Store
-from scoreopt_defense.evaluation.summary import summaries
+from scoreopt_defense.evaluation.record.budgets import budgets
+from scoreopt_defense.evaluation.record.results import Result
+from scoreopt_defense.evaluation.record.statistics import Proportion
+from scoreopt_defense.evaluation.suite.checklist import Checked
+from scoreopt_defense.evaluation.suite.summary import summaries
 
 __all__ = ["right_counts", "to_csv", "to_json", "to_parquet"]
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def to_csv(store: Store, path: str | Path) -> int:
+def to_csv(result: Result, path: str | Path) -> int:
     """Write a line an image, trial and attack; returns how many.
 
-    ``predicted_0``, ``margin_0`` and so on are the judged purifications; a cell is empty where the
-    unit failed. A suite's stage has rows of the images alone that it met. A text that a spreadsheet
+    ``predicted_0``, ``lead_0`` and so on are the judged purifications: the class, and the true
+    class's logit less the highest other one's. A cell is empty where the unit failed. A suite's stage has rows of the images alone that it met. A text that a spreadsheet
     would take for a formula, such as an attack's name ``=1+1``, is written after an apostrophe.
     """
     names, count = None, 0
     with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        for row in _flat(store):
+        for row in _flat(result):
             if names is None:
                 names = csv.DictWriter(file, list(row))
                 names.writeheader()
@@ -78,7 +77,7 @@ def to_json(result: Result, path: str | Path) -> int:
             **_checks(found),
             "stages": [asdict(s) | {"left": None if math.isnan(s.left) else round(s.left, 4)}
                        for s in found.worst.stages],
-            "raised": found.raised, "failed": found.failed, "untried": found.worst.untried,
+            "raised": [s.attack for s in found.raised], "failed": found.failed, "untried": found.worst.untried,
             "denoiser_calls": found.denoiser_calls, "classifier_calls": found.classifier_calls,
             "seconds": round(found.seconds, 1),
         }  # fmt: skip
@@ -86,8 +85,8 @@ def to_json(result: Result, path: str | Path) -> int:
     overall = {defence: result.overall(defence) for defence in result.plan.defences}
     weakest = {} if suites else {name: figure(found.weakest) for name, found in overall.items()}
     about = {
-        "machine": result.store.about()["machine"],
-        "plan": asdict(result.plan),
+        "machine": result.view.machine if result.view else None,
+        "plan": result.plan.summary(),
         "budgets": [asdict(budget) for budget in budgets(result.plan)],  # the paper's beside them
         "weakest": weakest,
         "overall": {
@@ -118,21 +117,33 @@ def right_counts(result: Result, defence: str, attack: str) -> dict[str, Any]:
     return {"of": of, "right": " ".join(said.get(i, "-") for i in range(result.plan.count))}
 
 
-def to_parquet(store: Store, path: str | Path) -> int:
+def to_parquet(result: Result, path: str | Path) -> int:
     """As :func:`to_csv`, in Parquet."""
     pyarrow = optional("pyarrow", extra="parquet")
     parquet = optional("pyarrow.parquet", extra="parquet")
-    rows = list(_flat(store))
+    rows = list(_flat(result))
     with replacing(path) as part:
         parquet.write_table(pyarrow.Table.from_pylist(rows), part)
     return len(rows)
 
 
-def _flat(store: Store) -> Iterator[dict[str, Any]]:
-    draws = store.plan.judging["purifications"]
-    for row in store.rows():
-        lists = {name: row.pop(name) for name in ("predicted", "margin")}
-        for name, text in lists.items():
-            values = json.loads(text) if text else [None] * draws
-            row |= {f"{name}_{draw}": value for draw, value in enumerate(values)}
-        yield row
+def _flat(result: Result) -> Iterator[dict[str, Any]]:
+    draws = result.plan.judging["purifications"]
+    for unit, found in result.units():
+        shared = {
+            "denoiser_calls": found.denoiser_calls / max(1, found.tried),
+            "classifier_calls": found.classifier_calls / max(1, found.tried),
+            "seconds": found.seconds / max(1, found.tried),
+            "parts": found.parts, "error": found.error, "adversarial": found.adversarial,
+        }  # fmt: skip
+        for i, place in enumerate(found.places.tolist()):
+            row = {
+                "defence": unit.defence, "attack": unit.attack, "trial": unit.trial,
+                "image": found.first + place, "label": int(found.labels[i]),
+                "broken": None if found.broken is None else int(found.broken[i]), **shared,
+                "place": place,
+            }  # fmt: skip
+            for name, table in (("predicted", found.predicted), ("lead", found.lead)):
+                values = [None] * draws if table is None else table[i].tolist()
+                row |= {f"{name}_{draw}": value for draw, value in enumerate(values)}
+            yield row

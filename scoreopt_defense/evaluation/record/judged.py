@@ -1,52 +1,73 @@
-"""A cell's judged rows as arrays, and means of them over images."""
+"""A cell's judgements as arrays, and means of them over images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from scoreopt_defense.evaluation.statistics import Proportion, proportion
+from scoreopt_defense.evaluation.record.rows import UnitResult
+from scoreopt_defense.evaluation.record.statistics import Proportion, proportion
 
 __all__ = ["Judged", "of_images", "over_images"]
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """A cell's rows that have figures.
+    """What was judged of one task with one defence, an image and trial each.
 
     Attributes:
         images, trials, labels: shape ``(n,)``.
-        predicted, right, margin: of each judged purification, shape ``(n, k)``.
+        predicted, right, lead: of each judged purification, shape ``(n, k)``.
         whole: 0 where the criterion saw it broken and 1 where not; None if it does not say.
+        left, draws: see :class:`~scoreopt_defense.evaluation.record.rows.Judgement`; where no
+            further purifications were asked for, the share of right ones and their number.
     """
 
     images: np.ndarray
     trials: np.ndarray
     labels: np.ndarray
     predicted: np.ndarray
-    margin: np.ndarray
+    lead: np.ndarray
     whole: np.ndarray | None
+    left: np.ndarray
+    draws: np.ndarray
 
     @classmethod
-    def of(cls, rows: list[dict[str, Any]]) -> Judged:
-        def column(name: str, kind: type) -> np.ndarray:
-            return np.array([row[name] for row in rows], dtype=kind)
+    def of(cls, results: Iterable[UnitResult]) -> Judged:
+        """Of units; those that failed have none."""
+        found = [r for r in results if r.predicted is not None and len(r.places)]
+        if not found:
+            nothing = np.zeros(0, dtype=int)
+            table = np.zeros((0, 1), dtype=int)
+            none = np.zeros(0)
+            return cls(nothing, nothing, nothing, table, table * 1.0, None, none, none)
 
-        draws = len(rows[0]["predicted"]) if rows else 1
-        broken = [row["broken"] for row in rows if row["broken"] is not None]
+        def joined(of: Callable[[UnitResult], np.ndarray]) -> np.ndarray:
+            return np.concatenate([of(result) for result in found])
+
+        predicted = joined(lambda r: r.predicted)  # type: ignore[arg-type, return-value]
+        labels = joined(lambda r: r.labels)
+        right = predicted == labels[:, None]
+        left = np.concatenate([r.left if r.left is not None else np.full(r.tried, np.nan)
+                               for r in found]).astype(float)  # fmt: skip
+        draws = np.concatenate([r.draws if r.draws is not None else np.full(r.tried, np.nan)
+                                for r in found]).astype(float)  # fmt: skip
+        says = found[0].broken is not None
         return cls(
-            images=column("image", int),
-            trials=column("trial", int),
-            labels=column("label", int),
-            predicted=column("predicted", int).reshape(len(rows), draws),
-            margin=column("margin", float).reshape(len(rows), draws),
-            whole=1.0 - np.array(broken) if broken else None,
+            images=joined(lambda r: r.first + r.places.astype(int)),
+            trials=joined(lambda r: np.full(r.tried, r.trial)),
+            labels=labels,
+            predicted=predicted,
+            lead=joined(lambda r: r.lead).astype(float),  # type: ignore[arg-type, return-value]
+            whole=1.0 - joined(lambda r: r.broken) if says else None,  # type: ignore[arg-type, return-value]
+            left=np.where(np.isnan(left), right.mean(1), left),
+            draws=np.where(np.isnan(draws), right.shape[1], draws),
         )
 
-    @property
+    @cached_property
     def right(self) -> np.ndarray:
         return self.predicted == self.labels[:, None]
 

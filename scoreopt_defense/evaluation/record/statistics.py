@@ -138,13 +138,13 @@ def survival(right: np.ndarray, resubmissions: int) -> Survival:
     return Survival(resubmissions, float(shares.mean()), resubmissions > draws)
 
 
-def weakest(right: np.ndarray, margin: np.ndarray) -> np.ndarray:
+def weakest(right: np.ndarray, lead: np.ndarray) -> np.ndarray:
     """Each image's share of right purifications under the candidate that does it most harm.
 
     Several candidates (attacks, restarts) compete for an image. Chosen and judged on the same
     purifications, the lowest of several noisy shares is too low on average. So each purification is
     judged under the candidate that the others choose, by the share that is right and then by the
-    mean margin: that is no candidate's luck, but the choice is noisy, and the mean too high. The
+    mean lead: that is no candidate's luck, but the choice is noisy, and the mean too high. The
     same candidate for every image is a choice too, and the lowest of all those means is taken: so
     it is never above that of the lowest single candidate.
 
@@ -153,7 +153,7 @@ def weakest(right: np.ndarray, margin: np.ndarray) -> np.ndarray:
 
     Args:
         right: booleans, shape ``(candidates, images, k)``, k at least 2.
-        margin: same shape; NaN where a candidate is missing, which is then never chosen.
+        lead: the true class's, same shape; NaN where a candidate is missing, which is then never chosen.
 
     Returns:
         Shape ``(images,)``; NaN where all candidates are missing.
@@ -163,13 +163,13 @@ def weakest(right: np.ndarray, margin: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"purifications must be at least 2, to choose on one and judge on another, got {draws}"
         )
-    there = ~np.isnan(margin).any(2)
+    there = ~np.isnan(lead).any(2)
     images, judged = np.arange(right.shape[1]), []
     for draw in range(draws):
         others = np.arange(draws) != draw
         share = np.where(there, right[..., others].mean(2), np.inf)
-        lead = np.where(there & (share == share.min(0)), margin[..., others].mean(2), np.inf)
-        judged.append(right[lead.argmin(0), images, draw])
+        least = np.where(there & (share == share.min(0)), lead[..., others].mean(2), np.inf)
+        judged.append(right[least.argmin(0), images, draw])
     by_image = np.where(there.any(0), np.mean(judged, axis=0), np.nan)
     if not there.any():
         return by_image

@@ -1,299 +1,344 @@
-"""The record of a run: one SQLite file, and the adversarial images beside it."""
+"""A record: results by the digests of what they are results of, and adversarial images beside.
+
+A plan is a question to it: what it has of the plan's units is not done again, whoever asked for
+them before. One file of SQLite's, and one of safetensors for each batch of images.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import hashlib
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.numpy
 
 from scoreopt_defense._files import replacing
-from scoreopt_defense.evaluation.about import machine, versions
-from scoreopt_defense.evaluation.plan import Plan, Unit, differences
-from scoreopt_defense.evaluation.units import Outcome
+from scoreopt_defense.evaluation.plan.behaviour import unlike
+from scoreopt_defense.evaluation.plan.environment import machine
+from scoreopt_defense.evaluation.plan.plan import Plan
+from scoreopt_defense.evaluation.record.lock import Lock
+from scoreopt_defense.evaluation.record.rows import (
+    KnownDefence,
+    KnownTask,
+    UnitResult,
+    View,
+    create,
+    insert,
+    reader,
+)
+from scoreopt_defense.evaluation.record.store_error import StoreError, said_plainly
 
-__all__ = ["Store", "StoreError"]
+__all__ = ["RECORD", "Store", "StoreError"]
 
-_FILE, _IMAGES, _LOCK = "run.sqlite", "images", "run.lock"
+RECORD, _IMAGES = "record.sqlite", "images"
+_FORMAT = 3
+_OLD = "run.sqlite"  # of formats 1 and 2
+_TABLES = {"units": UnitResult, "defences": KnownDefence, "tasks": KnownTask, "views": View}
+_FEW = 500  # keys that are asked for one by one; of more, all rows are looked through
 
-# A row of `results` is an image under one trial of one attack; its calls and seconds are its share
-# of its unit's. predicted and margin are JSON lists, a value a judged purification. `tried` counts
-# a unit's rows: fewer than its images in a suite, whose attacks leave out what others took.
-# `measured` is a JSON object, a list of a value an image under each name.
-_SCHEMA = """
-CREATE TABLE run (
-    format INTEGER NOT NULL, plan TEXT NOT NULL, hash TEXT NOT NULL, versions TEXT NOT NULL,
-    machine TEXT NOT NULL, started REAL NOT NULL
-);
-CREATE TABLE units (
-    unit INTEGER PRIMARY KEY, defence TEXT NOT NULL, attack TEXT NOT NULL, trial INTEGER NOT NULL,
-    first INTEGER NOT NULL, images INTEGER NOT NULL, tried INTEGER NOT NULL, parts INTEGER NOT NULL,
-    denoiser_calls INTEGER NOT NULL, classifier_calls INTEGER NOT NULL, seconds REAL NOT NULL,
-    adversarial TEXT, error TEXT, measured TEXT
-);
-CREATE TABLE images (
-    unit INTEGER NOT NULL REFERENCES units, image INTEGER NOT NULL, label INTEGER NOT NULL,
-    predicted TEXT, margin TEXT, broken INTEGER, PRIMARY KEY (unit, image)
-) WITHOUT ROWID;
-CREATE VIEW results AS
-    SELECT defence, attack, trial, image, label, predicted, margin, broken,
-        1.0 * denoiser_calls / tried AS denoiser_calls,
-        1.0 * classifier_calls / tried AS classifier_calls,
-        seconds / tried AS seconds, parts, error, adversarial, image - first AS place
-    FROM images JOIN units USING (unit) ORDER BY unit, image;
-"""
-_FORMAT = 2
-
-
-class StoreError(OSError):
-    """A store that cannot be opened, read or written, and what to do about it."""
+Row = TypeVar("Row")
 
 
 class Store:
-    """Units' outcomes; a transaction each, so that a run stopped at any moment keeps whole ones.
+    """A record; each unit is a transaction, so that a run stopped at any moment keeps whole ones.
 
     One process writes, until :meth:`close` or :meth:`unlock`; any may read meanwhile (write-ahead
     log).
 
     Args:
-        folder: of ``run.sqlite``, made if it is not there; None keeps everything in memory.
-        plan: of the run; None to read what there is.
+        folder: of ``record.sqlite``; None keeps everything in memory.
+        writing: whether to write it, and make it if it is not there.
 
     Raises:
-        StoreError: if the folder can't be written, another process is writing it, or the file is
-            none of ours or damaged.
-        ValueError: if it holds a run of another plan, other weights or another version; the error
-            says what differs.
+        StoreError: if there is none, the folder can't be written, another process is writing it
+            (:class:`~scoreopt_defense.evaluation.record.lock.Held`), or the file is none of ours,
+            damaged or of another format.
     """
 
-    def __init__(self, folder: str | Path | None, plan: Plan | None = None) -> None:
+    def __init__(self, folder: str | Path | None = None, *, writing: bool = False) -> None:
         self.folder = None if folder is None else Path(folder)
-        self._in_memory: dict[int, np.ndarray] = {}
-        self._lock: sqlite3.Connection | None = None
+        self._in_memory: dict[str, np.ndarray] = {}
+        self._lock: Lock | None = None
         with self._errors(), contextlib.ExitStack() as undo:
             undo.callback(self.unlock)
-            self._database = self._open(writing=plan is not None)
+            self._database = self._open(writing=writing)
             undo.callback(self._database.close)
-            self.plan = self._begin(plan)
+            self._begin(writing=writing or folder is None)
             undo.pop_all()
 
     def _open(self, *, writing: bool) -> sqlite3.Connection:
         if self.folder is None:
             return sqlite3.connect(":memory:")
-        file = self.folder / _FILE
+        file = self.folder / RECORD
         if writing:
             (self.folder / _IMAGES).mkdir(parents=True, exist_ok=True)
-            self._lock_folder(self.folder)
+            self._lock = Lock(self.folder)
             for left in (self.folder / _IMAGES).glob("*.part"):  # of a run that was killed
                 left.unlink()
             database = sqlite3.connect(file, timeout=60)
             database.execute("PRAGMA synchronous=FULL")
             return database
         if not file.is_file():
-            raise StoreError(f"there is no run in {self.folder}: expected {_FILE}")
+            if (self.folder / _OLD).is_file():
+                raise StoreError(
+                    f"{self.folder} holds a record of an earlier format ({_OLD}): read it with "
+                    "version 0.1 of before, as in its own scoreopt export --csv; to evaluate again "
+                    "begins a new record beside it"
+                )
+            raise StoreError(f"there is no record in {self.folder}: expected {RECORD}")
         try:
             database = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
-            database.execute("SELECT format FROM run")
+            database.execute("SELECT name FROM views")
         except sqlite3.OperationalError:  # a log cannot be made on a medium that is read-only
             database = sqlite3.connect(f"{file.absolute().as_uri()}?immutable=1", uri=True)
         return database
 
-    def _lock_folder(self, folder: Path) -> None:
-        """An empty database, locked: that ends with its process, on every system."""
-        self._lock = sqlite3.connect(folder / _LOCK, timeout=0)
-        try:
-            self._lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise
-            raise StoreError(
-                f"{folder}: another process is writing this run: wait until it has ended, or give "
-                "another folder"
-            ) from error
-
     def unlock(self) -> None:
         """Let others write."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
-    def _begin(self, plan: Plan | None) -> Plan:
-        """The plan that is stored, or this one from now on."""
+    def _begin(self, *, writing: bool) -> None:
         damage = self._database.execute("PRAGMA quick_check").fetchone()[0]
         if damage != "ok":
             raise sqlite3.DatabaseError(damage)
-        tables = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if not tables and plan is not None:
-            about = (
-                *(_FORMAT, plan.as_json(), plan.hash),
-                *(json.dumps(versions()), json.dumps(machine()), time.time()),
-            )
+        tables = {n for (n,) in self._database.execute("SELECT name FROM sqlite_master")}
+        if not tables and writing:
             self._database.execute("PRAGMA journal_mode=WAL")  # kept in the file
+            schema = ";".join(create(kind, table) for table, kind in _TABLES.items())
             with self._database:
-                self._database.executescript("BEGIN;" + _SCHEMA)
-                self._database.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?)", about)
-            return plan
-        row = self._database.execute("SELECT format, plan, versions FROM run").fetchone()
-        if row is None:
-            raise sqlite3.DatabaseError("it has no plan")
-        kind, text, made_by = row
-        if kind != _FORMAT:
+                self._database.executescript(f"BEGIN;{schema};PRAGMA user_version={_FORMAT}")
+            return
+        (kind,) = self._database.execute("PRAGMA user_version").fetchone()
+        if kind != _FORMAT or not tables >= _TABLES.keys():
             raise sqlite3.DatabaseError(f"format {kind}, this version reads {_FORMAT}")
-        try:
-            stored = Plan.from_json(text)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise sqlite3.DatabaseError(f"its plan: {error}") from error
-        if plan is not None:
-            was, is_now = (
-                {"plan": json.loads(plan_text), "versions": made}
-                for plan_text, made in (
-                    (text, json.loads(made_by)), (plan.as_json(), versions()),
-                )
+
+    def adopt(self, plan: Plan, name: str = "evaluation") -> Plan:
+        """Note a plan as the view of this name, and return it by what the record calls its parts.
+
+        A defence that is declared to be the same and answers alike within rounding is the one that
+        is known; an attack keeps what its random numbers went by when it was first met.
+        """
+        with self._errors():
+            known: dict[str, list[KnownDefence]] = {}
+            for row in self._rows(KnownDefence, "defences"):
+                known.setdefault(row.declared, []).append(row)
+            ids = {}
+            for label, defence in plan.defences.items():
+                alike = known.get(defence.declared, [])
+                same = (row for row in alike if not unlike(row.behaviour, defence.behaviour))
+                ids[label] = next((row.id for row in same), defence.id)
+            went_by = {row.content: row.draws for row in self._rows(KnownTask, "tasks")}
+            tasks: dict[str, KnownTask] = {}
+            draws = {}
+            for label in plan.defences:
+                for task, content in plan.contents(label).items():
+                    about = plan.tasks[task][label]
+                    went_by.setdefault(content, about.draws)
+                    draws[label, task] = went_by[content]
+                    tasks[content] = KnownTask(
+                        content=content, draws=went_by[content], about=about.attack,
+                        versions=about.versions,
+                    )  # fmt: skip
+            adopted = plan.known(ids, draws)
+            now = time.time()
+            view = View(
+                name=name, plan=adopted.as_json(), machine=machine(),
+                started=self._started(name) or now, asked=now,
             )  # fmt: skip
-            if other := differences(was, is_now):
-                raise ValueError(
-                    f"{self.folder} holds another run: {'; '.join(other)}. Run with the same, or "
-                    "give another folder"
-                )
-        return stored
-
-    def done(self) -> set[int]:
-        """Indices of the units that are recorded, failures among them."""
-        with self._errors():
-            return {index for (index,) in self._database.execute("SELECT unit FROM units")}
-
-    def forget_failed(self) -> None:
-        """Delete the units that failed, and those of a suite that began from one that did."""
-        with self._errors():
-            failed = {
-                unit for (unit,) in self._database.execute(
-                    "SELECT unit FROM units WHERE error IS NOT NULL"
-                )
-            }  # fmt: skip
-            lost = [
-                (unit.index,)
-                for unit in self.plan.units()
-                if failed & {unit.index, *(earlier.index for earlier in self.plan.before(unit))}
-            ]
             with self._database:
-                for table in ("images", "units"):
-                    self._database.executemany(f"DELETE FROM {table} WHERE unit = ?", lost)
+                for defence in adopted.defences.values():
+                    row = KnownDefence(
+                        id=defence.id, declared=defence.declared, about=defence.about,
+                        versions=defence.versions, behaviour=defence.behaviour,
+                    )  # fmt: skip
+                    if all(row.id != other.id for of in known.values() for other in of):
+                        self._database.execute(*insert(row, "defences"))
+                for known_task in tasks.values():
+                    self._database.execute(*insert(known_task, "tasks"))
+                self._database.execute(*insert(view, "views"))
+        return adopted
 
-    def add(self, outcome: Outcome, labels: np.ndarray) -> None:
-        """Record a unit, whole or not at all: its images first, then its rows at once."""
-        unit = outcome.unit
-        first, end = unit.images
+    def _started(self, name: str) -> float | None:
+        found = self._database.execute("SELECT started FROM views WHERE name = ?", [name])
+        return next((started for (started,) in found), None)
+
+    def views(self) -> dict[str, View]:
+        """The plans that were put to it, by name, the last one last."""
         with self._errors():
-            file = None if outcome.images is None else self._write(unit, outcome.images)
-            calls = (outcome.calls.get(name, 0) for name in ("denoiser", "classifier"))
-            tried = range(end - first) if outcome.tried is None else outcome.tried.tolist()
-            measured = json.dumps(outcome.measured) if outcome.measured else None
-            with self._database:
-                self._database.execute(
-                    f"INSERT OR REPLACE INTO units VALUES ({', '.join('?' * 14)})",
-                    (
-                        *(unit.index, unit.defence, unit.attack, unit.trial, first, end - first),
-                        *(len(tried), outcome.parts, *calls, outcome.seconds),
-                        *(file, outcome.error, measured),
-                    ),
-                )
-                self._database.executemany(
-                    "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?)",
-                    [
-                        (
-                            *(unit.index, first + place, int(labels[place])),
-                            _listed(outcome.predicted, row),
-                            _listed(outcome.margin, row),
-                            None if outcome.broken is None else int(outcome.broken[row]),
-                        )
-                        for row, place in enumerate(tried)
-                    ],
-                )
+            rows = self._rows(View, "views", "ORDER BY asked")
+            return {view.name: view for view in rows}
 
-    def _write(self, unit: Unit, images: np.ndarray) -> str:
-        """The adversarial images, under a temporary name until they are on the disk."""
-        name = f"{_IMAGES}/{unit.index:06d}.safetensors"
+    def plan(self, name: str | None = None) -> Plan:
+        """A view's plan; by default that of the last one that was put.
+
+        Raises:
+            ValueError: if there is no view of that name.
+            StoreError: if it cannot be read.
+        """
+        views = self.views()
+        if name is None and not views:
+            raise StoreError(f"{self.folder}: its record holds no plan")
+        if name is not None and name not in views:
+            raise ValueError(f"view must be one of {list(views)}, got {name!r}")
+        with self._errors():
+            try:
+                return Plan.from_json(views[name or list(views)[-1]].plan)
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
+                raise sqlite3.DatabaseError(f"its plan: {error}") from error
+
+    def defences(self) -> list[KnownDefence]:
+        """All that it has results of, or was asked for."""
+        with self._errors():
+            return list(self._rows(KnownDefence, "defences"))
+
+    def tasks(self) -> list[KnownTask]:
+        """As :meth:`defences`, of what was done with them."""
+        with self._errors():
+            return list(self._rows(KnownTask, "tasks"))
+
+    def _rows(self, kind: type[Row], table: str, where: str = "", given: Any = ()) -> Iterator[Row]:
+        names, read = reader(kind)
+        for row in self._database.execute(f"SELECT {names} FROM {table} {where}", given):
+            try:
+                yield read(row)
+            except (ValueError, TypeError, LookupError) as error:
+                raise sqlite3.DatabaseError(f"a row of {table}: {error}") from error
+
+    def done(self) -> set[str]:
+        """Keys of all units that are recorded, failures among them."""
+        with self._errors():
+            return {key for (key,) in self._database.execute('SELECT "key" FROM units')}
+
+    def read(self, keys: Collection[str] | None = None) -> Iterator[UnitResult]:
+        """Results, of these keys or all."""
+        with self._errors():
+            if keys is not None and len(keys) <= _FEW:
+                holders = ", ".join("?" * len(keys))
+                where = f'WHERE "key" IN ({holders})'
+                yield from self._rows(UnitResult, "units", where, list(keys))
+            else:
+                wanted = None if keys is None else set(keys)
+                for row in self._rows(UnitResult, "units"):
+                    if wanted is None or row.key in wanted:
+                        yield row
+
+    def add(self, result: UnitResult, images: np.ndarray | None = None) -> None:
+        """Record a unit, whole or not at all: its images first, then its row."""
+        with self._errors():
+            if images is not None:
+                self._write(str(result.adversarial), images)
+            with self._database:
+                self._database.execute(*insert(result, "units"))
+
+    def _write(self, name: str, images: np.ndarray) -> None:
+        """Adversarial images, under a temporary name until they are on the disk."""
         if self.folder is None:
-            self._in_memory[unit.index] = images
-            return name
+            self._in_memory[name] = images
+            return
+        path = self._path(name)
+        if path.exists():  # the same pixels, such as clean ones of another defence
+            return
         content = safetensors.numpy.save({"x": images})
-        with replacing(self.folder / name) as temporary, temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        return name
 
-    def adversarial(self, unit: int) -> np.ndarray:
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        if not name.isalnum():
+            raise StoreError(f"{self.folder}: a result's images are called {name!r}")
+        return self.folder / _IMAGES / f"{name}.safetensors"
+
+    def adversarial(self, result: UnitResult) -> np.ndarray:
         """A unit's adversarial images, shape ``(B, C, H, W)``, in [0, 1].
 
         Raises:
             StoreError: naming the file, if it is missing or damaged.
         """
+        name = str(result.adversarial)
         if self.folder is None:
-            return self._in_memory[unit]
-        path = self.folder / _IMAGES / f"{unit:06d}.safetensors"
-        (row,) = self._select(f"SELECT images FROM units WHERE unit = {int(unit)}")
-        expected = (row["images"], *self.plan.images["shape"][1:])
+            return self._in_memory[name]
+        path = self._path(name)
         try:
             images = safetensors.numpy.load_file(path)["x"]
-            if images.shape != expected:
-                raise ValueError(f"shape {images.shape} in place of {expected}")
+            if images_digest(images) != name:
+                raise ValueError("other pixels than were recorded")
         except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
             raise StoreError(
-                f"{path} is missing or damaged ({error}): restore a copy, or run again into "
-                "another folder"
+                f"{path} is missing or damaged ({error}): restore a copy, or forget the result "
+                "and evaluate again"
             ) from error
         return images
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows of the view ``results``: an image, trial and attack each."""
-        return self._select("SELECT * FROM results")
+    def size(self, name: str) -> int:
+        """Bytes of the images that are kept by this name; 0 if they are gone."""
+        if self.folder is None:
+            return self._in_memory[name].nbytes
+        path = self._path(name)
+        return path.stat().st_size if path.exists() else 0
 
-    def read(self, unit: Unit | None = None) -> Iterator[dict[str, Any]]:
-        """As :meth:`rows`, of one unit or all, with lists of ``predicted`` and ``margin``.
+    def forget(
+        self,
+        *,
+        defences: Iterable[str] = (),
+        tasks: Iterable[str] = (),
+        keys: Iterable[str] = (),
+    ) -> int:
+        """Delete results, those that began from them, and images that no other has.
 
-        Beside them what is ``measured`` of an image, by name.
+        Args:
+            defences, tasks, keys: fingerprints, digests of contents, and results' keys.
+
+        Returns:
+            How many results are gone.
         """
-        rows = self._select(
-            "SELECT results.*, unit, measured FROM results JOIN units "
-            "USING (defence, attack, trial) WHERE image - place = first "
-            f"{'' if unit is None else f'AND unit = {unit.index}'} ORDER BY unit, image"
-        )
-        for _, group in itertools.groupby(rows, key=lambda row: row.pop("unit")):
-            of_unit = list(group)
-            found = json.loads(of_unit[0]["measured"] or "{}")
-            lists = {  # a unit's at once: to parse each by itself takes thrice as long
-                name: json.loads(f"[{','.join(row[name] or 'null' for row in of_unit)}]")
-                for name in ("predicted", "margin")
-            }
-            for i, row in enumerate(of_unit):
-                judged = {name: values[i] for name, values in lists.items()}
-                yield row | judged | {"measured": {n: values[i] for n, values in found.items()}}
-
-    def units(self) -> Iterator[dict[str, Any]]:
-        """The rows of the table ``units``."""
-        return self._select("SELECT * FROM units ORDER BY unit")
-
-    def about(self) -> dict[str, Any]:
-        """Hash of the plan, versions and machine."""
-        (row,) = self._select("SELECT hash, versions, machine, started FROM run")
-        return row | {name: json.loads(row[name]) for name in ("versions", "machine")}
-
-    def _select(self, query: str) -> Iterator[dict[str, Any]]:
+        whose, which, these = set(defences), set(tasks), set(keys)
         with self._errors():
-            cursor = self._database.execute(query)
-            names = [column[0] for column in cursor.description]
-            for row in cursor:
-                yield dict(zip(names, row, strict=True))
+            rows = list(self._rows(UnitResult, "units"))
+            lost = {
+                row.key
+                for row in rows
+                if row.defence in whose or row.task in which or row.key in these
+            }
+            lost |= _dependents(lost, {row.key: row.needs for row in rows})
+            kept = {row.adversarial for row in rows if row.key not in lost}
+            with self._database:
+                self._database.executemany(
+                    'DELETE FROM units WHERE "key" = ?', [(key,) for key in lost]
+                )
+                for table, column, gone in (
+                    ("defences", "id", whose),
+                    ("tasks", "content", which),
+                ):
+                    self._database.executemany(
+                        f"DELETE FROM {table} WHERE {column} = ?", [(name,) for name in gone]
+                    )
+            for row in rows:
+                if row.adversarial and row.adversarial not in kept:
+                    self._delete(row.adversarial)
+        return len(lost)
+
+    def forget_view(self, name: str) -> None:
+        """Forget that this plan was put to it; results stay."""
+        with self._errors(), self._database:
+            self._database.execute("DELETE FROM views WHERE name = ?", [name])
+
+    def _delete(self, name: str) -> None:
+        if self.folder is None:
+            self._in_memory.pop(name, None)
+        else:
+            self._path(name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the file; nothing is lost without it."""
@@ -314,19 +359,18 @@ class Store:
         except StoreError:
             raise
         except (sqlite3.Error, OSError) as error:
-            said = str(error)
-            denied = isinstance(error, (OSError, sqlite3.OperationalError))
-            if "disk is full" in said or "No space left" in said:
-                what = "the disk is full: free some space and start again; what is stored is kept"
-            elif denied and "no such" not in said:
-                what = f"cannot be read or written ({said}): check its permissions and free space"
-            else:
-                what = (
-                    f"its {_FILE} is damaged or none of this program's ({said}): it was left as it "
-                    "is; move it elsewhere and start again, or restore a copy"
-                )
-            raise StoreError(f"{self.folder}: {what}") from error
+            raise StoreError(f"{self.folder}: {said_plainly(error, RECORD)}") from error
 
 
-def _listed(values: np.ndarray | None, row: int) -> str | None:
-    return None if values is None else json.dumps(values[row].tolist())
+def _dependents(lost: Collection[str], needs: Mapping[str, Collection[str]]) -> set[str]:
+    """Keys of what began, directly or not, from results that are lost."""
+    found = set(lost)
+    while more := {k for k, of in needs.items() if k not in found and not found.isdisjoint(of)}:
+        found |= more
+    return found
+
+
+def images_digest(images: np.ndarray) -> str:
+    """What adversarial images are kept by."""
+    about = json.dumps([str(images.dtype), images.shape]).encode()
+    return hashlib.sha256(about + np.ascontiguousarray(images).tobytes()).hexdigest()[:40]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from scoreopt_defense._checks import printable
-from scoreopt_defense.evaluation.plan import Plan, Unit
-from scoreopt_defense.evaluation.units import Outcome
+from scoreopt_defense.evaluation.plan import Unit
+from scoreopt_defense.evaluation.run.unit import Outcome
 
 __all__ = ["Lines", "Progress", "duration", "progress"]
 
@@ -21,14 +21,8 @@ _Cell = tuple[str, str]  # attack, defence
 class Progress:
     """Told of each unit; this one keeps silent."""
 
-    def watch(self, seen: Sequence[int] | None) -> None:
-        """Where to look, of each unit, how many rows its networks have seen so far.
-
-        None on a cluster, whose workers say nothing before a unit is done.
-        """
-
-    def start(self, plan: Plan, done: set[int]) -> None:
-        """A run of this plan begins, or goes on after these units."""
+    def start(self, units: Sequence[Unit], done: Collection[str]) -> None:
+        """A run of these units begins, or goes on after those of these keys."""
 
     def begin(self, unit: Unit) -> None:
         """A unit is handed to a worker; once more if that is lost."""
@@ -49,22 +43,22 @@ class Lines(Progress):
     def __init__(self, every: float = 30.0) -> None:
         self.every = every
 
-    def start(self, plan: Plan, done: set[int]) -> None:
-        self.left = _left(plan, done)
-        self.ahead = _left(plan, done, _size)  # images; those met, and what they took
+    def start(self, units: Sequence[Unit], done: Collection[str]) -> None:
+        self.left = _left(units, done)
+        self.ahead = _left(units, done, lambda unit: unit.size)  # images; those met, and their time
         self.met: Counter[_Cell] = Counter()
         self.took: defaultdict[_Cell, float] = defaultdict(float)
-        self.total, self.done = sum(1 for _ in plan.units()), len(done)
+        self.total, self.done = len(units), sum(unit.key in done for unit in units)
         self.started = self.said = time.monotonic()
         self.note(f"{self.total} units, {self.done} of them recorded before")
 
     def advance(self, outcome: Outcome) -> None:
-        cell, images = _cell(outcome.unit), _size(outcome.unit)
+        cell, images = _cell(outcome.unit), outcome.unit.size
         self.done, self.left[cell] = self.done + 1, self.left[cell] - 1
         self.ahead[cell] -= images
-        if not outcome.error:
+        if not outcome.result.error:
             self.met[cell] += images
-            self.took[cell] += outcome.seconds
+            self.took[cell] += outcome.result.seconds
         now = time.monotonic()
         if self.left[cell] and now - self.said < self.every:
             return
@@ -82,9 +76,8 @@ class Lines(Progress):
 class Bars(Progress):
     """Bars of rich's: of the run, of the attack under way, and of each batch in flight.
 
-    A batch is as far as its networks' rows are, of those that the last batch of its attack and
-    defence took; the first has no end to show. On a cluster it is as far as its seconds are, and
-    says "about".
+    A batch is as far as its seconds are, of those that the last one of its attack and defence took;
+    the first has no end to show.
     """
 
     def __init__(self) -> None:
@@ -97,10 +90,9 @@ class Bars(Progress):
                 moved()
                 return super().get_renderables()
 
-        self.seen: Sequence[int] | None = None
         self.cells: dict[_Cell, Any] = {}
-        self.flying: dict[int, tuple[Any, float]] = {}
-        self.each: dict[_Cell, float] = {}  # rows, or seconds, of an image of a cell
+        self.flying: dict[str, tuple[Any, float]] = {}
+        self.each: dict[_Cell, float] = {}  # seconds of an image of a cell
         self.bars = Moving(
             bars.TextColumn("{task.description}"),
             bars.BarColumn(),
@@ -111,39 +103,33 @@ class Bars(Progress):
             console=_console(),
         )
 
-    def watch(self, seen: Sequence[int] | None) -> None:
-        self.seen = seen
-
-    def start(self, plan: Plan, done: set[int]) -> None:
-        self.left = _left(plan, done)
-        total = sum(1 for _ in plan.units())
-        self.run = self.bars.add_task("all", total=total, completed=len(done))
+    def start(self, units: Sequence[Unit], done: Collection[str]) -> None:
+        self.left = _left(units, done)
+        before = sum(unit.key in done for unit in units)
+        self.run = self.bars.add_task("all", total=len(units), completed=before)
         self.bars.start()
 
     def begin(self, unit: Unit) -> None:
         self._land(unit)
         each = self.each.get(_cell(unit))
-        total = None if each is None else max(1, round(each * _size(unit)))
-        measure = "about, by seconds" if self.seen is None else "by network rows"
-        task = self.bars.add_task(printable(f"  {unit}, {measure}"), total=total)
-        self.flying[unit.index] = task, time.monotonic()
+        total = None if each is None else max(1, round(each * unit.size))
+        task = self.bars.add_task(printable(f"  {unit}, about, by seconds"), total=total)
+        self.flying[unit.key] = task, time.monotonic()
 
     def _move(self) -> None:
-        for index, (task, begun) in list(self.flying.items()):
-            far = time.monotonic() - begun if self.seen is None else self.seen[index]
+        for task, begun in list(self.flying.values()):
             with suppress(KeyError):  # landed meanwhile: rich draws in a thread of its own
-                self.bars.update(task, completed=int(far))
+                self.bars.update(task, completed=int(time.monotonic() - begun))
 
     def _land(self, unit: Unit) -> None:
-        if unit.index in self.flying:
-            self.bars.remove_task(self.flying.pop(unit.index)[0])
+        if unit.key in self.flying:
+            self.bars.remove_task(self.flying.pop(unit.key)[0])
 
     def advance(self, outcome: Outcome) -> None:
         cell = _cell(outcome.unit)
         self._land(outcome.unit)
-        if not outcome.error:
-            took = outcome.seconds if self.seen is None else sum(outcome.calls.values())
-            self.each[cell] = took / _size(outcome.unit)
+        if not outcome.result.error:
+            self.each[cell] = outcome.result.seconds / outcome.unit.size
         if cell not in self.cells:
             said = printable(f"{cell[0]} on {cell[1]}")
             self.cells[cell] = self.bars.add_task(said, total=self.left[cell])
@@ -180,17 +166,13 @@ def _cell(unit: Unit) -> _Cell:
     return unit.attack, unit.defence
 
 
-def _size(unit: Unit) -> int:
-    return unit.images[1] - unit.images[0]
-
-
 def _left(
-    plan: Plan, done: set[int], measure: Callable[[Unit], int] = lambda unit: 1
+    units: Iterable[Unit], done: Collection[str], measure: Callable[[Unit], int] = lambda unit: 1
 ) -> Counter[_Cell]:
     """How many units, or what else they measure, are not done of each cell."""
     left: Counter[_Cell] = Counter()
-    for unit in plan.units():
-        left[_cell(unit)] += measure(unit) * (unit.index not in done)
+    for unit in units:
+        left[_cell(unit)] += measure(unit) * (unit.key not in done)
     return left
 
 

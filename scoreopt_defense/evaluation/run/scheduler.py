@@ -1,22 +1,26 @@
-"""Carries out a plan's units, in any order and by any workers, to the same result."""
+"""Carries out units in any order and by any workers, each after those that it begins from."""
 
 from __future__ import annotations
 
+import heapq
 import signal
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from types import FrameType
 
+from torch import Tensor
+
 from scoreopt_defense._foreign import said
-from scoreopt_defense.evaluation.chain import Carried, carried
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
-from scoreopt_defense.evaluation.progress import Progress
-from scoreopt_defense.evaluation.store import Store
-from scoreopt_defense.evaluation.units import Outcome
-from scoreopt_defense.evaluation.workers import LOOK, Crew, carry_out
+from scoreopt_defense.evaluation.record.judged import Judged
+from scoreopt_defense.evaluation.record.store import Store
+from scoreopt_defense.evaluation.run.progress import Progress
+from scoreopt_defense.evaluation.run.unit import Outcome, lost
+from scoreopt_defense.evaluation.run.workers import LOOK, Crew, carry_out
+from scoreopt_defense.evaluation.suite.carry_over import Carried, carried
 
 __all__ = ["Stopped", "run"]
 
@@ -28,7 +32,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Progress) -> None:
-    """Carry out whatever of the plan is not in the store.
+    """Carry out whatever of the plan is not in the record.
 
     Raises:
         Stopped: after Ctrl-C, when the units in flight are recorded; the same call goes on.
@@ -37,27 +41,29 @@ def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Pr
         ConnectionError: if the cluster's scheduler is lost; the same call goes on.
     """
     done = store.done()
-    units = deque(unit for unit in plan.units() if unit.index not in done)
-    progress.start(plan, done)
+    units = list({unit.key: unit for unit in plan.units()}.values())  # two names may be one task
+    progress.start(units, done)
 
     def begins_from(unit: Unit) -> Carried | None:
-        """Of a suite's stage, what those before it left; they are all recorded by then."""
-        if not (before := plan.before(unit)):
+        """What those before it left; they are all recorded by then."""
+        if not unit.needs:
             return None
         x = materials.x[slice(*unit.images)].cpu().numpy()
-        rows = ((earlier, store.read(earlier)) for earlier in before)
-        judged = ((e, [row for row in found if row["predicted"]]) for e, found in rows)
-        return carried(x, ((found, store.adversarial(e.index)) for e, found in judged if found))
+        there = {result.key: result for result in store.read(unit.needs)}
+        found = (there[key] for key in unit.needs)
+        judged = ((Judged.of([r]), store.adversarial(r)) for r in found if r.predicted is not None)
+        return carried(x, unit.images[0], judged)
 
     def record(outcome: Outcome) -> None:
-        store.add(outcome, materials.y[slice(*outcome.unit.images)].cpu().numpy())
+        store.add(outcome.result, outcome.images)
         progress.advance(outcome)
-        if outcome.error:
-            progress.note(f"failed: {outcome.unit}: {outcome.error}")
-        elif outcome.parts > 1:
-            progress.note(f"out of memory: {outcome.unit} was done in {outcome.parts} parts")
+        if outcome.result.error:
+            progress.note(f"failed: {outcome.unit}: {outcome.result.error}")
+        elif outcome.result.parts > 1:
+            parts = outcome.result.parts
+            progress.note(f"out of memory: {outcome.unit} was done in {parts} parts")
 
-    work = _Work(crew.key, units, plan, begins_from, progress.begin, record)
+    work = _Work(crew.key, units, done, materials.y, begins_from, progress.begin, record)
     try:
         with _interrupts(work, progress):
             while work.left and not work.stopped:
@@ -75,23 +81,36 @@ class _Work:
     def __init__(
         self,
         key: str,
-        units: deque[Unit],
-        plan: Plan,
+        units: Sequence[Unit],
+        done: Collection[str],
+        y: Tensor,
         begins_from: Callable[[Unit], Carried | None],
         begin: Callable[[Unit], None],
         record: Callable[[Outcome], None],
     ) -> None:
-        self.key, self.units, self.plan = key, units, plan
+        self.key, self.y = key, y
         self.begins_from, self.begin, self.record = begins_from, begin, record
+        self.order = {unit.key: place for place, unit in enumerate(units)}
+        self.units = {unit.key: unit for unit in units if unit.key not in done}
+        # of each unit that cannot begin yet, how many it waits for; and who waits for a unit
+        self.waits: Counter[str] = Counter()
+        self.waiting: defaultdict[str, list[str]] = defaultdict(list)
+        for unit in self.units.values():
+            for earlier in unit.needs:
+                if earlier in self.units:
+                    self.waits[unit.key] += 1
+                    self.waiting[earlier].append(unit.key)
+        self.ready = [self.order[key] for key in self.units if not self.waits[key]]  # a heap
+        self.names = [unit.key for unit in units]
         self.suspects: deque[Unit] = deque()
-        self.losses: Counter[Unit] = Counter()
-        self.open = set(units)
+        self.losses: Counter[str] = Counter()
         self.flying: dict[Future, Unit] = {}
         self.stopped = False
 
     @property
     def left(self) -> int:
-        return len(self.units) + len(self.suspects) + len(self.flying)
+        """Units that are not recorded."""
+        return len(self.units)
 
     def off(self, executor: Executor, width: Callable[[], int]) -> None:
         """Until nothing is left, or Ctrl-C, or the executor is broken."""
@@ -100,20 +119,19 @@ class _Work:
             room = width()  # asked each time: it says too if the workers are lost
             if self.suspects:
                 room = 1  # after a loss: whichever unit is then lost is the one to blame
-            while (
-                not (self.stopped or broken)
-                and len(self.flying) < room
-                and (unit := self._next(queue := self.suspects or self.units))
-            ):
+            while not (self.stopped or broken) and len(self.flying) < room:
+                suspected = bool(self.suspects)
+                if (unit := self._next()) is None:
+                    break
                 self.begin(unit)
                 try:
                     future = executor.submit(carry_out, self.key, unit, self.begins_from(unit))
                 except RuntimeError:  # it broke while idle
                     broken = True
+                    self._put_back(unit, suspected)
                 else:
-                    queue.remove(unit)
                     self.flying[future] = unit
-                    room = 1 if queue is self.suspects else room
+                    room = 1 if suspected else room
             if not self.flying:
                 return
             alone = len(self.flying) == 1
@@ -127,21 +145,34 @@ class _Work:
                 else:
                     self._record(outcome)
 
-    def _next(self, queue: deque[Unit]) -> Unit | None:
-        """The first unit that waits for none that is not recorded."""
-        ready = (unit for unit in queue if self.open.isdisjoint(self.plan.before(unit)))
-        return next(ready, None)
+    def _next(self) -> Unit | None:
+        """The first unit that waits for none, but for those that were in flight at a loss."""
+        if self.suspects:
+            return self.suspects.popleft()
+        return self.units[self.names[heapq.heappop(self.ready)]] if self.ready else None
+
+    def _put_back(self, unit: Unit, suspected: bool) -> None:
+        if suspected:
+            self.suspects.appendleft(unit)
+        else:
+            heapq.heappush(self.ready, self.order[unit.key])
 
     def _lost(self, unit: Unit, alone: bool, error: Exception) -> None:
-        self.losses[unit] += alone
-        if self.losses[unit] < _LIVES:
+        self.losses[unit.key] += alone
+        if self.losses[unit.key] < _LIVES:
             self.suspects.append(unit)
         else:
-            self._record(Outcome(unit, error=f"its worker was lost {_LIVES} times: {said(error)}"))
+            why = f"its worker was lost {_LIVES} times: {said(error)}"
+            self._record(lost(unit, self.y, why))
 
     def _record(self, outcome: Outcome) -> None:
         self.record(outcome)
-        self.open.discard(outcome.unit)
+        done = outcome.unit.key
+        del self.units[done]
+        for later in self.waiting.pop(done, ()):
+            self.waits[later] -= 1
+            if not self.waits[later]:
+                heapq.heappush(self.ready, self.order[later])
 
 
 @contextmanager

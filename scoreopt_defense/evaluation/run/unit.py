@@ -1,13 +1,13 @@
-"""One unit of work, carried out: a pure function of the plan and its materials."""
+"""One unit of work, carried out: an attack on one batch of images, and its judging."""
 
 from __future__ import annotations
 
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,157 +15,170 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._foreign import as_it_was, contained, said
+from scoreopt_defense.attacks.protocols import Measuring, Startable, can_start
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.evaluation.chain import DRAWS, LEFT, Carried, Started
-from scoreopt_defense.evaluation.judging import Judging, Verdict, judge
-from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
-from scoreopt_defense.evaluation.seeding import placed, reseeded
+from scoreopt_defense.evaluation.judging import Judging, judge
+from scoreopt_defense.evaluation.judging.fresh import placed, reseeded
+from scoreopt_defense.evaluation.plan import Materials, Unit
+from scoreopt_defense.evaluation.plan.tasks import Judge, Task
+from scoreopt_defense.evaluation.record.rows import UnitResult
+from scoreopt_defense.evaluation.record.store import images_digest
+from scoreopt_defense.evaluation.suite.carry_over import Carried
 from scoreopt_defense.noise import derive, seeded
 
-__all__ = ["Outcome", "execute"]
+__all__ = ["Outcome", "execute", "lost"]
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What came of a unit.
+    """What came of a unit, and its adversarial images, shape ``(B, C, H, W)``.
 
-    Attributes:
-        predicted, margin: of each judged purification, shape ``(B, purifications)``; see
-            :class:`~scoreopt_defense.evaluation.judging.Verdict`.
-        broken: by a criterion that says so itself, shape ``(B,)``.
-        images: the adversarial images, shape ``(B, C, H, W)``; of an image that was not tried, what
-            the suite had found before.
-        tried: places of the images that the attack met, whose figures these are; None means all.
-        measured: by name, a value an image that was tried.
-        calls: rows that the ``denoiser`` and the ``classifier`` saw, attack and judging together;
-            a module that is no defended model counts as a classifier.
-        parts: how many pieces it was carried out in; above 1 where memory ran out.
-        error: of a unit that failed, which then has no figures.
+    Of an image that was not tried they are what the suite had found before.
     """
 
     unit: Unit
-    predicted: np.ndarray | None = None
-    margin: np.ndarray | None = None
-    broken: np.ndarray | None = None
+    result: UnitResult
     images: np.ndarray | None = None
-    tried: np.ndarray | None = None
-    measured: dict[str, list[float]] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    parts: int = 1
-    seconds: float = 0.0
-    error: str | None = None
 
 
 def execute(
-    unit: Unit,
-    plan: Plan,
-    materials: Materials,
-    before: Carried | None = None,
-    seen: MutableSequence[int] | None = None,
+    unit: Unit, materials: Materials, before: Carried | None = None, *, threads: int = 1
 ) -> Outcome:
     """Attack and judge; an exception in either is the unit's recorded failure.
 
     Each of the two meets the model and the attack as they were given, and leaves them so.
 
     Args:
-        before: of a suite's stage, what it begins from; without it the clean images.
-        seen: of each of the plan's units, rows that the networks have seen so far; this one's
-            place is kept up to date, for whoever looks meanwhile.
+        before: what it begins from; without it the clean images.
+        threads: that it is computed with.
     """
     started = time.perf_counter()
-    model, attack = _hookable(materials.defences[unit.defence]), materials.attacks[unit.attack]
+    model = _hookable(materials.defences[unit.defence])
+    todo = materials.tasks[unit.attack][unit.defence]
     rows = slice(*unit.images)
     # at an address of its own, as in any other process
     x, y = (placed(model, given[rows].clone()) for given in (materials.x, materials.y))
-    outcome = Outcome(unit)
-    start = x if before is None else torch.from_numpy(before.images).to(x)
-    if before is not None and not getattr(attack, "takes_all", False):
-        outcome = replace(outcome, tried=before.standing.nonzero()[0], images=before.images)
-        kept = placed(model, torch.from_numpy(outcome.tried))
-        x, y, start = x[kept], y[kept], start[kept]
-        if not len(x):
-            return replace(outcome, seconds=time.perf_counter() - started)
+    start, everyone = x, None
+    places = np.arange(unit.size)
+    if before is not None:
+        start = torch.from_numpy(before.images).to(x)
+        if not isinstance(todo, Judge):
+            places, everyone = before.standing.nonzero()[0], before.images
+            kept = placed(model, torch.from_numpy(places))
+            x, y, start = x[kept], y[kept], start[kept]
     calls: Counter[str] = Counter()
+    found: dict[str, Any] = {}
+    images, error = everyone, None
+    if len(x):
+        try:
+            with contained(), _threads(threads), _counted(model, calls):
+                parts = _within_memory(
+                    lambda seed, *part: _attack_and_judge(
+                        todo, model, *part, judging=materials.judging, seed=seed
+                    ),
+                    unit.seed, x, y, start,
+                )  # fmt: skip
+            found, images = _put_together(parts, places, everyone)
+        except Exception as problem:  # whatever a library raises; the run goes on
+            images, error = None, said(problem)
+    result = _result(
+        unit, materials.y, places=places, error=error,
+        adversarial=None if images is None else images_digest(images),
+        denoiser_calls=calls["denoiser"], classifier_calls=calls["classifier"],
+        seconds=time.perf_counter() - started, **found,
+    )  # fmt: skip
+    return Outcome(unit, result, images)
 
-    def counted() -> None:
-        if seen is not None:
-            seen[unit.index] = calls.total()
 
-    counted()
-    try:
-        with contained(), _threads(plan.threads), _counted(model, calls, counted):
-            parts = _within_memory(
-                lambda seed, *part: _attack_and_judge(
-                    attack, model, *part, judging=materials.judging, seed=seed,
-                    confirm=plan.confirm(unit),
-                ),
-                plan.seed_of(unit), x, y, start,
-            )  # fmt: skip
-        outcome = _put_together(outcome, parts)
-    except Exception as error:  # whatever a library raises; the run goes on
-        outcome = Outcome(unit, tried=outcome.tried, error=said(error))
-    return replace(outcome, calls=dict(calls), seconds=time.perf_counter() - started)
+def lost(unit: Unit, y: Tensor, error: str) -> Outcome:
+    """Of a unit whose worker was lost."""
+    return Outcome(unit, _result(unit, y, places=np.arange(unit.size), error=error))
+
+
+def _result(unit: Unit, y: Tensor, *, places: np.ndarray, **found: Any) -> UnitResult:
+    return UnitResult(
+        key=unit.key, defence=unit.fingerprint, task=unit.content, needs=unit.needs,
+        trial=unit.trial, first=unit.images[0], images=unit.size, places=places,
+        labels=y[slice(*unit.images)].cpu().numpy()[places], finished=time.time(), **found,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
     """What came of as many images as fitted into memory."""
 
-    predicted: Tensor
-    margin: Tensor
-    broken: Tensor | None
     images: Tensor
+    predicted: Tensor
+    lead: Tensor
+    broken: Tensor | None
     measured: dict[str, Tensor]
+    left: Tensor | None = None
+    draws: Tensor | None = None
 
 
 def _attack_and_judge(
-    attack: Any, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, *, judging: Judging,
-    seed: int, confirm: int,
+    task: Task, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, *, judging: Judging,
+    seed: int,
 ) -> _Part:  # fmt: skip
-    measured = {}
-    if hasattr(attack, "measure"):
+    attack, measured = task.attack, {}
+    if isinstance(attack, Measuring):
         with as_it_was(model, attack), seeded(derive(seed, 3)):
             measured = attack.measure(reseeded(model, derive(seed, 3)), x.clone(), y.clone())
     with as_it_was(model, attack):
-        started = Started(attack, start) if getattr(attack, "takes_start", False) else attack
+        started = Started(attack, start) if can_start(attack) else attack
         attacked, broken = judging.criterion.run(started, model, x, y, derive(seed, 0))
     with as_it_was(model):
         verdict = judge(
             model, attacked, y, purifications=judging.purifications, seed=derive(seed, 1)
         )
-        if confirm and broken is None:
-            measured |= _left(model, attacked, y, verdict, confirm, derive(seed, 4))
-    return _Part(verdict.predicted, verdict.margin, broken, attacked, measured)
+        part = _Part(attacked, verdict.predicted, verdict.lead, broken, measured)
+        if task.confirm and broken is None:
+            part = _confirmed(part, model, y, task.confirm, derive(seed, 4))
+    return part
 
 
-def _left(
-    model: nn.Module, x: Tensor, y: Tensor, verdict: Verdict, confirm: int, seed: int
-) -> dict[str, Tensor]:
-    """Share of right purifications, of more of them where all that were judged are wrong."""
-    right = verdict.predicted == y.cpu()[:, None]
-    left, draws = right.float().mean(1), torch.full((len(x),), float(right.shape[1]))
+class Started:
+    """An attack that begins from given images, as every other is called."""
+
+    def __init__(self, attack: Startable, start: Tensor) -> None:
+        self.attack, self.start = attack, start
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return self.attack.run(model, x, y, start=self.start.clone())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.attack, name)
+
+
+def _confirmed(part: _Part, model: nn.Module, y: Tensor, confirm: int, seed: int) -> _Part:
+    """With the share of right purifications, of more of them where all that were judged are wrong."""
+    right = part.predicted == y.cpu()[:, None]
+    left, draws = right.float().mean(1), torch.full((len(y),), right.shape[1])
     if wrong := (~right.any(1)).nonzero().flatten().tolist():
-        again = judge(model, x[wrong], y[wrong], purifications=confirm, seed=seed)
+        again = judge(model, part.images[wrong], y[wrong], purifications=confirm, seed=seed)
         found = again.predicted == y[wrong].cpu()[:, None]
         draws[wrong] += confirm
         left[wrong] = found.sum(1) / draws[wrong]
-    return {LEFT: left, DRAWS: draws}
+    return replace(part, left=left, draws=draws)
 
 
-def _put_together(outcome: Outcome, parts: list[_Part]) -> Outcome:
-    found: dict[str, Any] = {
-        name: _joined([getattr(part, name) for part in parts])
-        for name in ("predicted", "margin", "broken", "images")
-    }
-    if outcome.images is not None and outcome.tried is not None:
-        everyone = outcome.images.copy()
-        everyone[outcome.tried] = found["images"]
-        found["images"] = everyone
+def _put_together(
+    parts: list[_Part], places: np.ndarray, everyone: np.ndarray | None
+) -> tuple[dict[str, Any], np.ndarray]:
+    """A result's figures, and the images of all, be they tried or not."""
+    names = ("predicted", "lead", "broken", "left", "draws")
+    found: dict[str, Any] = {n: _joined([getattr(part, n) for part in parts]) for n in names}
+    images = _joined([part.images for part in parts])
+    assert images is not None
+    if everyone is not None:
+        whole = everyone.copy()
+        whole[places] = images
+        images = whole
     measured = {
         name: torch.cat([part.measured[name].cpu().float() for part in parts]).tolist()
         for name in parts[0].measured
     }
-    return replace(outcome, **found, measured=measured, parts=len(parts))
+    return found | {"measured": measured or None, "parts": len(parts)}, images
 
 
 def _within_memory(work: Callable[..., _Part], seed: int, *tensors: Tensor) -> list[_Part]:
@@ -219,7 +232,7 @@ def _hookable(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _counted(model: nn.Module, calls: Counter[str], counted: Callable[[], None]) -> Iterator[None]:
+def _counted(model: nn.Module, calls: Counter[str]) -> Iterator[None]:
     """Count the rows that the networks see."""
     networks: dict[str, nn.Module] = {"classifier": model}
     if isinstance(model, DefendedModel):
@@ -228,7 +241,6 @@ def _counted(model: nn.Module, calls: Counter[str], counted: Callable[[], None])
     def counter(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls[name] += len((*args, *kwargs.values())[0])
-            counted()
 
         return count
 

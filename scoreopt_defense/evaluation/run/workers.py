@@ -8,7 +8,7 @@ import pickle
 import secrets
 import signal
 import threading
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from concurrent.futures import wait as futures_wait
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,15 +18,15 @@ from typing import Any
 from scoreopt_defense._foreign import said
 from scoreopt_defense._memory import keep_freed_memory
 from scoreopt_defense._optional import optional
-from scoreopt_defense.evaluation.chain import Carried
-from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
-from scoreopt_defense.evaluation.units import Outcome, execute
+from scoreopt_defense.evaluation.plan import Materials, Unit
+from scoreopt_defense.evaluation.run.unit import Outcome, execute
+from scoreopt_defense.evaluation.suite.carry_over import Carried
 
 __all__ = ["LOOK", "Crew", "cluster", "in_process", "processes"]
 
 # Of a worker process: what it was given once by each crew, or why it could not be read; and that it
 # does one unit at a time, since torch's and numpy's global generators are the process's.
-_HELD: dict[str, tuple[Plan, Materials, MutableSequence[int] | None] | str] = {}
+_HELD: dict[str, tuple[Materials, int] | str] = {}
 _ONE_AT_A_TIME = threading.Lock()
 LOOK = 5.0  # seconds, after which it is looked whether the workers are still there
 _PATIENCE = 10.0  # seconds, with a cluster that is asked to forget the networks
@@ -34,19 +34,19 @@ _STARTS = 3  # of workers that are lost before their first unit, before the run 
 
 
 def carry_out(key: str, unit: Unit, before: Carried | None = None) -> Outcome:
-    """A unit, in a worker that was given its plan."""
+    """A unit, in a worker that was given the networks."""
     held = _HELD[key]
     if isinstance(held, str):
         raise RuntimeError(held)
-    plan, materials, seen = held
+    materials, threads = held
     with _ONE_AT_A_TIME:
-        return execute(unit, plan, materials, before, seen)
+        return execute(unit, materials, before, threads=threads)
 
 
-def hold(key: str, blob: Any, seen: MutableSequence[int] | None = None) -> None:
-    """Give this process a plan and its networks, and where to say how far a unit is."""
+def hold(key: str, blob: Any) -> None:
+    """Give this process the networks, and how many threads it computes with."""
     try:
-        _HELD[key] = (*pickle.loads(blob), seen)
+        _HELD[key] = pickle.loads(blob)
     except BaseException as error:  # whatever a user's module raises; said to who asks if it began
         _HELD[key] = said(error)
 
@@ -67,14 +67,11 @@ class Crew:
     Args:
         opened: a context manager of a working executor, and of a function that says how many units
             it takes at a time, or raises ConnectionError if it is lost.
-        key: what its workers know the plan by, and no other crew's do.
-        seen: of each unit, rows that the networks have seen so far; None where it is not known.
+        key: what its workers know the networks by, and no other crew's do.
     """
 
-    def __init__(
-        self, opened: Callable[[], Any], key: str, seen: MutableSequence[int] | None = None
-    ) -> None:
-        self.opened, self.key, self.seen = opened, key, seen
+    def __init__(self, opened: Callable[[], Any], key: str) -> None:
+        self.opened, self.key = opened, key
 
     @contextmanager
     def open(self) -> Iterator[tuple[Executor, Callable[[], int]]]:
@@ -110,19 +107,19 @@ class Crew:
             )
 
 
-def in_process(plan: Plan, materials: Materials) -> Crew:
+def in_process(materials: Materials, threads: int) -> Crew:
     """In this process, with the caller's own networks and attacks, which stay as they are."""
-    seen, key = [0] * sum(1 for _ in plan.units()), secrets.token_hex(8)
+    key = secrets.token_hex(8)
 
     @contextmanager
     def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
-        _HELD[key] = plan, materials, seen
+        _HELD[key] = materials, threads
         try:
             yield _Here(), lambda: 1
         finally:
             let_go(key)
 
-    return Crew(opened, key, seen)
+    return Crew(opened, key)
 
 
 class _Here(Executor):
@@ -135,22 +132,21 @@ class _Here(Executor):
         return future
 
 
-def processes(plan: Plan, materials: Materials, count: int) -> Crew:
+def processes(materials: Materials, threads: int, count: int) -> Crew:
     """A pool of so many processes, each with the networks."""
-    packed = _packed(plan, materials)
+    packed = _packed(materials, threads)
     context = multiprocessing.get_context("spawn")
     # Shared memory, which has no name and ends with the processes. As an argument the networks
     # would fill the pipe to a process that dies before it reads, and the write would never end.
     blob = context.RawArray("B", len(packed))
     memoryview(blob).cast("B")[:] = packed
-    units = sum(1 for _ in plan.units())
-    seen, key, count = context.RawArray("q", units), secrets.token_hex(8), min(count, units)
+    key = secrets.token_hex(8)
 
     @contextmanager
     def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
         others = set(multiprocessing.active_children())
         pool = ProcessPoolExecutor(
-            count, mp_context=context, initializer=_start_process, initargs=(key, blob, seen)
+            count, mp_context=context, initializer=_start_process, initargs=(key, blob)
         )
         try:
             yield pool, lambda: count
@@ -161,12 +157,12 @@ def processes(plan: Plan, materials: Materials, count: int) -> Crew:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    return Crew(opened, key, seen)
+    return Crew(opened, key)
 
 
-def _packed(plan: Plan, materials: Materials) -> bytes:
+def _packed(materials: Materials, threads: int) -> bytes:
     try:
-        return pickle.dumps((plan, materials))
+        return pickle.dumps((materials, threads))
     except Exception as error:
         raise ValueError(
             f"workers need networks and attacks that can be pickled, and these cannot ({error}): "
@@ -174,11 +170,11 @@ def _packed(plan: Plan, materials: Materials) -> bytes:
         ) from error
 
 
-def _start_process(key: str, blob: Any, seen: MutableSequence[int]) -> None:
+def _start_process(key: str, blob: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
-    hold(key, memoryview(blob), seen)
+    hold(key, memoryview(blob))
 
 
 def _end_with_parent() -> None:
@@ -189,14 +185,14 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def cluster(plan: Plan, materials: Materials, address: str) -> Crew:
+def cluster(materials: Materials, threads: int, address: str) -> Crew:
     """A running Dask scheduler, such as ``tcp://10.0.0.1:8786``; its workers get the networks once.
 
     Its workers' processes should have one thread each (``dask worker --nthreads 1``): a process
     carries out one unit at a time.
     """
     distributed = optional("distributed", extra="cluster")
-    blob, key = _packed(plan, materials), secrets.token_hex(8)
+    blob, key = _packed(materials, threads), secrets.token_hex(8)
 
     lost = (
         f"the Dask scheduler at {address} is lost: what is recorded is kept. Start a scheduler and "
@@ -247,12 +243,12 @@ def _plugin(key: str, blob: bytes) -> Any:
 
         # A local class travels by value, with copies of the globals that it names: it imports them.
         def setup(self, worker: Any) -> None:
-            from scoreopt_defense.evaluation import workers
+            from scoreopt_defense.evaluation.run import workers
 
             workers.hold(key, blob)
 
         def teardown(self, worker: Any) -> None:
-            from scoreopt_defense.evaluation import workers
+            from scoreopt_defense.evaluation.run import workers
 
             workers.let_go(key)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +12,31 @@ from torch import Tensor, nn
 from scoreopt_defense._checks import check_choice, check_count, check_flag, check_positive
 from scoreopt_defense._foreign import as_it_was, contained
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.evaluation.asking import answer, answers
-from scoreopt_defense.evaluation.chain import WorstCase
-from scoreopt_defense.evaluation.plan import Chain
-from scoreopt_defense.evaluation.probes import (
+from scoreopt_defense.evaluation.judging.asking import answer, answers
+from scoreopt_defense.evaluation.judging.fresh import placed
+from scoreopt_defense.evaluation.plan.tasks import (
+    CLEAN,
+    Attack,
+    Clean,
+    Judge,
+    Probe,
+    Suite,
+    Task,
+    Worst,
+)
+from scoreopt_defense.evaluation.suite.probes import (
     Bare,
     Descent,
     Gradients,
     gradient_modes,
     strongest_mode,
 )
-from scoreopt_defense.evaluation.seeding import placed
 from scoreopt_defense.gradients import Exact, Smoothed
 from scoreopt_defense.noise import seeded
 from scoreopt_defense.purifiers import Purifier
 from scoreopt_defense.settings import Settings
 
-__all__ = ["SUITES", "Adaptive", "Member"]
+__all__ = ["SUITES", "Adaptive"]
 
 #: ε of the paper's threat models, by norm.
 _EPS = {"linf": 8 / 255, "l2": 0.5}
@@ -39,24 +46,8 @@ _PASSES = {"classifier": 0.1, "surrogate": 1, "bpda": 10, "one-shot": 11, "none"
 _PASSES |= {"as-it-is": 11, "shortened": 16, "exact": 40, "smoothed": 40}
 
 
-@dataclass(frozen=True)
-class Member:
-    """What a suite does with one defence.
-
-    Attributes:
-        stages: attacks by name, in order.
-        probes: attacks and measurements for the checklist alone, with their names, by what they
-            are to it.
-        untried: what could not be tried, and why.
-    """
-
-    stages: Mapping[str, Any]
-    probes: Mapping[str, tuple[str, Any]]
-    untried: Mapping[str, str]
-
-
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(Settings):
+class Adaptive(Settings, Suite):
     """Settings of the adaptive suite.
 
     Images of the bare classifier, of the one-shot surrogate, and of the defence of two steps if it
@@ -117,8 +108,8 @@ class Adaptive(Settings):
         if self.random is not None:
             check_flag("random", self.random)
 
-    def member(self, model: nn.Module, x: Tensor) -> Member:
-        """The suite for one defence; ``x`` are images that it may be asked about."""
+    def tasks(self, model: nn.Module, x: Tensor) -> dict[str, Task]:
+        """See :class:`~scoreopt_defense.evaluation.plan.tasks.Suite`."""
         if not isinstance(model, DefendedModel) and any(
             isinstance(part, Purifier) for part in model.modules()
         ):
@@ -126,54 +117,61 @@ class Adaptive(Settings):
                 f"the suite cannot set the gradient modes of a purifier inside a "
                 f"{type(model).__name__}: pass the DefendedModel itself"
             )
-        ours, modes = isinstance(model, DefendedModel), gradient_modes(model)
         settings = model.purifier.settings if isinstance(model, DefendedModel) else None
         steps = getattr(settings, "steps", 0)
         is_random = _is_random(model, x) if self.random is None else self.random
-        samples = self.eot if is_random else 1
-        budget = _Budget(self, modes, strongest_mode(model), samples, _classes(model, x))
-        probes = budget.probes(ours) if self.probed else {}
+        budget = _Budget(self, model, self.eot if is_random else 1, _classes(model, x))
+        attacks = budget.attacks(steps)
+        # cheapest first; the restarts stay last
+        order = sorted(attacks, key=lambda label: ("restarts" in label, _cost(attacks[label])))
+        tasks: dict[str, Task] = {
+            "no attack": Attack(attack=Clean(), confirm=self.confirm, draws=CLEAN)
+        }
+        for label in order:
+            tasks[label] = Attack(
+                attack=attacks[label], begins_from=[*tasks], confirm=self.confirm,
+                draws=f"adaptive/{label}",
+            )  # fmt: skip
+        worst = Worst(norm=self.norm, eps=self.eps)
+        probes = budget.probes() if self.probed else {}
         if probes and Descent.fits(model):
             probes["descent"] = "descent", Descent()
-        return Member(budget.stages(ours, steps), probes, _untried(model, modes))
+        return tasks | {
+            "": Judge(attack=worst, begins_from=[*tasks], draws="adaptive"),
+            **{
+                f"check/{label}": Probe(
+                    attack=attack, images=self.probed, role=role, draws=f"adaptive/check/{label}"
+                )
+                for role, (label, attack) in probes.items()
+            },
+        }
 
-    def chain(
-        self, name: str, defences: Mapping[str, nn.Module], x: Tensor
-    ) -> tuple[Chain, dict[str, Any]]:
-        """The suite made out for these defences, and its attacks by the name ``suite/attack``."""
-        members = {defence: self.member(model, x) for defence, model in defences.items()}
-        stages = {part: a for member in members.values() for part, a in member.stages.items()}
-        # cheapest first over all defences; the restarts and the judging stay last
-        order = sorted(stages, key=lambda p: (p == "", "restarts" in p, _cost(stages[p])))
-        chain = Chain(
-            stages={
-                defence: [_named(name, part) for part in order if part in member.stages]
-                for defence, member in members.items()
-            },
-            probes={
-                defence: {r: _named(name, "check", part) for r, (part, _) in member.probes.items()}
-                for defence, member in members.items()
-            },
-            probed=self.probed,
-            confirm=self.confirm,
-            untried={defence: dict(member.untried) for defence, member in members.items()},
-        )
-        probes = dict(pair for member in members.values() for pair in member.probes.values())
-        attacks = {_named(name, part): stages[part] for part in order}
-        return chain, attacks | {_named(name, "check", part): a for part, a in probes.items()}
+    def untried(self, model: nn.Module) -> dict[str, str]:
+        modes = gradient_modes(model)
+        if isinstance(model, DefendedModel):
+            return {
+                mode: f"{type(model.purifier).__name__} has no such gradient"
+                for mode in ("bpda", "one-shot", "exact")
+                if mode not in modes
+            }
+        why = f"{type(model).__name__} is no DefendedModel"
+        return {
+            "gradient modes": f"{why}: its own backward pass is the only one there is",
+            "transfer, boundary and surrogate": f"{why}: no classifier of it is known apart",
+            "the purifier's descent": f"{why}: no purifier is known",
+        }
 
 
 class _Budget:
-    """A suite's attacks on a defence of these modes, each answer of ``eot`` samples.
+    """A suite's attacks on one defence, each answer of ``eot`` samples.
 
-    What differs between defences is in a name, so that it means one attack in any run.
+    What differs between defences is in a label, so that it means one attack in any run.
     """
 
-    def __init__(
-        self, suite: Adaptive, modes: Sequence[str], best: str, eot: int, classes: int
-    ) -> None:
-        self.suite, self.modes, self.best, self.eot = suite, modes, best, eot
-        self.classes = classes
+    def __init__(self, suite: Adaptive, model: nn.Module, eot: int, classes: int) -> None:
+        self.suite, self.eot, self.classes = suite, eot, classes
+        self.modes, self.best = gradient_modes(model), strongest_mode(model)
+        self.ours = isinstance(model, DefendedModel)
         self.library = importlib.import_module("scoreopt_defense.attacks")
         self.threat: dict[str, Any] = {"norm": suite.norm, "eps": suite.eps}
         self.shared = self.threat | {"autocast": suite.autocast}
@@ -198,9 +196,9 @@ class _Budget:
         steps = max(1, self.suite.queries // samples - 1)
         return self.library.Square(**self.shared, eot=samples, steps=steps)
 
-    def stages(self, ours: bool, steps: int) -> dict[str, Any]:
+    def attacks(self, steps: int) -> dict[str, Any]:
         budget = self.shared | {"steps": self.suite.steps, "eot": self.eot}
-        stages = {f"Square{self.alone}": self.square()} | (self.transfers() if ours else {})
+        stages = {f"Square{self.alone}": self.square()} | (self.transfers() if self.ours else {})
         for mode in self.modes:
             pgd = self.library.FoolboxPGD(gradient=self.shown(mode), **budget)
             stages[f"PGD{self.averaged}, {mode}"] = pgd
@@ -219,12 +217,9 @@ class _Budget:
             stages[f"PGD{self.averaged} at {short.steps} steps"] = at_fewer
         restarts = {"random_start": True, "restarts": self.suite.restarts}
         last = self.library.PGD(gradient=self.shown(self.best), **budget, **restarts)
-        return stages | {
-            f"PGD{self.averaged}, {self.best}, restarts": last,
-            "": WorstCase(**self.threat),
-        }
+        return stages | {f"PGD{self.averaged}, {self.best}, restarts": last}
 
-    def probes(self, ours: bool) -> dict[str, tuple[str, Any]]:
+    def probes(self) -> dict[str, tuple[str, Any]]:
         steps = max(2, self.suite.steps // 2)
         eot = max(min(2, self.eot), self.eot // 2)
 
@@ -245,7 +240,7 @@ class _Budget:
             "restarts": pgd(random_start=True, restarts=max(2, self.suite.restarts)),
         } | ({"half EOT": pgd(eot=eot // 2)} if eot > 1 else {})
         others = {"noise": self.library.Noise(**self.threat), "gradients": Gradients()}
-        if ours:
+        if self.ours:
             transfer, boundary = self.transfers().values()
             others |= {"transfer": transfer, "boundary": boundary, "bare": Bare()}
         named = {r: (f"{r}, {self.best}{self.alone}", attack) for r, attack in white_box.items()}
@@ -257,14 +252,8 @@ class _Budget:
 SUITES: dict[str, type[Adaptive]] = {"adaptive": Adaptive}
 
 
-def _named(*parts: str) -> str:
-    return "/".join(part for part in parts if part)
-
-
 def _cost(attack: Any) -> float:
-    """Passes of a network an image, about; the judging of what was found comes last."""
-    if not hasattr(attack, "queries"):
-        return float("inf")
+    """Passes of a network an image, about."""
     shown = attack.as_dict()["gradient"]["name"]
     passes = _PASSES.get(shown, 40)
     answered = attack.queries - attack.gradients
@@ -292,18 +281,3 @@ def _answers_vary(model: nn.Module, x: Tensor, seed: int) -> bool:
     with seeded(seed):  # the global generators stay as they were
         first = answer(model, x)
         return any(not torch.equal(answer(model, x), first) for _ in range(7))
-
-
-def _untried(model: nn.Module, modes: tuple[str, ...]) -> dict[str, str]:
-    if isinstance(model, DefendedModel):
-        return {
-            mode: f"{type(model.purifier).__name__} has no such gradient"
-            for mode in ("bpda", "one-shot", "exact")
-            if mode not in modes
-        }
-    why = f"{type(model).__name__} is no DefendedModel"
-    return {
-        "gradient modes": f"{why}: its own backward pass is the only one there is",
-        "transfer, boundary and surrogate": f"{why}: no classifier of it is known apart",
-        "the purifier's descent": f"{why}: no purifier is known",
-    }

@@ -1,86 +1,48 @@
-"""What a suite's stage begins from: of each image the worst that the stages before it found."""
+"""What a suite's attack begins from: of each image the worst that the ones before it found."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
 
-__all__ = ["DRAWS", "LEFT", "Carried", "Harm", "Started", "WorstCase", "carried", "harm"]
+from scoreopt_defense.evaluation.record.judged import Judged
 
-#: What a stage measures of each image: the share of right purifications, of the judged ones and
-#: those that are asked besides where all of these were wrong.
-LEFT = "left"
-#: And of how many purifications that is.
-DRAWS = "draws"
+__all__ = ["Carried", "Harm", "carried", "harms"]
 
 
 @dataclass(frozen=True, eq=False)
 class Carried:
-    """What is handed from stage to stage, a pure function of what the store has of them.
+    """What is handed from attack to attack, a pure function of what the record has of them.
 
     Attributes:
         images: the worst candidate of each image, shape ``(B, C, H, W)``, in [0, 1].
-        standing: whether any purification of every stage's choice got it right, shape ``(B,)``;
-            the others have left the queue.
+        standing: whether any purification of each candidate got it right, shape ``(B,)``; the
+            others are taken.
     """
 
     images: np.ndarray
     standing: np.ndarray
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorstCase:
-    """A suite's last stage: no attack, but the judging of what the others found.
-
-    Args:
-        norm, eps: the suite's threat model.
-    """
-
-    norm: str
-    eps: float
-    takes_start = True
-    takes_all = True
-
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, *, start: Tensor) -> Tensor:
-        return start
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"norm": self.norm, "eps": self.eps}
-
-
-class Started:
-    """An attack that begins from given images, as every other is called."""
-
-    def __init__(self, attack: Any, start: Tensor) -> None:
-        self.attack, self.start = attack, start
-
-    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return self.attack.run(model, x, y, start=self.start.clone())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.attack, name)
-
-
 class Harm(NamedTuple):
     """What an attack left of an image; the lowest is the worst.
 
     Attributes:
-        expected: see :func:`harm`.
-        margin: mean over the judged purifications, which decides between equals.
+        expected: see :func:`harms`.
+        lead: mean over the judged purifications, which decides between equals.
         left: the share of right purifications, as it was counted.
     """
 
     expected: float
-    margin: float
+    lead: float
     left: float
 
 
-def harm(row: Mapping[str, Any]) -> Harm:
-    r"""What an attack left of an image, from its row.
+def harms(judged: Judged) -> list[Harm]:
+    r"""What an attack left of each image that it met.
 
     Candidates of 8 purifications compete with such as were given 32 more because these 8 were all
     wrong. The share of 40 is then too low on average, as its first 8 were chosen for being wrong;
@@ -96,29 +58,28 @@ def harm(row: Mapping[str, Any]) -> Harm:
         Laplace's rule of succession, for a uniform prior; Berger and Wolpert, The Likelihood
         Principle, 1988, section 4.2.
     """
-    margin = float(np.mean(row["margin"]))
-    if row["broken"] is not None:
-        return Harm(1.0 - row["broken"], margin, 1.0 - row["broken"])
-    right = np.array(row["predicted"]) == row["label"]
-    left = float(row["measured"].get(LEFT, right.mean()))
-    draws = row["measured"].get(DRAWS, len(right))
-    return Harm((left * draws + 1) / (draws + 2), margin, left)
+    leads = judged.lead.mean(1)
+    if judged.whole is not None:
+        expected = left = judged.whole
+    else:
+        left = judged.left
+        expected = (left * judged.draws + 1) / (judged.draws + 2)
+    return [Harm(*of) for of in zip(expected.tolist(), leads.tolist(), left.tolist())]
 
 
-def carried(x: np.ndarray, stages: Iterable[tuple[list[dict[str, Any]], np.ndarray]]) -> Carried:
+def carried(x: np.ndarray, first: int, found: Iterable[tuple[Judged, np.ndarray]]) -> Carried:
     """What a unit begins from.
 
     Args:
         x: its clean images.
-        stages: of each one before it, the rows of the images that it met and the images that it
-            left of all.
+        first: index of the first of them in the run.
+        found: of each unit before it, what was judged and the images that it left of all.
     """
     images, standing = x.copy(), np.ones(len(x), dtype=bool)
     least = [Harm(2.0, 0.0, 2.0)] * len(x)  # nothing found yet
-    for rows, found in stages:
-        for row in rows:
-            place, done = row["place"], harm(row)
+    for judged, attacked in found:
+        for place, done in zip((judged.images - first).tolist(), harms(judged)):
             standing[place] &= done.left > 0
             if done < least[place]:
-                least[place], images[place] = done, found[place]
+                least[place], images[place] = done, attacked[place]
     return Carried(images, standing)

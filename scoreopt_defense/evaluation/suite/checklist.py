@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scoreopt_defense.evaluation.controls import noise_beside
-from scoreopt_defense.evaluation.plan import CLEAN
-from scoreopt_defense.evaluation.statistics import (
+from scoreopt_defense.evaluation.plan.tasks import CLEAN
+from scoreopt_defense.evaluation.record.figures import Figures
+from scoreopt_defense.evaluation.record.statistics import (
     aligned,
     chance_of_more,
     difference,
     proportion,
 )
-
-if TYPE_CHECKING:
-    from scoreopt_defense.evaluation.results import Result
+from scoreopt_defense.evaluation.suite.controls import CHECKS, noise_of_size
 
 __all__ = ["Check", "Checked", "checklist"]
 
@@ -85,7 +82,7 @@ class Checked:
         return f"{len(self.failing)} of {run} checks FAIL" if self.failing else self.verdict
 
 
-def checklist(result: Result, defence: str, suite: str | None = None) -> tuple[Check, ...]:
+def checklist(figures: Figures, defence: str, suite: str | None = None) -> tuple[Check, ...]:
     """The checks of one defence.
 
     Args:
@@ -96,22 +93,30 @@ def checklist(result: Result, defence: str, suite: str | None = None) -> tuple[C
         robustness", 2019; Croce et al., ICML 2022.
     """
     if suite is not None:
-        return tuple(_OfSuite(result, defence, suite).all())
-    return tuple(_Checks(result, defence).all()) if result.attacks else ()
+        return tuple(_OfSuite(figures, defence, suite).all())
+    return tuple(_Checks(figures, defence).all()) if figures.attacks else ()
 
 
 class _Checks:
     """Of the attacks that stand by themselves; they rest on the plan's controls."""
 
-    def __init__(self, result: Result, defence: str) -> None:
-        self.result, self.defence = result, defence
-        self.probes = result.plan.controlled.probes.get(defence, {})
+    def __init__(self, figures: Figures, defence: str, suite: str = CHECKS) -> None:
+        self.figures, self.defence = figures, defence
+        tasks = figures.plan.of_suite(suite, defence, "probe")
+        self.probes = {task.role: name for name, task in tasks.items()}
 
     def all(self) -> Iterator[Check]:
-        attacks = self.result.attacks
+        attacks = self.figures.attacks
         yield self.gradients()
         yield self.unbounded()
-        yield self.noise((noise_beside(a), a) for a in attacks if noise_beside(a) in self.probes)
+        sizes = {}
+        for name in attacks:
+            task = self.figures.plan.tasks[name].get(self.defence)
+            role = noise_of_size(task.bound) if task and task.bound else ""
+            if role in self.probes:
+                sizes[f"noise of {name}'s size"] = self.probes[role], name
+        self.probes |= {said: role for said, (role, _) in sizes.items()}
+        yield self.noise((said, name) for said, (_, name) in sizes.items())
         yield self.raised(attacks)
 
     def noise(self, pairs: Iterable[tuple[str, str]]) -> Check:
@@ -129,15 +134,15 @@ class _Checks:
     def why(self, *parts: str) -> str:
         """How the first of these that failed did, if one did."""
         names = [self.name(part) for part in parts]
-        failed = (f for f in self.result.failures if f["defence"] == self.defence)
-        return next((f": {f['error']}" for f in failed if f["attack"] in names), "")
+        failed = (f for f in self.figures.failures if f.unit.defence == self.defence)
+        return next((f": {f.error}" for f in failed if f.unit.attack in names), "")
+
+    def was_run(self, part: str) -> bool:
+        return self.figures.was_run(self.defence, self.name(part))
 
     def shares(self, part: str) -> dict[int, float]:
         """Each image's share of right purifications; of none if it was not run."""
-        name = self.name(part)
-        return (
-            self.result.shares(self.defence, name) if self.result.rows(self.defence, name) else {}
-        )
+        return self.figures.shares(self.defence, self.name(part)) if self.was_run(part) else {}
 
     def no_weaker(self, name: str, pairs: list[tuple[str, str]]) -> Check:
         """No pair's second attack leaves more than its first, beyond chance."""
@@ -160,7 +165,7 @@ class _Checks:
         found = {pair: chance_of_more(gap, np.zeros(len(gap))) for pair, gap in asked.items()}
         (weak, strong), chance = min(found.items(), key=lambda item: item[1])
         worst = difference(left[strong], left[weak], confidence=_CONFIDENCE)
-        failed = [part for part in absent if self.result.rows(self.defence, self.name(part))]
+        failed = [part for part in absent if self.was_run(part)]
         return Check(
             name,
             chance > _CHANCE,
@@ -178,7 +183,7 @@ class _Checks:
         return _judged(name, said, _at_most(shares, _UNBOUNDED))
 
     def measured(self, probe: str) -> dict[str, dict[int, float]]:
-        return self.result.measured(self.defence, self.name(probe))
+        return self.figures.measured(self.defence, self.name(probe))
 
     def gradients(self) -> Check:
         name = "gradients are neither zero nor NaN"
@@ -200,10 +205,10 @@ class _Checks:
 class _OfSuite(_Checks):
     """Of a suite: they rest on its probes and stages."""
 
-    def __init__(self, result: Result, defence: str, suite: str) -> None:
-        super().__init__(result, defence)
-        self.chain = result.plan.chains[suite]
-        self.probes = self.chain.probes.get(defence, {})
+    def __init__(self, figures: Figures, defence: str, suite: str) -> None:
+        super().__init__(figures, defence, suite)
+        stages = figures.plan.of_suite(suite, defence, "attack").items()
+        self.stages = [name for name, task in stages if task.attacks]
 
     def all(self) -> Iterator[Check]:
         yield self.unbounded()
@@ -230,8 +235,7 @@ class _OfSuite(_Checks):
         ]
         yield self.noise(("noise", attack) for attack in attacks)
         # each stage is compared on the images that it met
-        stages = list(self.chain.stages[self.defence][:-1])
-        yield self.raised((*attacks, "boundary", *stages, *self.result.attacks))
+        yield self.raised((*attacks, "boundary", *self.stages, *self.figures.attacks))
         yield self.gradients()
         yield self.descent()
         yield self.bare()

@@ -7,66 +7,56 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from scoreopt_defense.evaluation.plan import Chain
-from scoreopt_defense.evaluation.probes import Gradients, strongest_mode
-from scoreopt_defense.evaluation.threat import bound_of
+from scoreopt_defense.evaluation.judging.threat_model import named_bound
+from scoreopt_defense.evaluation.plan.tasks import Probe, Suite
+from scoreopt_defense.evaluation.suite.probes import Gradients, strongest_mode
 
-__all__ = ["controls", "noise_beside"]
+__all__ = ["CHECKS", "PROBED", "Controls", "noise_of_size"]
 
-_NORMS = {float("inf"): "linf", 2.0: "l2"}  # that there is noise of
+#: What the controls are called in a plan.
+CHECKS = "check"
+#: How many images they meet, the first ones.
+PROBED = 32
+_NORMS = ("linf", "l2")  # that there is noise of
 _STEPS = 10  # of a quarter of the range each
 
 
-def controls(
-    defences: Mapping[str, nn.Module], attacks: Mapping[str, Any]
-) -> tuple[Chain, dict[str, Any]]:
-    """What the checks of these attacks rest on, as a chain without stages; and it by name.
+class Controls(Suite):
+    """What the checks of some attacks rest on.
 
     Of each defence the gradients; where an attack has an eps, also one attack without a bound, in
     the strongest mode of the defence; and noise of the size of each that is bounded in linf or l2.
+
+    Args:
+        attacks: by name.
     """
-    bounded = any(getattr(attack, "eps", None) is not None for attack in attacks.values())
-    sizes = {name: size for name, attack in attacks.items() if (size := _noise(attack))}
-    noises = {noise_beside(name): found for name, found in sizes.items()}
-    probes = {
-        defence: {"gradients": ("check/gradients", Gradients())}
-        | noises
-        | ({"unbounded": _unbounded(model)} if bounded else {})
-        for defence, model in defences.items()
-    }
-    chain = Chain(
-        stages={},
-        probes={
-            defence: {role: name for role, (name, _) in parts.items()}
-            for defence, parts in probes.items()
-        },
-    )
-    return chain, dict(part for parts in probes.values() for part in parts.values())
+
+    def __init__(self, attacks: Mapping[str, Any]) -> None:
+        self.attacks = attacks
+
+    def tasks(self, model: nn.Module, x: Tensor) -> dict[str, Probe]:
+        found = {"gradients": Probe(attack=Gradients(), images=PROBED, role="gradients")}
+        for attack in self.attacks.values():
+            bound = named_bound(attack)
+            if bound is not None and bound[0] in _NORMS:
+                norm, eps = bound
+                with suppress(ValueError):  # of one that reaches any image at all there is none
+                    noise = _library().Noise(norm=norm, eps=eps)
+                    role = noise_of_size(bound)
+                    found[role] = Probe(attack=noise, images=PROBED, role=role)
+        if any(getattr(attack, "eps", None) is not None for attack in self.attacks.values()):
+            mode = strongest_mode(model)
+            # any image at all may be returned: what stops the attack is its gradient
+            attack = _library().PGD(norm="linf", eps=1.0, gradient=mode, eot=1, steps=_STEPS)
+            found[f"unbounded, {mode}"] = Probe(attack=attack, images=PROBED, role="unbounded")
+        return found
 
 
-def noise_beside(attack: str) -> str:
-    """The role of the noise that is as large as this attack."""
-    return f"noise of {attack}'s size"
-
-
-def _noise(attack: Any) -> tuple[str, Any] | None:
-    """Noise of its size, by name; of one that reaches any image at all there is none."""
-    bound = bound_of(attack)
-    if bound is None or bound[0] not in _NORMS:
-        return None
-    norm, eps = _NORMS[bound[0]], bound[1]
-    with suppress(ValueError):
-        return f"check/noise, {norm} {eps:.4g}", _library().Noise(norm=norm, eps=eps)
-    return None
-
-
-def _unbounded(model: nn.Module) -> tuple[str, Any]:
-    """Any image at all may be returned: what stops the attack is its gradient."""
-    mode = strongest_mode(model)
-    attack = _library().PGD(norm="linf", eps=1.0, gradient=mode, eot=1, steps=_STEPS)
-    return f"check/unbounded, {mode}", attack
+def noise_of_size(bound: tuple[str, float]) -> str:
+    """The role of noise that is as large as an attack of this norm and eps."""
+    return f"noise, {bound[0]} {bound[1]:.4g}"
 
 
 def _library() -> Any:

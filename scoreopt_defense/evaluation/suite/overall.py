@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from scoreopt_defense.evaluation.checklist import Checked, checklist
-from scoreopt_defense.evaluation.statistics import Proportion
+import numpy as np
 
-if TYPE_CHECKING:
-    from scoreopt_defense.evaluation.results import Result
+from scoreopt_defense.evaluation.plan.tasks import CLEAN
+from scoreopt_defense.evaluation.record.figures import Figures
+from scoreopt_defense.evaluation.record.statistics import Proportion
+from scoreopt_defense.evaluation.suite.checklist import Checked, checklist
+from scoreopt_defense.evaluation.suite.controls import CHECKS
 
-__all__ = ["Overall", "as_text", "overall"]
+__all__ = ["Overall", "near_chance", "table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,35 +47,11 @@ class Overall(Checked):
         return f"{self.weakest} ({', '.join(self.reservations)})"
 
 
-def overall(result: Result, defence: str) -> Overall:
-    """The figures of one defence, put together."""
-    weakest, attacks = result.weakest(defence), result.attacks
-    tried = [result.cell(defence, name) for name in attacks if result.rows(defence, name)]
-    absent = ""
-    if not attacks:
-        absent = "not attacked"
-    elif not tried:
-        absent = "not attacked yet"
-    elif not any(cell.accuracy for cell in tried):
-        absent = "attack failed"
-    elif weakest is None:
-        absent = "nothing to choose on: one purification"
-    near = _near_chance(result, defence)
-    return Overall(
-        defence=defence,
-        weakest=weakest,
-        absent=absent,
-        lacking={cell.attack: cell.failed for cell in tried if cell.failed},
-        checks=checklist(result, defence),
-        warnings=(near,) if near else (),
-    )
-
-
-def _near_chance(result: Result, defence: str) -> str | None:
+def near_chance(figures: Figures, defence: str) -> str | None:
     """Said where the clean images do not tell the model from a guess."""
-    rows = [row for row in result.rows(defence) if row["predicted"] is not None]
-    classes = {row["label"] for row in rows}.union(*(row["predicted"] for row in rows))
-    clean = result.cell(defence).robust if rows else None
+    judged = figures.judged(defence, CLEAN)
+    classes = np.union1d(judged.labels, judged.predicted)
+    clean = figures.cell(defence).robust if len(judged.labels) else None
     if clean is None or len(classes) < 2:
         return None
     guess = 1 / len(classes)
@@ -85,32 +63,32 @@ def _near_chance(result: Result, defence: str) -> str | None:
     )
 
 
-def as_text(result: Result) -> str:
-    """The run's table, and a line for all that it is not to be read without."""
-    plan = result.plan
-    every = [overall(result, defence) for defence in plan.defences]
+def table(figures: Figures, every: Sequence[Overall]) -> str:
+    """A run's table, and a line for all that it is not to be read without."""
+    plan = figures.plan
     weakest = [] if plan.suites else ["weakest"]  # which is the weaker statement
     lines = [["", *plan.columns, *weakest]]
     for found in every:
-        cells = {c.attack: c.robust for c in result.cells if c.defence == found.defence}
-        figures = [str(cells.get(attack) or "-") for attack in plan.columns]
+        cells = {c.attack: c.robust for c in figures.cells if c.defence == found.defence}
+        said = [str(cells.get(attack) or "-") for attack in plan.columns]
         for place, attack in enumerate(plan.columns):
             if attack in plan.suites:
-                checked = Checked(checks=checklist(result, found.defence, attack))
-                figures[place] += f" ({checked.caution})"
-        lines.append([found.defence, *figures, *([str(found)] if weakest else [])])
+                checked = Checked(checks=checklist(figures, found.defence, attack))
+                said[place] += f" ({checked.caution})"
+        lines.append([found.defence, *said, *([str(found)] if weakest else [])])
     widths = [max(map(len, column)) for column in zip(*lines)]
-    table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    against = [line for f in every for line in _against(f, asked=bool(plan.controls))]
-    return "\n".join(table + _failures(result) + against)
+    rows = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    controlled = any(plan.of_suite(CHECKS, defence, "probe") for defence in plan.defences)
+    against = [line for f in every for line in _against(f, asked=controlled)]
+    return "\n".join(rows + _failures(figures) + against)
 
 
-def _failures(result: Result) -> list[str]:
-    controls = result.plan.controlled.parts
+def _failures(figures: Figures) -> list[str]:
     failed: Counter[tuple[str, str, str]] = Counter()
-    for unit in result.failures:
-        if unit["attack"] not in controls:  # whose checks say so
-            failed[unit["attack"], unit["defence"], unit["error"]] += unit["tried"]
+    for failure in figures.failures:
+        unit = failure.unit
+        if figures.plan.tasks[unit.attack][unit.defence].suite != CHECKS:  # whose checks say so
+            failed[unit.attack, unit.defence, failure.error] += failure.tried
     return [
         f"failed: {attack} on {defence}, {images} images: {error}"
         for (attack, defence, error), images in failed.items()

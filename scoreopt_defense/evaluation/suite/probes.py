@@ -1,6 +1,6 @@
-"""Measurements that a suite's checklist rests on: each a value an image, and no attack.
+"""Measurements that a checklist rests on: each a value an image, and no attack.
 
-A probe is called as an attack is, and leaves the images as they are; what it measures is recorded
+A measurement is called as an attack is, and leaves the images as they are; what it measures is recorded
 beside their figures.
 """
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from scoreopt_defense.attacks.losses import divisors
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.diagnostics import input_gradient, optimization_curves
-from scoreopt_defense.evaluation.asking import answer
+from scoreopt_defense.evaluation.judging.asking import answer
 from scoreopt_defense.purifiers import ScoreOpt
 
-__all__ = ["Bare", "Descent", "Gradients", "Probe", "gradient_modes", "strongest_mode"]
+__all__ = ["Bare", "Descent", "Gradients", "Measurement", "gradient_modes", "strongest_mode"]
 
 # The modes by what they found here, strongest first: docs/robustness.md.
 _STRONGEST = ("smoothed", "exact", "one-shot", "bpda", "as-it-is")
@@ -44,8 +44,8 @@ def strongest_mode(model: nn.Module) -> str:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Base of probes: :meth:`measure` says what of each image."""
+class Measurement:
+    """Base of measurements: :meth:`measure` says what of each image."""
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return x
@@ -59,7 +59,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Gradients(Probe):
+class Gradients(Measurement):
     """The input gradient in each mode: is it finite, and of how many pixels is it zero."""
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -88,7 +88,7 @@ def _own_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Descent(Probe):
+class Descent(Measurement):
     """The loss that the purifier minimises, at its first step and after its last.
 
     ScoreOpt-N has one draw of noise, and its own loss under it is followed from the first step to
@@ -117,7 +117,7 @@ class Descent(Probe):
 
 
 @dataclass(frozen=True)
-class Bare(Probe):
+class Bare(Measurement):
     """Whether the classifier alone gets an image right."""
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:

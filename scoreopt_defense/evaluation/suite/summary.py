@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scoreopt_defense.evaluation.chain import harm
-from scoreopt_defense.evaluation.checklist import Checked, checklist
-from scoreopt_defense.evaluation.plan import CLEAN
-from scoreopt_defense.evaluation.results import Result, Stage, WorstCase
+from scoreopt_defense.evaluation.plan.tasks import CLEAN
+from scoreopt_defense.evaluation.record.figures import Figures
+from scoreopt_defense.evaluation.suite.checklist import Checked, checklist
+from scoreopt_defense.evaluation.suite.worst_case import Stage, WorstCase, by_image, worst_case
 
-__all__ = ["Summary", "part_of", "summaries", "summary"]
+__all__ = ["Summary", "summaries", "summary"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,7 @@ class Summary(Checked):
 
     Attributes:
         worst: its figure, and which attack took what.
+        taking: the attacks that took images.
         raised: stages that left more right than no attack at all, of the images that they met.
         failed: images, over all trials, that a stage has no figure of because its unit failed; by
             stage.
@@ -26,16 +27,12 @@ class Summary(Checked):
     """
 
     worst: WorstCase
-    raised: tuple[str, ...]
+    taking: tuple[Stage, ...]
+    raised: tuple[Stage, ...]
     failed: dict[str, int]
     denoiser_calls: int
     classifier_calls: int
     seconds: float
-
-    @property
-    def taking(self) -> list[Stage]:
-        """The attacks that took images."""
-        return [stage for stage in self.worst.stages if stage.taken and stage.attack != CLEAN]
 
     def __str__(self) -> str:
         """A few lines of plain text."""
@@ -51,59 +48,50 @@ class Summary(Checked):
             lines.append(", ".join([said, *sent]))
         else:
             lines.append("robust accuracy: not judged yet")
-        by = (
-            f"{s.taken} by {part_of(s.attack, worst.suite)} ({s.alone} by it alone)"
-            for s in self.taking
-        )
+        by = (f"{s.taken} by {s.label} ({s.alone} by it alone)" for s in self.taking)
         lines.append(f"images taken: {'; '.join(by) or 'none'}")
         lines += [f"{c.status}: {c.name} ({c.figure})" for c in self.failing + self.not_run]
         lines += [f"not tried: {what} ({why})" for what, why in worst.untried.items()]
-        lines += [
-            f"failed: {part_of(name, worst.suite)}, {n} images" for name, n in self.failed.items()
-        ]
+        lines += [f"failed: {label}, {n} images" for label, n in self.failed.items()]
         return "\n  ".join(lines)
 
 
-def summaries(result: Result) -> dict[tuple[str, str], Summary]:
+def summaries(figures: Figures) -> dict[tuple[str, str], Summary]:
     """Every suite on every defence, by ``(defence, suite)``, the suites in their order."""
     return {
-        (defence, suite): summary(result, defence, suite)
-        for suite in result.plan.suites
-        for defence in result.plan.defences
+        (defence, suite): summary(figures, defence, suite)
+        for suite in figures.plan.suites
+        for defence in figures.plan.defences
     }
 
 
-def summary(result: Result, defence: str, suite: str) -> Summary:
+def summary(figures: Figures, defence: str, suite: str) -> Summary:
     """One suite on one defence, complete or not."""
-    worst, chain = result.worst_case(defence, suite), result.plan.chains[suite]
-    stages = [stage.attack for stage in worst.stages if stage.attack != CLEAN]
-    names = {*chain.parts, *chain.stages[defence]}
-    cells = [result.cell(defence, name) for name in names if result.rows(defence, name)]
-    failed = {cell.attack: cell.failed for cell in cells if cell.failed}
+    plan = figures.plan
+    worst = worst_case(figures, defence, suite)
+    stages = [s for s in worst.stages if plan.tasks[s.attack][defence].attacks]
+    clean = next((stage.attack for stage in worst.stages if stage not in stages), CLEAN)
+    names = [
+        n for kind in ("attack", "probe", "judge") for n in plan.of_suite(suite, defence, kind)
+    ]
+    cells = {n: figures.cell(defence, n) for n in names if figures.was_run(defence, n)}
     return Summary(
         worst=worst,
-        checks=checklist(result, defence, suite),
-        raised=tuple(name for name in stages if _raises(result, defence, name)),
-        failed={name: failed[name] for name in stages if name in failed},
-        denoiser_calls=sum(cell.denoiser_calls for cell in cells),
-        classifier_calls=sum(cell.classifier_calls for cell in cells),
-        seconds=sum(cell.seconds for cell in cells),
+        checks=checklist(figures, defence, suite),
+        taking=tuple(stage for stage in stages if stage.taken),
+        raised=tuple(stage for stage in stages if _raises(figures, defence, stage.attack, clean)),
+        failed={
+            stage.label: cells[stage.attack].failed
+            for stage in stages
+            if stage.attack in cells and cells[stage.attack].failed
+        },
+        denoiser_calls=sum(cell.denoiser_calls for cell in cells.values()),
+        classifier_calls=sum(cell.classifier_calls for cell in cells.values()),
+        seconds=sum(cell.seconds for cell in cells.values()),
     )
 
 
-def part_of(name: str, suite: str) -> str:
-    """A stage's name within its suite: ``"PGD+EOT, exact"`` of ``"adaptive/PGD+EOT, exact"``."""
-    return "no attack" if name == CLEAN else name.removeprefix(f"{suite}/").removeprefix("check/")
-
-
-def _raises(result: Result, defence: str, stage: str) -> bool:
+def _raises(figures: Figures, defence: str, stage: str, unattacked: str) -> bool:
     """Whether a stage left more right than there was, of the images that it met."""
-    before, after = (
-        {
-            (row["image"], row["trial"]): harm(row).left
-            for row in result.rows(defence, name)
-            if row["predicted"] is not None
-        }
-        for name in (CLEAN, stage)
-    )
-    return sum(after[place] - before.get(place, 0) for place in after) > 0
+    before, after = (by_image(figures, defence, name) for name in (unattacked, stage))
+    return sum(after[place].left - before[place].left for place in after if place in before) > 0

@@ -1,9 +1,8 @@
-"""Seeds as pure functions of where they are used, and models whose noise starts at one."""
+"""Models whose noise starts at a seed, and tensors where a model is."""
 
 from __future__ import annotations
 
 import random
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,7 @@ from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.noise import Stream
 from scoreopt_defense.purifiers import Purifier
 
-__all__ = ["key_of", "placed", "reseeded"]
-
-
-def key_of(name: str) -> int:
-    """A name as a whole number, the same in every process."""
-    return int.from_bytes(sha256(name.encode(errors="surrogatepass")).digest()[:8], "big")
+__all__ = ["placed", "reseeded"]
 
 
 def reseeded(model: nn.Module, seed: int) -> nn.Module:
