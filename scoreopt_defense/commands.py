@@ -93,7 +93,9 @@ def evaluate(
     """Attack and judge what the record does not have yet.
 
     Stopped and started again, it goes on where it was; another attack, defence, image or trial in
-    the file costs itself alone, and several files may share a record by --out. The exit status is 3 if units failed, whose figures are missing.
+    the file costs itself alone, and several files may share a record by --out.
+
+    The exit status is 3 if units failed, whose figures are missing.
     """
     from scoreopt_defense._memory import keep_freed_memory
     from scoreopt_defense.evaluation import config as configuration

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense.defended import DefendedModel
 
-__all__ = ["as_json", "described", "digest", "key_of", "of_attack"]
+__all__ = ["as_json", "described", "digest", "json_digest", "key_of", "of_attack"]
 
 _OURS = ("torch", "scoreopt_defense", "builtins", "abc", "typing")
 
@@ -137,3 +137,9 @@ def as_json(value: Any) -> Any:
 def key_of(name: str) -> int:
     """A name as a whole number, the same in every process."""
     return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "big")
+
+
+def json_digest(*values: Any) -> str:
+    """SHA-256 of what JSON has, whatever order its objects have."""
+    text = json.dumps(values, separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -9,112 +9,32 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from scoreopt_defense._checks import check_count
-from scoreopt_defense.evaluation.judging.threat_model import named_bound
 from scoreopt_defense.evaluation.plan.behaviour import behaviour
 from scoreopt_defense.evaluation.plan.environment import versions
 from scoreopt_defense.evaluation.plan.fingerprint import (
     as_json,
     described,
     digest,
+    json_digest,
     key_of,
-    of_attack,
 )
 from scoreopt_defense.evaluation.plan.materials import Materials
-from scoreopt_defense.evaluation.plan.tasks import CLEAN, Judge, Probe, Task
+from scoreopt_defense.evaluation.plan.parts import Defence, Planned
+from scoreopt_defense.evaluation.plan.tasks import CLEAN
 from scoreopt_defense.noise import derive
 
-__all__ = ["MOST_THREADS", "Defence", "Plan", "Planned", "Unit"]
+__all__ = ["MOST_THREADS", "Plan", "Unit"]
 
 _FORMAT = "3"  # of keys
 _MOST_UNITS = 10**7  # of ImageNet's 50,000 images that is 6,000 cells of batches of 32
 # of a worker; far more of them cannot be started, and torch does not survive it
 MOST_THREADS = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Defence:
-    """What tells a defence from others.
-
-    Attributes:
-        about: kind, settings, digests of weights.
-        versions: of the distributions that it is made of.
-        behaviour: what it answers; see :mod:`scoreopt_defense.evaluation.plan.behaviour`.
-        id: its fingerprint: that of what a record has of it, if it answers alike within rounding.
-    """
-
-    about: Mapping[str, Any]
-    versions: Mapping[str, str]
-    behaviour: Mapping[str, Any] | None
-    id: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.id:
-            object.__setattr__(self, "id", _digest(self.declared, self.behaviour))
-
-    @property
-    def declared(self) -> str:
-        """A digest of all but what it answers."""
-        return _digest(self.about, self.versions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A task as JSON has it.
-
-    Attributes:
-        kind: ``"attack"``, ``"probe"`` or ``"judge"``.
-        attack: its class and settings, and a digest of code that is not this library's.
-        versions: of the distributions that it is made of.
-        bound: norm and eps that it is held to; None: it may return any image.
-        begins_from, images, confirm, role, draws: as of
-            :class:`~scoreopt_defense.evaluation.plan.tasks.Task`, by the plan's names.
-        suite, label: what it is part of, and what it is called there; empty if it stands by itself.
-    """
-
-    kind: str
-    attack: Mapping[str, Any]
-    versions: Mapping[str, str]
-    bound: tuple[str, float] | None
-    begins_from: tuple[str, ...] = ()
-    images: int | None = None
-    confirm: int = 0
-    role: str = ""
-    draws: str = ""
-    suite: str = ""
-    label: str = ""
-
-    @classmethod
-    def of(cls, task: Task, name: str, suite: str = "", label: str = "") -> Planned:
-        kind = "judge" if isinstance(task, Judge) else "probe" if isinstance(task, Probe) else ""
-        return cls(
-            kind=kind or "attack",
-            attack=of_attack(task.attack),
-            versions=versions(task.attack),
-            bound=named_bound(task.attack),
-            begins_from=tuple(task.begins_from),
-            images=task.images,
-            confirm=task.confirm,
-            role=task.role,
-            draws=task.draws or name,
-            suite=suite,
-            label=label,
-        )
-
-    @property
-    def stands(self) -> bool:
-        """Whether tables have a column of it: an attack by itself, or a suite's sum."""
-        return self.kind == "judge" or (self.kind == "attack" and not self.suite)
-
-    @property
-    def attacks(self) -> bool:
-        """Whether it does anything to the images."""
-        return self.kind != "judge" and self.attack != {"kind": "Clean"}
 
 
 @dataclass(frozen=True)
@@ -250,7 +170,7 @@ class Plan:
 
     @cached_property
     def _units(self) -> list[Unit]:
-        shared = _digest(_FORMAT, self.judging, self.threads, self.seed)
+        shared = json_digest(_FORMAT, self.judging, self.threads, self.seed)
         contents = {defence: self.contents(defence) for defence in self.defences}
         tasks = [task for of in self.tasks.values() for task in of.values()]
         draws = {task.draws: key_of(task.draws) for task in tasks}
@@ -300,7 +220,7 @@ class Plan:
                 under_way.add(name)
                 before = [content(earlier) for earlier in task.begins_from]
                 about = task.attack, task.versions, task.bound, task.confirm, task.kind == "judge"
-                found[name] = _digest(*about, before)
+                found[name] = json_digest(*about, before)
             return found[name]
 
         for name, of in self.tasks.items():
@@ -339,9 +259,10 @@ class Plan:
             ValueError, TypeError, LookupError, AttributeError: of what no plan says.
         """
         values = json.loads(text)
+        defences = set(values["defences"])
         values["defences"] = {n: Defence(**of) for n, of in values["defences"].items()}
         values["tasks"] = {
-            name: {defence: _planned(**of) for defence, of in by_defence.items()}
+            name: {defence: Planned.from_dict(of) for defence, of in by_defence.items()}
             for name, by_defence in values["tasks"].items()
         }
         plan = cls(**values)
@@ -354,7 +275,7 @@ class Plan:
         cells = sum(len(by_defence) for by_defence in plan.tasks.values()) * plan.trials
         if (units := cells * batches) > _MOST_UNITS:
             raise ValueError(f"{units} units, where {_MOST_UNITS} are the most")
-        if CLEAN not in plan.tasks or unknown_defences(plan):
+        if CLEAN not in plan.tasks or {d for of in plan.tasks.values() for d in of} - defences:
             raise ValueError("tasks of no defence")
         for defence in plan.defences:
             plan.contents(defence)
@@ -364,11 +285,12 @@ class Plan:
         """What it is about, for people and other programs."""
         defences = self.defences.items()
         tasks = [task for of in self.tasks.values() for task in of.values()]
+        pixels = json_digest(*self.images["sha256"])
         made_with = [d.versions for _, d in defences] + [task.versions for task in tasks]
         return {
             "defences": {name: dict(defence.about) for name, defence in defences},
             "attacks": self.attacks,
-            "images": {"shape": self.images["shape"], "sha256": _digest(*self.images["sha256"])},
+            "images": {"shape": self.images["shape"], "sha256": pixels},
             "trials": self.trials, "batch": self.batch, "seed": self.seed, "threads": self.threads,
             "judging": self.judging, "suites": self.suites,
             "versions": {library: said for of in made_with for library, said in of.items()},
@@ -378,21 +300,4 @@ class Plan:
     @property
     def hash(self) -> str:
         """SHA-256 of its units' keys: two plans of one hash ask the same."""
-        return _digest(*(unit.key for unit in self.units()))
-
-
-def unknown_defences(plan: Plan) -> set[str]:
-    """Names that tasks have and no defence has."""
-    return {d for by_defence in plan.tasks.values() for d in by_defence} - plan.defences.keys()
-
-
-def _planned(*, begins_from: Sequence[str], bound: Sequence[Any] | None, **rest: Any) -> Planned:
-    return Planned(
-        begins_from=tuple(begins_from), bound=None if bound is None else (bound[0], bound[1]),
-        **rest,
-    )  # fmt: skip
-
-
-def _digest(*values: Any) -> str:
-    text = json.dumps(values, separators=(",", ":"), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+        return json_digest(*(unit.key for unit in self.units()))

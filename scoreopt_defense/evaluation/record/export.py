@@ -27,8 +27,9 @@ def to_csv(result: Result, path: str | Path) -> int:
     """Write a line an image, trial and attack; returns how many.
 
     ``predicted_0``, ``lead_0`` and so on are the judged purifications: the class, and the true
-    class's logit less the highest other one's. A cell is empty where the unit failed. A suite's stage has rows of the images alone that it met. A text that a spreadsheet
-    would take for a formula, such as an attack's name ``=1+1``, is written after an apostrophe.
+    class's logit less the highest other one's. A cell is empty where the unit failed. A suite's
+    stage has rows of the images alone that it met. A text that a spreadsheet would take for a
+    formula, such as an attack's name ``=1+1``, is written after an apostrophe.
     """
     names, count = None, 0
     with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
@@ -77,7 +78,8 @@ def to_json(result: Result, path: str | Path) -> int:
             **_checks(found),
             "stages": [asdict(s) | {"left": None if math.isnan(s.left) else round(s.left, 4)}
                        for s in found.worst.stages],
-            "raised": [s.attack for s in found.raised], "failed": found.failed, "untried": found.worst.untried,
+            "raised": [s.attack for s in found.raised], "failed": found.failed,
+            "untried": found.worst.untried,
             "denoiser_calls": found.denoiser_calls, "classifier_calls": found.classifier_calls,
             "seconds": round(found.seconds, 1),
         }  # fmt: skip

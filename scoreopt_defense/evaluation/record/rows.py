@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -59,14 +60,17 @@ def _table(kind: str) -> Column:
     return Column("BLOB", write, read)
 
 
-_PLAIN = {"str": "TEXT", "int": "INTEGER", "float": "REAL"}
-_JSON = Column("TEXT", lambda value: json.dumps(value, allow_nan=False), json.loads)
-_KEYS = Column("TEXT", " ".join, lambda text: tuple(text.split()))
-_INTEGERS, _FLAGS, _FLOATS = _numbers("<i4"), _numbers("?"), _numbers("<f4")
+def _as(column: Column) -> dict[str, Column]:
+    """A field's metadata: how it is kept, where its type does not say it."""
+    return {"column": column}
 
 
-def _kept(column: Column, **given: Any) -> Any:
-    return field(metadata={"column": column}, **given)
+_PLAIN = {kind: Column(of, _as_is, _as_is)
+          for kind, of in {"str": "TEXT", "int": "INTEGER", "float": "REAL"}.items()}  # fmt: skip
+_JSON = _as(Column("TEXT", lambda value: json.dumps(value, allow_nan=False), json.loads))
+_KEYS = _as(Column("TEXT", " ".join, lambda text: tuple(text.split())))
+_INTEGERS, _FLAGS, _FLOATS = _as(_numbers("<i4")), _as(_numbers("?")), _as(_numbers("<f4"))
+_CLASSES, _LEADS = _as(_table("<i4")), _as(_table("<f4"))
 
 
 @dataclass(frozen=True)
@@ -117,18 +121,18 @@ class UnitResult:
     key: str
     defence: str
     task: str
-    needs: tuple[str, ...] = _kept(_KEYS, default=())
+    needs: tuple[str, ...] = field(metadata=_KEYS, default=())
     trial: int = 0
     first: int = 0
     images: int
-    places: np.ndarray = _kept(_INTEGERS)
-    labels: np.ndarray = _kept(_INTEGERS)
-    predicted: np.ndarray | None = _kept(_table("<i4"), default=None)
-    lead: np.ndarray | None = _kept(_table("<f4"), default=None)
-    broken: np.ndarray | None = _kept(_FLAGS, default=None)
-    left: np.ndarray | None = _kept(_FLOATS, default=None)
-    draws: np.ndarray | None = _kept(_INTEGERS, default=None)
-    measured: dict[str, list[float]] | None = _kept(_JSON, default=None)
+    places: np.ndarray = field(metadata=_INTEGERS)
+    labels: np.ndarray = field(metadata=_INTEGERS)
+    predicted: np.ndarray | None = field(metadata=_CLASSES, default=None)
+    lead: np.ndarray | None = field(metadata=_LEADS, default=None)
+    broken: np.ndarray | None = field(metadata=_FLAGS, default=None)
+    left: np.ndarray | None = field(metadata=_FLOATS, default=None)
+    draws: np.ndarray | None = field(metadata=_INTEGERS, default=None)
+    measured: dict[str, list[float]] | None = field(metadata=_JSON, default=None)
     adversarial: str | None = None
     denoiser_calls: int = 0
     classifier_calls: int = 0
@@ -165,9 +169,9 @@ class KnownDefence:
 
     id: str
     declared: str
-    about: Mapping[str, Any] = _kept(_JSON)
-    versions: Mapping[str, str] = _kept(_JSON)
-    behaviour: Mapping[str, Any] | None = _kept(_JSON)
+    about: Mapping[str, Any] = field(metadata=_JSON)
+    versions: Mapping[str, str] = field(metadata=_JSON)
+    behaviour: Mapping[str, Any] | None = field(metadata=_JSON)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +186,8 @@ class KnownTask:
 
     content: str
     draws: str
-    about: Mapping[str, Any] = _kept(_JSON)
-    versions: Mapping[str, str] = _kept(_JSON)
+    about: Mapping[str, Any] = field(metadata=_JSON)
+    versions: Mapping[str, str] = field(metadata=_JSON)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,17 +201,17 @@ class View:
 
     name: str
     plan: str
-    machine: Mapping[str, Any] = _kept(_JSON)
+    machine: Mapping[str, Any] = field(metadata=_JSON)
     started: float
     asked: float
 
 
-def _columns(kind: type) -> dict[str, Column]:
-    found = {}
-    for part in dataclasses.fields(kind):
-        plain = _PLAIN.get(str(part.type).removesuffix(" | None"), "")
-        found[part.name] = part.metadata.get("column") or Column(plain, _as_is, _as_is)
-    return found
+@cache
+def _columns(kind: Hashable) -> dict[str, Column]:
+    return {
+        part.name: part.metadata.get("column") or _PLAIN[str(part.type).removesuffix(" | None")]
+        for part in dataclasses.fields(kind)  # type: ignore[arg-type]
+    }
 
 
 def create(kind: type, table: str) -> str:

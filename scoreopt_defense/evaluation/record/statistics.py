@@ -153,7 +153,8 @@ def weakest(right: np.ndarray, lead: np.ndarray) -> np.ndarray:
 
     Args:
         right: booleans, shape ``(candidates, images, k)``, k at least 2.
-        lead: the true class's, same shape; NaN where a candidate is missing, which is then never chosen.
+        lead: the true class's, same shape; NaN where a candidate is missing, which is then never
+            chosen.
 
     Returns:
         Shape ``(images,)``; NaN where all candidates are missing.

@@ -21,10 +21,10 @@ import numpy as np
 import safetensors.numpy
 
 from scoreopt_defense._files import replacing
-from scoreopt_defense.evaluation.plan.behaviour import unlike
 from scoreopt_defense.evaluation.plan.environment import machine
 from scoreopt_defense.evaluation.plan.plan import Plan
 from scoreopt_defense.evaluation.record.lock import Lock
+from scoreopt_defense.evaluation.record.recognised import recognised
 from scoreopt_defense.evaluation.record.rows import (
     KnownDefence,
     KnownTask,
@@ -129,44 +129,24 @@ class Store:
         is known; an attack keeps what its random numbers went by when it was first met.
         """
         with self._errors():
-            known: dict[str, list[KnownDefence]] = {}
-            for row in self._rows(KnownDefence, "defences"):
-                known.setdefault(row.declared, []).append(row)
-            ids = {}
-            for label, defence in plan.defences.items():
-                alike = known.get(defence.declared, [])
-                same = (row for row in alike if not unlike(row.behaviour, defence.behaviour))
-                ids[label] = next((row.id for row in same), defence.id)
-            went_by = {row.content: row.draws for row in self._rows(KnownTask, "tasks")}
-            tasks: dict[str, KnownTask] = {}
-            draws = {}
-            for label in plan.defences:
-                for task, content in plan.contents(label).items():
-                    about = plan.tasks[task][label]
-                    went_by.setdefault(content, about.draws)
-                    draws[label, task] = went_by[content]
-                    tasks[content] = KnownTask(
-                        content=content, draws=went_by[content], about=about.attack,
-                        versions=about.versions,
-                    )  # fmt: skip
-            adopted = plan.known(ids, draws)
+            adopted, new = recognised(
+                plan,
+                list(self._rows(KnownDefence, "defences")),
+                list(self._rows(KnownTask, "tasks")),
+            )
             now = time.time()
             view = View(
                 name=name, plan=adopted.as_json(), machine=machine(),
                 started=self._started(name) or now, asked=now,
             )  # fmt: skip
             with self._database:
-                for defence in adopted.defences.values():
-                    row = KnownDefence(
-                        id=defence.id, declared=defence.declared, about=defence.about,
-                        versions=defence.versions, behaviour=defence.behaviour,
-                    )  # fmt: skip
-                    if all(row.id != other.id for of in known.values() for other in of):
-                        self._database.execute(*insert(row, "defences"))
-                for known_task in tasks.values():
-                    self._database.execute(*insert(known_task, "tasks"))
-                self._database.execute(*insert(view, "views"))
+                for row in (*new, view):
+                    self._insert(row)
         return adopted
+
+    def _insert(self, row: Any) -> None:
+        (table,) = (name for name, kind in _TABLES.items() if isinstance(row, kind))
+        self._database.execute(*insert(row, table))
 
     def _started(self, name: str) -> float | None:
         found = self._database.execute("SELECT started FROM views WHERE name = ?", [name])
@@ -238,7 +218,7 @@ class Store:
             if images is not None:
                 self._write(str(result.adversarial), images)
             with self._database:
-                self._database.execute(*insert(result, "units"))
+                self._insert(result)
 
     def _write(self, name: str, images: np.ndarray) -> None:
         """Adversarial images, under a temporary name until they are on the disk."""

@@ -151,7 +151,7 @@ class Started:
 
 
 def _confirmed(part: _Part, model: nn.Module, y: Tensor, confirm: int, seed: int) -> _Part:
-    """With the share of right purifications, of more of them where all that were judged are wrong."""
+    """With the share of right purifications, of more where all that were judged are wrong."""
     right = part.predicted == y.cpu()[:, None]
     left, draws = right.float().mean(1), torch.full((len(y),), right.shape[1])
     if wrong := (~right.any(1)).nonzero().flatten().tolist():

@@ -1,7 +1,7 @@
 """Measurements that a checklist rests on: each a value an image, and no attack.
 
-A measurement is called as an attack is, and leaves the images as they are; what it measures is recorded
-beside their figures.
+A measurement is called as an attack is, and leaves the images as they are; what it measures is
+recorded beside their figures.
 """
 
 from __future__ import annotations
