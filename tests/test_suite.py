@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from test_evaluation_report import Page, words
 from torch import Tensor, nn
 from toy_evaluation import Noisy, defences, found, images, run
 from toys import bent, smooth_classifier
@@ -21,6 +22,7 @@ from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Judge, Probe, Task, Worst
 from scoreopt_defense.evaluation.record.judged import Judged
 from scoreopt_defense.evaluation.record.rows import UnitResult
+from scoreopt_defense.evaluation.report import run_page
 from scoreopt_defense.evaluation.suite.adaptive import Adaptive
 from scoreopt_defense.evaluation.suite.carry_over import Carried, Harm, carried, harms
 from scoreopt_defense.evaluation.suite.checklist import checklist
@@ -203,6 +205,152 @@ class TestStages:
         assert isinstance(kept, Carried)
         assert kept.images.max() == 0.25
         assert not kept.standing[0]
+
+
+@dataclass(frozen=True)
+class Given(Suite):
+    """These tasks, and their worst case."""
+
+    given: dict[str, Task]
+    other: dict[str, Task] = field(default_factory=dict)
+
+    def tasks(self, model: nn.Module, x: Tensor) -> dict[str, Task]:
+        """The others for a defence that is noisy."""
+        given = self.other if self.other and model.noise else self.given
+        judged = [label for label, task in given.items() if not isinstance(task, Probe)]
+        return {**given, "": Judge(attack=Worst(norm="linf", eps=0.9), begins_from=judged)}
+
+
+def ordered(*labels: str) -> dict[str, Task]:
+    """Each from the one before it."""
+    return {
+        label: Attack(
+            attack=Add(0.04 + 0.01 * "abc".index(label)),
+            begins_from=labels[max(place - 1, 0) : place],
+        )
+        for place, label in enumerate(labels)
+    }
+
+
+class TestOwnOrder:
+    def test_a_researchers_own_order_of_attacks_is_one_object(self) -> None:
+        class Mine(Suite):
+            def tasks(self, model: nn.Module, x: Tensor) -> dict[str, Task]:
+                worst = Worst(norm="linf", eps=0.5)
+                return {
+                    "push": Attack(attack=Add(0.1)),
+                    "push on": Attack(attack=Add(0.15), begins_from=["push"]),
+                    "afresh": Attack(attack=Add(0.02)),
+                    "": Judge(attack=worst, begins_from=["push", "push on", "afresh"]),
+                }
+
+            def untried(self, model: nn.Module) -> dict[str, str]:
+                return {"sideways": f"{type(model).__name__} has one direction"}
+
+        result = evaluate(
+            {"d": Threshold().eval()}, dark(0.1, 0.3, 0.45, 0.6), suites={"mine": Mine()},
+            judging=Judging(purifications=2),
+        )  # fmt: skip
+        assert result.failures == []
+        assert result.plan.columns == [CLEAN, "mine"]
+        np.testing.assert_allclose(  # the third and the fourth are taken by the first
+            result.adversarial("d", "mine").mean((1, 2, 3)), [0.35, 0.55, 0.55, 0.7], rtol=1e-6
+        )
+        worst = result.worst_case("d", "mine")
+        assert result.cell("d", "mine") == worst.cell
+        assert worst.cell.accuracy.value == 0.25
+        stages = [(s.label, s.tried, s.taken, s.alone, s.left) for s in worst.stages]
+        assert stages == [
+            ("push", 4, 2, 1, 0.5), ("push on", 2, 1, 1, 0.25), ("afresh", 4, 0, 0, 0.25),
+        ]  # fmt: skip
+        assert f"{worst.cell.robust} (no check was run)" in str(result)
+        page = run_page(result.store)
+        text = " ".join(Page(page).text.split())
+        assert "the suite mine of 3 attacks at most" in text
+        assert "sideways : Threshold has one direction." in text
+        head, row = words(Page(page).rows)
+        assert head == ["defence", "no attack", "mine"]
+        assert row[2].startswith("25.0 ")
+        shown = [
+            (label, *map(float, rest)) for label, *rest in words(Page(page, "stages-1-1").rows)[1:]
+        ]
+        assert shown == [(*of, 100 * left) for *of, left in stages]
+
+    @pytest.mark.parametrize("before", ["nowhere", "itself", "later"])
+    def test_what_begins_from_nothing_before_it_is_refused(self, before: str) -> None:
+        suite = Given({
+            "first": Attack(attack=Add(0.1)),
+            "itself": Attack(attack=Add(0.1), begins_from=["first", before]),
+            "later": Attack(attack=Add(0.1)),
+        })  # fmt: skip
+        message = (
+            f"'itself' of the suite 'mine' begins from '.*{before}', which must come before it; "
+            r"there are \['.*first'\]"
+        )
+        with pytest.raises(ValueError, match=message):
+            evaluate(Threshold().eval(), dark(0.1), suites={"mine": suite})
+
+    @pytest.mark.parametrize(
+        ("task", "error", "message"),
+        [
+            (Add(0.1), TypeError, "must be a Task, got Add"),
+            (
+                Attack(attack="spsa"),
+                TypeError,
+                r"must have run\(model, x, y\) and as_dict\(\), got str",
+            ),
+            (
+                Attack(attack=Worst(norm="linf", eps=8)),
+                ValueError,
+                "norm 'linf' must have eps, at most 1.*got 8",
+            ),
+        ],
+    )
+    def test_a_task_that_cannot_be_done_is_refused_by_its_name(
+        self, task: Any, error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=f"'push' of the suite 'mine'.*{message}"):
+            evaluate(Threshold().eval(), dark(0.1), suites={"mine": Given({"push": task})})
+
+    def test_two_defences_may_be_met_in_opposite_orders(self) -> None:
+        models = {"plain": Threshold().eval(), "noisy": Threshold(0.1).eval()}
+        orders = {"plain": ("a", "b", "c"), "noisy": ("c", "a", "b")}
+        suites = {"mine": Given(*(ordered(*labels) for labels in orders.values()))}
+        pixels = dark(*np.linspace(0.1, 0.6, 12).tolist())
+        both = evaluate(models, pixels, suites=suites)
+        assert both.failures == []
+        for name, model in models.items():
+            alone = evaluate({name: model}, pixels, suites=suites)
+            stages = both.worst_case(name, "mine").stages
+            assert tuple(stage.label for stage in stages) == orders[name]
+            assert stages == alone.worst_case(name, "mine").stages
+            (last,) = (unit for unit in found(both) if unit["defence"] == name
+                       and unit["attack"] == "mine")  # fmt: skip
+            assert last in found(alone)
+
+    @pytest.mark.parametrize(("probed", "count"), [(3, 12), (6, 12), (12, 3)])
+    def test_what_meets_other_numbers_of_images_than_it_begins_from(
+        self, probed: int, count: int
+    ) -> None:
+        """Of those that both meet it goes on, and of others it begins at the clean ones."""
+        suite = Given({
+            "push": Attack(attack=Add(0.1), images=count),
+            "probe": Probe(attack=Add(0.05), images=probed, begins_from=["push"]),
+        })  # fmt: skip
+        result = evaluate(
+            {"d": Threshold().eval()}, dark(*[0.1] * 12), suites={"mine": suite}, batch=4
+        )
+        assert result.failures == []
+        went_on = min(probed, count)
+        np.testing.assert_allclose(
+            result.adversarial("d", "mine/probe")[:probed].mean((1, 2, 3)),
+            [0.25] * went_on + [0.15] * (probed - went_on), rtol=1e-6,
+        )  # fmt: skip
+
+    def test_a_suite_is_not_called_as_the_checks_are(self) -> None:
+        suite = Given({"push": Attack(attack=Add(0.1))})
+        with pytest.raises(ValueError, match="no suite may be called 'check'"):
+            evaluate(Threshold().eval(), dark(0.1), suites={"check": suite})
 
 
 class _Plain:
