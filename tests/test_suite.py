@@ -267,7 +267,7 @@ class TestOwnOrder:
         page = run_page(result.store)
         text = " ".join(Page(page).text.split())
         assert "the suite mine of 3 attacks at most" in text
-        assert "sideways : Threshold has one direction." in text
+        assert "sideways: Threshold has one direction." in text
         head, row = words(Page(page).rows)
         assert head == ["defence", "no attack", "mine"]
         assert row[2].startswith("25.0 ")
