@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -206,11 +205,10 @@ class View:
     asked: float
 
 
-@cache
-def _columns(kind: Hashable) -> dict[str, Column]:
+def _columns(kind: Any) -> dict[str, Column]:
     return {
         part.name: part.metadata.get("column") or _PLAIN[str(part.type).removesuffix(" | None")]
-        for part in dataclasses.fields(kind)  # type: ignore[arg-type]
+        for part in dataclasses.fields(kind)
     }
 
 

@@ -42,13 +42,14 @@ RECORD, _IMAGES = "record.sqlite", "images"
 _FORMAT = 3
 _OLD = "run.sqlite"  # of formats 1 and 2
 _TABLES = {"units": UnitResult, "defences": KnownDefence, "tasks": KnownTask, "views": View}
+_TOGETHER = 1.0  # second, within which what is added waits for the disk once
 _FEW = 500  # keys that are asked for one by one; of more, all rows are looked through
 
 Row = TypeVar("Row")
 
 
 class Store:
-    """A record; each unit is a transaction, so that a run stopped at any moment keeps whole ones.
+    """A record; a run stopped at any moment keeps whole units, all but those of its last second.
 
     One process writes, until :meth:`close` or :meth:`unlock`; any may read meanwhile (write-ahead
     log).
@@ -67,8 +68,10 @@ class Store:
         self.folder = None if folder is None else Path(folder)
         self._in_memory: dict[str, np.ndarray] = {}
         self._lock: Lock | None = None
+        self._unsynced: list[Path] = []
+        self._committed = 0.0
         with self._errors(), contextlib.ExitStack() as undo:
-            undo.callback(self.unlock)
+            undo.callback(self._release)
             self._database = self._open(writing=writing)
             undo.callback(self._database.close)
             self._begin(writing=writing or folder is None)
@@ -102,7 +105,15 @@ class Store:
         return database
 
     def unlock(self) -> None:
-        """Let others write."""
+        """Let others write, what is added being on the disk."""
+        if self._lock is not None:
+            try:
+                with self._errors():
+                    self._commit()
+            finally:
+                self._release()
+
+    def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -139,9 +150,9 @@ class Store:
                 name=name, plan=adopted.as_json(), machine=machine(),
                 started=self._started(name) or now, asked=now,
             )  # fmt: skip
-            with self._database:
-                for row in (*new, view):
-                    self._insert(row)
+            for row in (*new, view):
+                self._insert(row)
+            self._commit()
         return adopted
 
     def _insert(self, row: Any) -> None:
@@ -213,26 +224,35 @@ class Store:
                         yield row
 
     def add(self, result: UnitResult, images: np.ndarray | None = None) -> None:
-        """Record a unit, whole or not at all: its images first, then its row."""
+        """Record a unit, whole or not at all: its images first, then its row.
+
+        What is added within a second is put on the disk together, with as many waits for it as one.
+        """
         with self._errors():
             if images is not None:
                 self._write(str(result.adversarial), images)
-            with self._database:
-                self._insert(result)
+            self._insert(result)
+            if time.monotonic() - self._committed > _TOGETHER:
+                self._commit()
 
     def _write(self, name: str, images: np.ndarray) -> None:
-        """Adversarial images, under a temporary name until they are on the disk."""
         if self.folder is None:
             self._in_memory[name] = images
             return
         path = self._path(name)
         if path.exists():  # the same pixels, such as clean ones of another defence
             return
-        content = safetensors.numpy.save({"x": images})
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with replacing(path) as temporary:
+            temporary.write_bytes(safetensors.numpy.save({"x": images}))
+        self._unsynced.append(path)
+
+    def _commit(self) -> None:
+        for path in self._unsynced:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        self._unsynced.clear()
+        self._database.commit()
+        self._committed = time.monotonic()
 
     def _path(self, name: str) -> Path:
         assert self.folder is not None
@@ -293,17 +313,12 @@ class Store:
             }
             lost |= _dependents(lost, {row.key: row.needs for row in rows})
             kept = {row.adversarial for row in rows if row.key not in lost}
-            with self._database:
+            gone = {"units": ("key", lost), "defences": ("id", whose), "tasks": ("content", which)}
+            for table, (column, names) in gone.items():
                 self._database.executemany(
-                    'DELETE FROM units WHERE "key" = ?', [(key,) for key in lost]
+                    f'DELETE FROM {table} WHERE "{column}" = ?', [(name,) for name in names]
                 )
-                for table, column, gone in (
-                    ("defences", "id", whose),
-                    ("tasks", "content", which),
-                ):
-                    self._database.executemany(
-                        f"DELETE FROM {table} WHERE {column} = ?", [(name,) for name in gone]
-                    )
+            self._commit()
             for row in rows:
                 if row.adversarial and row.adversarial not in kept:
                     self._delete(row.adversarial)
@@ -311,8 +326,9 @@ class Store:
 
     def forget_view(self, name: str) -> None:
         """Forget that this plan was put to it; results stay."""
-        with self._errors(), self._database:
+        with self._errors():
             self._database.execute("DELETE FROM views WHERE name = ?", [name])
+            self._commit()
 
     def _delete(self, name: str) -> None:
         if self.folder is None:
@@ -322,8 +338,10 @@ class Store:
 
     def close(self) -> None:
         """Close the file; nothing is lost without it."""
-        self.unlock()
-        self._database.close()
+        try:
+            self.unlock()
+        finally:
+            self._database.close()
 
     def __enter__(self) -> Store:
         return self
