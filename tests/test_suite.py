@@ -18,11 +18,13 @@ from toys import bent, smooth_classifier
 from scoreopt_defense import ADP, GDMP, DefendedModel, DiffPure, OneShot, ScoreOpt, attacks
 from scoreopt_defense.attacks import views
 from scoreopt_defense.evaluation import Judging, Result, Suite, evaluate
-from scoreopt_defense.evaluation.plan import CLEAN
+from scoreopt_defense.evaluation.evaluate import materials_of
+from scoreopt_defense.evaluation.plan import CLEAN, Plan
 from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Judge, Probe, Task, Worst
 from scoreopt_defense.evaluation.record.judged import Judged
 from scoreopt_defense.evaluation.record.rows import UnitResult
 from scoreopt_defense.evaluation.report import run_page
+from scoreopt_defense.evaluation.run.estimate import estimate
 from scoreopt_defense.evaluation.suite.adaptive import Adaptive
 from scoreopt_defense.evaluation.suite.carry_over import Carried, Harm, carried, harms
 from scoreopt_defense.evaluation.suite.checklist import checklist
@@ -346,6 +348,25 @@ class TestOwnOrder:
             result.adversarial("d", "mine/probe")[:probed].mean((1, 2, 3)),
             [0.25] * went_on + [0.15] * (probed - went_on), rtol=1e-6,
         )  # fmt: skip
+
+    def test_a_dry_run_counts_an_attack_of_ones_own_as_it_is(self) -> None:
+        @dataclass(frozen=True)
+        class Averaged(Add):
+            eot: int = 3
+
+            def run(
+                self, model: nn.Module, x: Tensor, y: Tensor, *, start: Tensor | None = None
+            ) -> Tensor:
+                for _ in range(self.eot):
+                    model(x)
+                return super().run(model, x, y, start=start)
+
+        suite = {"mine": Given({"push": Attack(attack=Averaged(0.1))})}
+        judging = Judging(purifications=2)
+        materials = materials_of({"d": Threshold().eval()}, dark(*[0.1] * 4), {}, judging, suite)
+        foretold = {cell.attack: cell for cell in estimate(Plan.of(materials), materials)}
+        assert foretold["mine/push"].error is None
+        assert foretold["mine/push"].classifier_calls == 4 * (3 + 2)
 
     def test_a_suite_is_not_called_as_the_checks_are(self) -> None:
         suite = Given({"push": Attack(attack=Add(0.1))})
