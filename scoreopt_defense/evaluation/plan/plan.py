@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from scoreopt_defense._checks import check_count
@@ -173,16 +173,19 @@ class Plan:
         shared = json_digest(_FORMAT, self.judging, self.threads, self.seed)
         contents = {defence: self.contents(defence) for defence in self.defences}
         tasks = [task for of in self.tasks.values() for task in of.values()]
-        draws = {task.draws: key_of(task.draws) for task in tasks}
         batches = {most: self._batches(most) for most in {task.images for task in tasks}}
         made: dict[tuple[str, str, int, int], Unit] = {}
+
+        @cache  # defences share them
+        def seeds(draws: str, trial: int, first: int) -> int:
+            return derive(self.seed, trial, key_of(draws), first)
 
         def unit(name: str, defence: str, trial: int, place: int) -> Unit:
             if (where := (name, defence, trial, place)) not in made:
                 task = self.tasks[name][defence]
                 images, pixels = batches[task.images][place]
                 needs = tuple(unit(n, defence, trial, place).key for n in task.begins_from)
-                seed = derive(self.seed, trial, draws[task.draws], images[0])
+                seed = seeds(task.draws, trial, images[0])
                 who = self.defences[defence].id, contents[defence][name]
                 text = " ".join([shared, *who, pixels, f"{images} {seed}", *needs])
                 key = hashlib.sha256(text.encode()).hexdigest()

@@ -39,22 +39,21 @@ class Result(Figures):
         choose on and another to judge on. :meth:`overall` says why, what the figure lacks, and
         whether it can be believed.
         """
-        names = [CLEAN, *self.attacks]
-        cells = [self.judged(defence, name) for name in names]
-        places = sorted({place for cell in cells[1:] for place in cell.places})
-        order = {place: index for index, place in enumerate(places)}
-        shape = (len(names), len(places), self.plan.judging["purifications"])
+        cells = [self.judged(defence, name) for name in [CLEAN, *self.attacks]]
+        places = [cell.images * self.plan.trials + cell.trials for cell in cells]
+        order = np.unique(np.concatenate([np.zeros(0, dtype=int), *places[1:]]))
+        if not len(order):
+            return None
+        shape = (len(cells), len(order), self.plan.judging["purifications"])
         right, lead = np.zeros(shape, dtype=bool), np.full(shape, np.nan)
         whole = np.ones(shape[:2])
-        for index, cell in enumerate(cells):
-            there = [row for row, place in enumerate(cell.places) if place in order]
-            at = [order[cell.places[row]] for row in there]
+        for index, (cell, place) in enumerate(zip(cells, places)):
+            there = np.isin(place, order)
+            at = np.searchsorted(order, place[there])
             right[index, at], lead[index, at] = cell.right[there], cell.lead[there]
             if cell.whole is not None:
                 whole[index, at] = cell.whole[there]
-        if not places:
-            return None
-        images = np.array([image for image, _ in places])
+        images = order // self.plan.trials
         if any(cell.whole is not None for cell in cells):
             return over_images(images, whole.min(0))
         return over_images(images, weakest(right, lead)) if shape[2] > 1 else None
