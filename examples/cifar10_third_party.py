@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from scoreopt_defense import DefendedModel, OneShot, Purifier, ScoreOpt, data, pretrained
 from scoreopt_defense.attacks import attack
 from scoreopt_defense.evaluation import evaluate
-from scoreopt_defense.evaluation.progress import progress
+from scoreopt_defense.evaluation.run.progress import progress
 
 
 class _BasicBlock(nn.Module):

@@ -12,11 +12,11 @@ from toys import labels, mid_images, smooth_classifier
 
 from scoreopt_defense import DefendedModel
 from scoreopt_defense.evaluation import Judging, evaluate
-from scoreopt_defense.evaluation.asking import answers
-from scoreopt_defense.evaluation.identity import behaviour
 from scoreopt_defense.evaluation.judging import judge, vote
-from scoreopt_defense.evaluation.probes import Gradients
-from scoreopt_defense.evaluation.suite import _is_random
+from scoreopt_defense.evaluation.judging.asking import answers
+from scoreopt_defense.evaluation.plan.behaviour import behaviour
+from scoreopt_defense.evaluation.suite.adaptive import _is_random
+from scoreopt_defense.evaluation.suite.probes import Gradients
 
 
 class InPlace(nn.Module):
@@ -39,13 +39,15 @@ class Plain(InPlace):
 @pytest.mark.parametrize(
     "asked",
     [
-        lambda model, x, y: judge(model, x, y, purifications=3, seed=0).margin,
+        lambda model, x, y: judge(model, x, y, purifications=3, seed=0).lead,
         lambda model, x, y: vote(model, x, times=3, rows=4, seed=0),
         lambda model, x, y: answers(model, x),
         lambda model, x, y: torch.stack(list(Gradients().measure(model, x, y).values())),
-        lambda model, x, y: torch.tensor(behaviour(model, x)["gradient"]["of"]),
+        lambda model, x, y: torch.tensor(behaviour(model, x.shape[1:])["gradient"]["of"]),
         lambda model, x, y: torch.tensor(_is_random(model, x)),
-        lambda model, x, y: torch.tensor(evaluate({"it": model}, (x, y)).rows("it")[0]["margin"]),
+        lambda model, x, y: torch.tensor(
+            evaluate({"it": model}, (x, y)).judged("it", "clean").lead
+        ),
     ],
     ids=["judge", "vote", "answers", "gradients", "key", "is random", "evaluate"],
 )
@@ -81,13 +83,12 @@ def test_an_attack_that_writes_into_what_it_is_given_is_judged_by_what_was_there
         judging=Judging(criterion=criterion),
     )  # fmt: skip
     assert not result.failures
-    clean, theirs = (result.rows("Sequential", name) for name in ("clean", "theirs"))
+    clean, theirs = (result.judgements("Sequential", name) for name in ("clean", "theirs"))
+    assert len(clean) == 4
     for a, b in zip(clean, theirs, strict=True):
-        assert (a["label"], a["predicted"], a["margin"]) == (
-            b["label"],
-            b["predicted"],
-            b["margin"],
-        )
+        assert a.label == b.label
+        assert (a.predicted == b.predicted).all()
+        assert (a.lead == b.lead).all()
 
 
 class Answers(nn.Module):
@@ -153,7 +154,7 @@ def test_logits_of_any_floating_type_are_judged_by_what_they_are(dtype):
     logits = smooth_classifier(torch.float32)(images(4)[0]).to(dtype)
     verdict = judge(Answers(lambda z: z.to(dtype)), *images(4), purifications=1, seed=0)
     assert torch.equal(verdict.predicted[:, 0], logits.argmax(1))
-    assert verdict.margin.dtype == torch.float32
+    assert verdict.lead.dtype == torch.float32
 
 
 def test_a_float64_run_under_a_float64_default():

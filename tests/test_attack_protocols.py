@@ -14,8 +14,8 @@ from scoreopt_defense.attacks import (
     Startable,
     can_start,
 )
-from scoreopt_defense.evaluation.chain import WorstCase
-from scoreopt_defense.evaluation.probes import Gradients
+from scoreopt_defense.evaluation.plan.tasks import Worst
+from scoreopt_defense.evaluation.suite.probes import Gradients
 
 
 @pytest.mark.parametrize("kind", KINDS.values())
@@ -30,7 +30,7 @@ def test_a_probe_measures_and_the_worst_case_begins_elsewhere():
     assert isinstance(Gradients(), Attacking)
     assert isinstance(Gradients(), Measuring)
     assert not can_start(Gradients())
-    assert can_start(WorstCase(norm="linf", eps=0.1))
+    assert can_start(Worst(norm="linf", eps=0.1))
 
 
 @pytest.mark.parametrize("missing", ["run", "as_dict"])

@@ -35,7 +35,7 @@ from scoreopt_defense.attacks import (
 )  # fmt: skip
 from scoreopt_defense.attacks.bounded import BoundedAttack, strongest
 from scoreopt_defense.attacks.losses import LOSSES, divisors, dlr, margin
-from scoreopt_defense.evaluation.probes import Gradients
+from scoreopt_defense.evaluation.suite.probes import Gradients
 
 for library in ("art", "foolbox", "recoloradv", "torchattacks"):
     pytest.importorskip(library)

@@ -15,7 +15,7 @@ from toys import MEAN, bent, gaussian, mid_images, shrinkage, smooth_classifier
 
 from scoreopt_defense import ADP, GDMP, JPEG, BitDepth, DefendedModel, DiffPure, MENet
 from scoreopt_defense.denoisers import EDMDenoiser, NoDenoiser
-from scoreopt_defense.evaluation.identity import described
+from scoreopt_defense.evaluation.plan.fingerprint import described
 from scoreopt_defense.gradients import GRADIENTS
 from scoreopt_defense.noise import Noise
 

@@ -14,7 +14,7 @@ from benchmarks.common.results_file import RESULTS, weights
 from benchmarks.documents import TABLES, refreshed
 from benchmarks.speed.frontier import joined, point_of
 from scoreopt_defense import pretrained
-from scoreopt_defense.evaluation.identity import described
+from scoreopt_defense.evaluation.plan.fingerprint import described
 from scoreopt_defense.presets import preset
 
 ROOT = Path(__file__).parent.parent

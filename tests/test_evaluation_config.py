@@ -17,10 +17,10 @@ from toys import smooth_classifier
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, cli, pretrained
 from scoreopt_defense.evaluation import Result, Stopped, Store, evaluate
 from scoreopt_defense.evaluation.config import ConfigError, _attack, _suite, load, purifier_of
+from scoreopt_defense.evaluation.named import classifier
 from scoreopt_defense.evaluation.plan import Plan
-from scoreopt_defense.evaluation.progress import Lines
 from scoreopt_defense.evaluation.report.reload import reload
-from scoreopt_defense.evaluation.sources import classifier
+from scoreopt_defense.evaluation.run.progress import Lines
 from scoreopt_defense.objectives import MSE
 
 ROOT = Path(__file__).parent.parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass, replace
 
@@ -13,9 +12,10 @@ from torch import nn
 from toy_evaluation import Ascent, Toy, defences, images
 
 from scoreopt_defense import EOT, DefendedModel, OneShot
-from scoreopt_defense.evaluation import evaluate, judging
-from scoreopt_defense.evaluation.judging import AnyStep, Final, Judging, judge, vote
-from scoreopt_defense.evaluation.threat import check_attacked, inside
+from scoreopt_defense.attacks.losses import margin
+from scoreopt_defense.evaluation import evaluate
+from scoreopt_defense.evaluation.judging import AnyStep, Final, Judging, criteria, judge, vote
+from scoreopt_defense.evaluation.judging.threat_model import check_attacked, inside
 from scoreopt_defense.noise import seeded
 
 
@@ -213,7 +213,7 @@ class OfTwin(Toy):
 def test_any_step_watches_every_twin_that_an_attack_makes_of_a_defended_model(how, monkeypatch):
     model, (x, y), seen = defences()["one-shot"], images(4), []
     monkeypatch.setattr(
-        judging._Watch, "_look", lambda _, queries, logits: seen.append(len(queries))
+        criteria._Watch, "_look", lambda _, queries, logits: seen.append(len(queries))
     )
     AnyStep().run(OfTwin(how=how), model, x, y, seed=0)
     assert seen == [1]
@@ -237,15 +237,15 @@ def test_judging_is_a_function_of_its_seed_and_leaves_no_trace(name):
     model, (x, y) = defences()[name], images(4)
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     first, again, other = (judge(model, x, y, purifications=3, seed=s) for s in (0, 0, 1))
-    assert torch.equal(first.margin, again.margin)
-    assert not torch.equal(first.margin, other.margin)
-    assert not torch.equal(first.margin[:, 0], first.margin[:, 1])
+    assert torch.equal(first.lead, again.lead)
+    assert not torch.equal(first.lead, other.lead)
+    assert not torch.equal(first.lead[:, 0], first.lead[:, 1])
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1][1]).all()  # noqa: NPY002
     assert random.getstate() == states[2]
 
 
-def test_predictions_and_margins_are_of_the_same_logits():
+def test_predictions_and_leads_are_of_the_same_logits():
     model, (x, y) = defences()["one-shot"], images(4)
     verdict = judge(model, x, y, purifications=2, seed=0)
     twin = model.replace(seed=0)
@@ -253,10 +253,10 @@ def test_predictions_and_margins_are_of_the_same_logits():
         with seeded(0):
             logits = twin(x)
         others = logits.masked_fill(nn.functional.one_hot(y, 4).bool(), -torch.inf).amax(1)
-        margin = logits[torch.arange(4), y] - others
-        assert torch.equal(verdict.margin[:, draw], margin)
+        lead = logits[torch.arange(4), y] - others
+        assert torch.equal(verdict.lead[:, draw], lead)
         assert torch.equal(verdict.predicted[:, draw], logits.argmax(1))
-    assert torch.equal(verdict.margin > 0, verdict.predicted == y[:, None])
+    assert torch.equal(verdict.lead > 0, verdict.predicted == y[:, None])
 
 
 def test_a_deterministic_defence_is_judged_with_the_noise_that_was_attacked():
@@ -265,7 +265,7 @@ def test_a_deterministic_defence_is_judged_with_the_noise_that_was_attacked():
     x, y = images(4)
     verdict = judge(model, x, y, purifications=2, seed=5)
     for draw in range(2):
-        assert torch.equal(verdict.margin[:, draw], judging.margins(model(x), y))
+        assert torch.equal(verdict.lead[:, draw], -margin(model(x), y))
 
 
 SEEN = []
@@ -273,11 +273,11 @@ SEEN = []
 
 @dataclass(frozen=True)
 class Recording(Toy):
-    """Changes nothing, and notes the margins of what it is shown."""
+    """Changes nothing, and notes the leads in what it is shown."""
 
     def run(self, model, x, y):
         with torch.no_grad():
-            SEEN.extend(judging.margins(model(x), y).tolist() for _ in range(20))
+            SEEN.extend((-margin(model(x), y)).tolist() for _ in range(20))
         return x
 
 
@@ -290,7 +290,8 @@ def test_judged_purifications_are_none_that_the_attack_saw(name, criterion):
         {name: defences()[name]}, images(4), {"recording": Recording()}, judging=settings
     )
     assert not result.failures
-    judged = [json.loads(r["margin"]) for r in result.store.rows() if r["attack"] == "recording"]
+    judged = [of_image.lead.tolist() for of_image in result.judgements(name, "recording")]
+    assert len(judged) == 4
     for of_attack, of_judge in zip(zip(*SEEN, strict=True), judged, strict=True):
         assert len(set(of_attack)) == len(set(of_judge)) == 20
         assert not set(of_attack) & set(of_judge)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 import itertools
 import json
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -24,25 +23,25 @@ from toy_evaluation import Ascent, Failing, defences, images, run
 from toys import smooth_classifier
 
 from scoreopt_defense import BitDepth, DefendedModel, OneShot, ScoreOpt, cli, pretrained
-from scoreopt_defense.evaluation import AnyStep, Judging, Result, Store, evaluate
-from scoreopt_defense.evaluation.chain import WorstCase
-from scoreopt_defense.evaluation.checklist import checklist
-from scoreopt_defense.evaluation.estimate import estimate
+from scoreopt_defense.evaluation import AnyStep, Judging, Result, Store, Suite, evaluate
 from scoreopt_defense.evaluation.evaluate import evaluate_plan, materials_of
-from scoreopt_defense.evaluation.export import to_csv, to_json
-from scoreopt_defense.evaluation.plan import CLEAN, Chain, Plan
+from scoreopt_defense.evaluation.plan import CLEAN, Plan
+from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Judge, Worst
+from scoreopt_defense.evaluation.record.budgets import budgets, not_run
+from scoreopt_defense.evaluation.record.export import to_csv, to_json
 from scoreopt_defense.evaluation.report import comparison_page, run_page, write
 from scoreopt_defense.evaluation.report import gallery as galleries
 from scoreopt_defense.evaluation.report import page as pages
 from scoreopt_defense.evaluation.report import reload as reloading
-from scoreopt_defense.evaluation.report.budgets import budgets, not_run
 from scoreopt_defense.evaluation.report.curves import resubmissions, sweeps
 from scoreopt_defense.evaluation.report.figures import figure
 from scoreopt_defense.evaluation.report.png import png
 from scoreopt_defense.evaluation.report.reload import Reloaded, reload
 from scoreopt_defense.evaluation.report.tables import standings, times_sent
-from scoreopt_defense.evaluation.suite import Adaptive
-from scoreopt_defense.evaluation.summary import summaries, summary
+from scoreopt_defense.evaluation.run.estimate import estimate
+from scoreopt_defense.evaluation.suite.adaptive import Adaptive
+from scoreopt_defense.evaluation.suite.checklist import checklist
+from scoreopt_defense.evaluation.suite.summary import summaries, summary
 
 HOSTILE = "<script>alert(1)</script>"
 MINUS = "\N{MINUS SIGN}"
@@ -140,14 +139,15 @@ def test_failures_are_shown_with_their_errors(finished, html):
 
 def test_what_made_it_is_there(finished, html):
     with Store(finished) as store:
-        plan, about = store.plan, store.about()
-    text = Page(html).text
-    for said in (plan.hash, plan.images["sha256"], about["machine"]["processor"],
-                 about["versions"]["torch"], plan.defences["noisy"]["weights"]):  # fmt: skip
+        plan, view = store.plan(), store.views()["evaluation"]
+    text, about = Page(html).text, plan.summary()
+    for said in (plan.hash, about["images"]["sha256"], view.machine["processor"],
+                 about["versions"]["torch"], plan.defences["noisy"].about["weights"],
+                 *(defence.id[:12] for defence in plan.defences.values())):  # fmt: skip
         assert said in text
     stored = text[text.index('{\n  "defences"') :]
     decoded, _ = json.JSONDecoder().raw_decode(stored)
-    assert decoded == json.loads(plan.as_json())
+    assert decoded == about
     assert "What these numbers do not show" in text
 
 
@@ -257,12 +257,11 @@ def test_names_of_bytes_that_are_no_text_are_shown_escaped(finished, monkeypatch
 def test_an_incomplete_run_says_so(finished, tmp_path):
     folder = tmp_path / "part"
     shutil.copytree(finished, folder)
-    with sqlite3.connect(folder / "run.sqlite") as database:
-        database.execute("DELETE FROM images WHERE unit > 20")
-        database.execute("DELETE FROM units WHERE unit > 20")
-    with Store(folder) as store:
+    with Store(folder, writing=True) as store:
+        keys = [unit.key for unit in store.plan().units()]
+        store.forget(keys=keys[21:])
         text = " ".join(Page(run_page(store)).text.split())
-        total = sum(1 for _ in store.plan.units())
+        total = len(keys)
     assert f"Not complete: 21 of {total} units are done" in text
     assert "not run yet" in text
 
@@ -278,7 +277,8 @@ def test_runs_with_nothing_but_failures_or_nothing_at_all_have_a_page(tmp_path):
     text = Page(run_page(result.store)).text
     assert text.count("RuntimeError: no answer") == 3  # two units, and a check without figures
     assert "There are no images here" in text
-    with Store(tmp_path, result.plan) as empty:
+    with Store(tmp_path, writing=True) as empty:
+        empty.adopt(result.plan)
         assert "0 of 2 units are done" in " ".join(Page(run_page(empty)).text.split())
 
 
@@ -469,7 +469,7 @@ def test_the_command_writes_a_page_or_says_what_is_wrong(finished, tmp_path, cap
     assert cli.main(["report", str(folder), str(finished), "--out", str(out)]) == 0
     assert "Two runs compared" in out.read_text("utf-8")
     assert cli.main(["report", str(tmp_path / "nothing")]) == 1
-    assert "there is no run in" in capsys.readouterr().err
+    assert "there is no record in" in capsys.readouterr().err
     assert cli.main(["report", str(folder), "--config", str(tmp_path / "no.toml")]) == 1
     assert "no.toml" in capsys.readouterr().err
 
@@ -484,14 +484,14 @@ def test_the_configuration_is_kept_beside_the_run_and_names_the_classes(tmp_path
     )
     folder = tmp_path / "run"
     assert cli.main(["evaluate", str(config), "--out", str(folder)]) == 0
-    assert (folder / "config.toml").read_bytes() == config.read_bytes()
+    assert (folder / "demo.toml").read_bytes() == config.read_bytes()
     assert cli.main(["report", str(folder)]) == 0
-    (folder / "config.toml").write_text(config.read_text().replace("0.5", "0.4"))
+    (folder / "demo.toml").write_text(config.read_text().replace("0.5", "0.4"))
     from scoreopt_defense.evaluation.config import load
 
     with Store(folder) as store:
-        assert reload(store.plan, load(config)).models.keys() == {"one"}
-        changed = reload(store.plan, load(folder / "config.toml"))
+        assert reload(store.plan(), load(config)).models.keys() == {"one"}
+        changed = reload(store.plan(), load(folder / "demo.toml"))
     assert "not what was judged" in changed.missing["one"]
 
 
@@ -499,11 +499,11 @@ def test_a_defence_that_answers_otherwise_than_the_judged_one_is_not_shown(monke
     model = smooth_classifier(torch.float32)
     plan = evaluate({"m": model}, images(4)).plan
     monkeypatch.setattr(reloading, "defence", lambda *_: model)
-    x, config = images(2)[0], SimpleNamespace(defences={"m": None}, images=None)
+    config = SimpleNamespace(defences={"m": None}, images=None)
     monkeypatch.setattr(reloading, "_classes", lambda _: ())
-    assert reload(plan, config, x).models == {"m": model}
+    assert reload(plan, config).models == {"m": model}
     with model[1].register_forward_hook(lambda module, given, y: y + 0.1):
-        loaded = reload(plan, config, x)
+        loaded = reload(plan, config)
     assert loaded.missing["m"].startswith("what could be loaded is not what was judged: its logits")
 
 
@@ -608,11 +608,15 @@ class TestSuite:
         found = galleries.gallery(again, Reloaded(), count=2)
         assert {wall.cell.attack for wall in found.walls} == {"weak", "adaptive"}
         rows = {row.attack: row for row in budgets(plan)}
-        assert rows.keys() == plan.attacks.keys() - {CLEAN, "adaptive"}
-        assert rows.pop("weak").suite is None
-        stages = {n for names in plan.chains["adaptive"].stages.values() for n in names}
+        none = {CLEAN, "adaptive/no attack", "adaptive"}
+        assert rows.keys() == plan.attacks.keys() - none
+        assert not rows.pop("weak").suite
+        stages = {
+            name for defence in plan.defences for name, task in
+            plan.of_suite("adaptive", defence, "attack").items() if task.attacks
+        }  # fmt: skip
         assert {row.suite for row in rows.values()} == {"adaptive"}
-        assert {n for n, row in rows.items() if not row.is_probe} == stages - {"adaptive"}
+        assert {n for n, row in rows.items() if not row.is_probe} == stages
         assert not {"bpda-eot-linf", "pgd-eot-linf", "square"} & {*not_run(plan)}
         assert {"stadv", "pgd-eot-l2"} <= {*not_run(plan)}
 
@@ -653,22 +657,23 @@ class TestSuite:
             assert [c["status"] for c in about["checklist"]] == [c.status for c in one.checks]
             assert [s["taken"] for s in about["stages"]] == [s.taken for s in one.worst.stages]
             assert about["untried"] == one.worst.untried
-            units = [u for u in suite_run.store.units() if u["defence"] == defence]
-            others = [u for u in units if u["attack"] in (CLEAN, "weak")]
-            calls = sum(u["classifier_calls"] for u in units)
-            assert about["classifier_calls"] == calls - sum(u["classifier_calls"] for u in others)
-        met = sum(len(suite_run.rows(d, a)) for d in suite_run.plan.defences
+            calls = [
+                done.classifier_calls for unit, done in suite_run.units()
+                if unit.defence == defence and unit.attack not in (CLEAN, "weak")
+            ]  # fmt: skip
+            assert about["classifier_calls"] == sum(calls)
+        met = sum(suite_run.tried(d, a) for d in suite_run.plan.defences
                   for a in suite_run.plan.attacks)  # fmt: skip
-        assert to_csv(suite_run.store, tmp_path / "run.csv") == met
+        assert to_csv(suite_run, tmp_path / "run.csv") == met
         assert len((tmp_path / "run.csv").read_text().splitlines()) == met + 1
 
     def test_a_dry_run_foretells_what_each_image_takes_of_pgd(self, suite_run, suite_materials):
         plan, exact = suite_run.plan, 0
         for cell in estimate(plan, suite_materials):
-            rows = suite_run.rows(cell.defence, cell.attack)
-            took = suite_run.cell(cell.defence, cell.attack) if rows else None
+            met = suite_run.tried(cell.defence, cell.attack)
+            took = suite_run.cell(cell.defence, cell.attack) if met else None
             if took and plan.attacks[cell.attack]["kind"] in ("PGD", "FoolboxPGD"):
-                assert cell.denoiser_calls * len(rows) == took.denoiser_calls * (
+                assert cell.denoiser_calls * met == took.denoiser_calls * (
                     4 if "/check/" in cell.attack else 6
                 )
                 exact += 1
@@ -692,9 +697,7 @@ class TestSuite:
         with Store(out) as store:
             result = Result(store)
             assert str(summary(result, "bare", "adaptive")) in printed
-            units = {(u["defence"], u["attack"]): 0 for u in store.units()}
-            for unit in store.plan.units():
-                units[unit.defence, unit.attack] += 1
+            units = Counter((unit.defence, unit.attack) for unit in result.plan.units())
         assert "adaptive on bare: " in printed
         assert "not tried: gradient modes" in printed
         said = re.findall(r"^bare +(.+?) {2,}(\d+) ", foretold, re.M)
@@ -709,19 +712,30 @@ class Unsteady(nn.Module):
         return means + 0.1 * torch.randn_like(means)
 
 
-def run_chain(stages, suite, defence, y, *, untried=None):
-    """A suite of these stages alone, without checks."""
-    parts = {f"{suite}/{name}": attack for name, attack in stages.items()}
-    parts[suite] = WorstCase(norm="linf", eps=1.0)
-    x, model = images(len(y))[0], Unsteady().eval()
-    materials = materials_of({defence: model}, (x, y), parts, Judging(purifications=4))
-    untried = {defence: untried or {}}
-    chain = Chain(stages={defence: list(parts)}, probes={defence: {}}, untried=untried)
-    materials = dataclasses.replace(materials, suites={suite: chain})
-    return evaluate_plan(Plan.of(materials), materials)
+@dataclass(frozen=True)
+class Stages(Suite):
+    """These stages alone, without checks."""
+
+    stages: dict
+    missing: dict
+
+    def tasks(self, model, x):
+        found = {"no attack": Attack(attack=Clean())}
+        for label, attack in self.stages.items():
+            found[label] = Attack(attack=attack, begins_from=[*found])
+        return found | {"": Judge(attack=Worst(norm="linf", eps=1.0), begins_from=[*found])}
+
+    def untried(self, model):
+        return self.missing
 
 
-class TestChain:
+def run_stages(stages, suite, defence, y, *, untried=None):
+    given = {suite: Stages(stages, untried or {})}
+    x, judging = images(len(y))[0], Judging(purifications=4)
+    return evaluate({defence: Unsteady().eval()}, (x, y), suites=given, judging=judging)
+
+
+class TestStages:
     @dataclass(frozen=True)
     class Whiten:
         """All pixels of one channel at 1: right where that is the label's."""
@@ -738,12 +752,12 @@ class TestChain:
 
     def test_a_stage_that_raises_the_accuracy_or_fails_is_named(self):
         stages = {"kind": self.Whiten(), "bad": self.Whiten(3), "harm": self.Whiten(1)}
-        result = run_chain(stages, "s", "d", torch.zeros(16).long())
+        result = run_stages(stages, "s", "d", torch.zeros(16).long())
         one = summary(result, "d", "s")
         met = {stage.attack: stage.tried for stage in one.worst.stages}
         assert 0 < result.cell("d").robust.value < 1
-        assert one.raised == ("s/kind",)
-        assert one.failed == {"s/bad": met["s/bad"]}
+        assert [(stage.attack, stage.label) for stage in one.raised] == [("s/kind", "kind")]
+        assert one.failed == {"bad": met["s/bad"]}
         assert one.verdict == "0 of 1 checks passed, 11 not run"  # no attack raises the accuracy
         text = " ".join(Page(run_page(result.store)).text.split())
         assert (
@@ -752,8 +766,9 @@ class TestChain:
         assert f"with an error: bad: {met['s/bad']}." in text
 
     def test_an_unfinished_suite_has_a_page_and_an_export(self, tmp_path):
-        result = run_chain({"harm": self.Whiten(1)}, "s", "d", torch.zeros(4).long())
-        with Store(tmp_path / "none", result.plan) as store:
+        result = run_stages({"harm": self.Whiten(1)}, "s", "d", torch.zeros(4).long())
+        with Store(tmp_path / "none", writing=True) as store:
+            store.adopt(result.plan)
             text = " ".join(Page(run_page(store)).text.split())
             assert "no check was run" in text
             assert "not run yet" in text
@@ -766,7 +781,7 @@ class TestChain:
     def test_names_of_suites_and_stages_are_text(self):
         y = torch.zeros(4).long()
         rude, mild = (
-            run_chain({names[0]: self.Whiten(0), names[1]: self.Whiten(3)}, *names[2:4], y,
+            run_stages({names[0]: self.Whiten(0), names[1]: self.Whiten(3)}, *names[2:4], y,
                       untried={names[0]: names[1]})
             for names in ((HOSTILE, ALSO_HOSTILE, HOSTILE, ALSO_HOSTILE), ("a", "b", "c", "d"))
         )  # fmt: skip

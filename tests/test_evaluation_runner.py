@@ -37,11 +37,11 @@ from benchmarks.common.table_text import shares
 from scoreopt_defense.evaluation import AnyStep, Judging, Stopped, Store, Unit, evaluate, runner
 from scoreopt_defense.evaluation import progress as display
 from scoreopt_defense.evaluation.evaluate import materials_of
-from scoreopt_defense.evaluation.export import right_counts
 from scoreopt_defense.evaluation.plan import Plan
-from scoreopt_defense.evaluation.progress import Bars, Lines, Progress
-from scoreopt_defense.evaluation.units import Outcome
-from scoreopt_defense.evaluation.workers import Crew
+from scoreopt_defense.evaluation.record.export import right_counts
+from scoreopt_defense.evaluation.run.progress import Bars, Lines, Progress
+from scoreopt_defense.evaluation.run.unit import Outcome
+from scoreopt_defense.evaluation.run.workers import Crew
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, bootstrap, norm
 
-from scoreopt_defense.evaluation.statistics import (
+from scoreopt_defense.evaluation.record.statistics import (
     chance_of_more,
     deviation,
     majority,
@@ -88,22 +88,22 @@ def test_the_weakest_of_equal_attacks_is_no_weaker_than_their_lowest():
     """Ten attacks, each right in 0.7 of the draws: chosen and judged on the same, it'd be 0.46."""
     generator = np.random.default_rng(0)
     right = generator.random((10, 4000, 8)) < 0.7
-    margin = np.where(right, 1.0, -1.0)
+    lead = np.where(right, 1.0, -1.0)
     naive = right.mean(2).min(0).mean()
     assert naive < 0.5
     # the lowest of eleven means of 0.7 is about 1.6 of their deviations below it
     deviation_of_mean = math.sqrt(0.7 * 0.3 / (8 * 4000))
-    assert weakest(right, margin).mean() == pytest.approx(0.7, abs=5 * deviation_of_mean)
+    assert weakest(right, lead).mean() == pytest.approx(0.7, abs=5 * deviation_of_mean)
 
 
 def drawn(chances: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Eight purifications of images that candidates leave these margins of, on average."""
-    margin = chances[..., None] + generator.normal(size=(*chances.shape, 8))
-    return margin > 0, margin
+    """Eight purifications of images that candidates leave these leads of, on average."""
+    lead = chances[..., None] + generator.normal(size=(*chances.shape, 8))
+    return lead > 0, lead
 
 
 def averages(kind: str, candidates: int, generator: np.random.Generator) -> np.ndarray:
-    """Mean margins, shape ``(candidates, 60)``: an image's own, and what the candidate does."""
+    """Mean leads, shape ``(candidates, 60)``: an image's own, and what the candidate does."""
     image = 1.5 * generator.normal(size=60)
     strength = np.linspace(1.5, -1, candidates)[:, None]
     varied = generator.normal(size=(candidates, 60))
@@ -129,8 +129,8 @@ def test_how_far_the_weakest_is_off_is_as_documented(kind, low, high, candidates
     generator, errors = np.random.default_rng(7), []
     for _ in range(80):
         chances = averages(kind, candidates, generator)
-        right, margin = drawn(chances, generator)
-        found = weakest(right, margin).mean()
+        right, lead = drawn(chances, generator)
+        found = weakest(right, lead).mean()
         assert found <= right.mean((1, 2)).min() + 1e-12
         errors.append(100 * (found - norm.cdf(chances).min(0).mean()))
     slack = 4 * np.std(errors) / math.sqrt(len(errors))
@@ -140,10 +140,10 @@ def test_how_far_the_weakest_is_off_is_as_documented(kind, low, high, candidates
 def test_a_candidate_that_is_missing_in_part_is_joined_by_the_others():
     """It takes the first two images, and is not there on the last, which another takes."""
     right = np.ones((2, 3, 4), dtype=bool)
-    margin = np.ones((2, 3, 4))
-    right[0, :2], margin[0, :2], margin[0, 2] = False, -1.0, np.nan
+    lead = np.ones((2, 3, 4))
+    right[0, :2], lead[0, :2], lead[0, 2] = False, -1.0, np.nan
     right[1, 2] = [True, False, True, False]
-    assert weakest(right, margin).tolist() == [0, 0, 0.5]
+    assert weakest(right, lead).tolist() == [0, 0, 0.5]
 
 
 def test_the_weakest_finds_the_attack_that_works_on_each_image():
@@ -154,20 +154,20 @@ def test_the_weakest_finds_the_attack_that_works_on_each_image():
 
 def test_a_missing_candidate_is_not_chosen():
     right = np.ones((2, 2, 4), dtype=bool)
-    margin = np.ones((2, 2, 4))
-    right[0], margin[0] = False, np.nan
-    margin[1, 1] = np.nan
-    found = weakest(right, margin)
+    lead = np.ones((2, 2, 4))
+    right[0], lead[0] = False, np.nan
+    lead[1, 1] = np.nan
+    found = weakest(right, lead)
     assert found[0] == 1
     assert np.isnan(found[1])
 
 
-def test_ties_go_to_the_lower_margin():
+def test_ties_go_to_the_lower_lead():
     right = np.array([[[True] * 4], [[True, False, True, False]]])
     right[1] = True
-    margin = np.array([[[3.0] * 4], [[1.0] * 4]])
-    right[1, 0, 3] = False  # judged by that draw the two are tied, and the lower margin is wrong
-    assert weakest(right, margin).tolist() == [0.75]
+    lead = np.array([[[3.0] * 4], [[1.0] * 4]])
+    right[1, 0, 3] = False  # judged by that draw the two are tied, and the lower lead is wrong
+    assert weakest(right, lead).tolist() == [0.75]
 
 
 def test_one_purification_cannot_both_choose_and_judge():

@@ -1,77 +1,47 @@
-"""The record: whole units or none, refused where it is another run's, and never lost."""
+"""The record: whole units or none, read by others, and never lost; see also the growth of one."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+import pickle
 import shutil
 import sqlite3
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
-from toy_evaluation import Ascent, Noisy, defences, found, images, run
+from toy_evaluation import Ascent, Failing, Noisy, defences, found, images, run
 
 from scoreopt_defense import DefendedModel, ScoreOpt, cli, pretrained
 from scoreopt_defense._files import replacing
-from scoreopt_defense.evaluation import Judging, Result, Store, StoreError, evaluate
+from scoreopt_defense.evaluation import Judging, Result, Store, StoreError
 from scoreopt_defense.evaluation.evaluate import materials_of
-from scoreopt_defense.evaluation.export import to_csv, to_json, to_parquet
-from scoreopt_defense.evaluation.plan import Plan, differences
-from scoreopt_defense.evaluation.progress import Progress
+from scoreopt_defense.evaluation.plan import Plan
+from scoreopt_defense.evaluation.record.export import to_csv, to_json, to_parquet
 from scoreopt_defense.evaluation.report import write
 from scoreopt_defense.evaluation.report.reload import reload
 
 SMALL = {"attacks": {"ascent": Ascent()}, "trials": 1, "defences": {"noisy": Noisy().eval()}}
 
 
+@pytest.fixture(scope="module")
+def of_all(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("of all")
+    run(folder, **SMALL).store.close()
+    return folder
+
+
 @pytest.fixture
-def finished(tmp_path):
-    run(tmp_path / "run", **SMALL).store.close()
-    return tmp_path / "run"
-
-
-def other_weights():
-    model = Noisy().eval()
-    with torch.no_grad():
-        next(model.parameters())[0, 0] += 1e-6
-    return {"noisy": model}
+def finished(of_all, tmp_path):
+    return shutil.copytree(of_all, tmp_path / "run")
 
 
 X, Y = images()
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"seed": 1}, "plan.seed was 0 and is 1"),
-        ({"batch": 5}, "plan.batch was 4 and is 5"),
-        ({"trials": 2}, "plan.trials was 1 and is 2"),
-        ({"judging": Judging(purifications=4)}, "plan.judging.purifications was 3 and is 4"),
-        ({"attacks": {"ascent": Ascent(eps=0.2)}}, "plan.attacks.ascent.eps was 0.1 and is 0.2"),
-        ({"attacks": {}}, "plan.attacks.ascent was {.*} and is None"),
-        ({"defences": other_weights()}, "plan.defences.noisy.weights was '.*' and is '"),
-        ({"images": (X.flip(0), Y)}, "plan.images.sha256 was"),
-        ({"images": (X, Y.flip(0))}, "plan.images.sha256 was"),
-        ({"threads": 2}, "plan.threads was 1 and is 2"),
-    ],
-)
-def test_a_run_of_another_plan_or_other_weights_is_refused(change, said, finished):
-    before = (finished / "run.sqlite").read_bytes()
-    with pytest.raises(ValueError, match=f"holds another run: {said}.*give another folder"):
-        run(finished, **SMALL | change)
-    assert (finished / "run.sqlite").read_bytes() == before
-
-
-def test_another_version_is_another_run(finished, monkeypatch):
-    monkeypatch.setattr("scoreopt_defense.__version__", "9.9")
-    with pytest.raises(ValueError, match=r"versions.scoreopt_defense was .* and is '9\.9'"):
-        run(finished, **SMALL)
 
 
 @pytest.mark.parametrize("name", ["one-shot", "scoreopt"])
@@ -84,13 +54,7 @@ def test_the_plan_knows_a_defence_by_its_settings_and_weights(name):
     ]
     assert len({plan.hash for plan in plans}) == 3
     assert Plan.from_json(plans[0].as_json()) == plans[0]
-    assert len(plans[0].defences[name]["denoiser"]["weights"]) == 64
-
-
-def test_the_order_of_attacks_is_part_of_a_plan():
-    assert differences({"a": 1, "b": 2}, {"b": 2, "a": 1}, "attacks") == [
-        "attacks: the order was ['a', 'b']"
-    ]
+    assert len(plans[0].defences[name].about["denoiser"]["weights"]) == 64
 
 
 def test_a_finished_run_is_read_and_nothing_is_done_again(finished):
@@ -98,18 +62,33 @@ def test_a_finished_run_is_read_and_nothing_is_done_again(finished):
         result = Result(store)
         rows = found(result)
         assert result.cell("noisy", "ascent").accuracy.n == 12
-    started = os.stat(finished / "images" / "000003.safetensors").st_mtime_ns
+    written = {path.name: path.stat().st_mtime_ns for path in (finished / "images").iterdir()}
     assert found(run(finished, **SMALL)) == rows
-    assert os.stat(finished / "images" / "000003.safetensors").st_mtime_ns == started
+    assert {p.name: p.stat().st_mtime_ns for p in (finished / "images").iterdir()} == written
 
 
 def test_any_program_that_reads_sqlite_can_read_it(finished):
-    with sqlite3.connect(finished / "run.sqlite") as database:
-        rows = database.execute(
-            "SELECT count(*), sum(label), min(json_array_length(predicted)) FROM results "
-            "WHERE attack = 'ascent'"
-        ).fetchall()
-    assert rows == [(12, int(Y.sum()), 3)]
+    """Tables are 32-bit numbers, little-endian, after the number of columns."""
+    with sqlite3.connect(finished / "record.sqlite") as database:
+        units = database.execute("SELECT labels, predicted, lead FROM units").fetchall()
+        counts = database.execute("SELECT count(*), sum(images), sum(error) FROM units").fetchone()
+    assert counts == (6, 24, None)
+    labels, predicted, lead = (b"".join(column) for column in zip(*units))
+    assert np.frombuffer(labels, "<i4").sum() == 2 * int(Y.sum())
+    assert np.frombuffer(predicted, "<i4").reshape(6, -1).shape == (6, 1 + 4 * 3)
+    assert (np.frombuffer(predicted, "<i4").reshape(6, -1)[:, 0] == 3).all()
+    assert np.isfinite(np.frombuffer(lead, "<f4")).all()
+
+
+def test_images_are_kept_once_whoever_they_are_of(tmp_path):
+    """Clean ones are, of any defence and trial."""
+    result = run(tmp_path)
+    kept = [path.stem for path in (tmp_path / "images").iterdir()]
+    assert sorted(kept) == sorted({done.adversarial for _, done in result.units()})
+    clean = {done.adversarial for unit, done in result.units() if unit.attack == "clean"}
+    assert len(clean) == 3  # of 18 units
+    content = safetensors.numpy.load_file(tmp_path / "images" / f"{clean.pop()}.safetensors")
+    assert any(np.array_equal(content["x"], X[i : i + 4].numpy()) for i in range(0, 12, 4))
 
 
 def test_adversarial_images_are_within_the_bound_and_in_their_places(finished):
@@ -119,14 +98,22 @@ def test_adversarial_images_are_within_the_bound_and_in_their_places(finished):
     assert ((largest > 0.05) & (largest <= 0.1 + 1e-6)).all()
 
 
-def test_no_run_is_an_error(tmp_path):
-    with pytest.raises(StoreError, match=r"there is no run in .*: expected run\.sqlite"):
+def test_no_record_is_an_error(tmp_path):
+    with pytest.raises(StoreError, match=r"there is no record in .*: expected record\.sqlite"):
         Store(tmp_path)
+
+
+def test_a_record_of_an_earlier_format_is_said_and_a_new_one_begun_beside_it(tmp_path):
+    (tmp_path / "run.sqlite").write_bytes(b"of another time")
+    with pytest.raises(StoreError, match=r"a record of an earlier format \(run\.sqlite\): read it"):
+        Store(tmp_path)
+    assert found(run(tmp_path, **SMALL)) == found(run(None, **SMALL)) == found(tmp_path)
+    assert (tmp_path / "run.sqlite").read_bytes() == b"of another time"
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "torn", "foreign"])
 def test_a_damaged_store_is_said_and_left(damage, finished):
-    file = finished / "run.sqlite"
+    file = finished / "record.sqlite"
     content = file.read_bytes()
     if damage == "garbage":
         file.write_bytes(b"not a database, and longer than a header is" * 100)
@@ -157,7 +144,7 @@ def mounted(folder, *options):
 def test_a_full_disk_loses_nothing(tmp_path):
     out = tmp_path / "disk"
     out.mkdir()
-    mounted(out, "-o", "size=192k")
+    mounted(out, "-o", "size=320k")
     try:
         with pytest.raises(StoreError, match="the disk is full: free some space and start again"):
             run(out, **SMALL | {"batch": 1, "trials": 4})
@@ -174,8 +161,6 @@ def test_a_full_disk_loses_nothing(tmp_path):
 
 def test_a_write_that_fails_keeps_what_was_there(tmp_path, monkeypatch):
     """As above, wherever nothing can be mounted."""
-    import safetensors.numpy
-
     written, save = [], safetensors.numpy.save
 
     def full(*arguments):
@@ -188,7 +173,10 @@ def test_a_write_that_fails_keeps_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="the disk is full"):
         run(tmp_path, **SMALL)
     monkeypatch.undo()
-    assert sorted(os.listdir(tmp_path / "images")) == [f"00000{i}.safetensors" for i in range(3)]
+    with Store(tmp_path) as store:
+        recorded = {f"{done.adversarial}.safetensors" for done in store.read()}
+    assert set(os.listdir(tmp_path / "images")) == recorded
+    assert len(recorded) == 3
     assert found(run(tmp_path, **SMALL)) == found(run(None, **SMALL))
 
 
@@ -209,7 +197,7 @@ def test_a_file_in_the_folders_place_is_said(tmp_path):
         run(tmp_path / "run", **SMALL)
 
 
-def test_a_run_on_a_medium_that_is_read_only_can_be_read(tmp_path, finished):
+def test_a_record_on_a_medium_that_is_read_only_can_be_read(tmp_path, finished):
     out = tmp_path / "disk"
     out.mkdir()
     mounted(out, "-o", "size=4m")
@@ -217,55 +205,80 @@ def test_a_run_on_a_medium_that_is_read_only_can_be_read(tmp_path, finished):
         shutil.copytree(finished, out, dirs_exist_ok=True)
         subprocess.run(["mount", "-o", "remount,ro", str(out)], check=True)
         with Store(out) as store, Store(finished) as original:
-            assert list(store.rows()) == list(original.rows())
+            assert found(Result(store)) == found(Result(original))
     finally:
         subprocess.run(["umount", "-l", str(out)], check=True)
 
 
+def rows_of(result):
+    """Cell, trial and place of each row that is exported, and what was judged."""
+    return [
+        (unit, done, judged.image, judged.label, judged.predicted.tolist(), judged.lead.tolist())
+        for unit, done in result.units()
+        for judged in done.judgements()
+    ]
+
+
 def test_export_writes_a_line_an_image_trial_and_attack(finished, tmp_path):
     with Store(finished) as store:
-        assert to_csv(store, tmp_path / "rows.csv") == 24
-        rows = list(store.rows())
+        assert to_csv(Result(store), tmp_path / "rows.csv") == 24
+        rows = rows_of(Result(store))
     with (tmp_path / "rows.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert [int(line["image"]) for line in lines] == [row["image"] for row in rows]
-    assert {f"{name}_{draw}" for name in ("predicted", "margin") for draw in range(3)} <= set(
-        lines[0]
-    )
+    assert len(rows) == 24
+    for line, (unit, done, image, label, predicted, lead) in zip(lines, rows, strict=True):
+        assert (line["defence"], line["attack"], line["trial"]) == ("noisy", unit.attack, "0")
+        assert (int(line["image"]), int(line["label"])) == (image, label)
+        assert image == unit.images[0] + int(line["place"])
+        assert [int(line[f"predicted_{draw}"]) for draw in range(3)] == predicted
+        assert [float(line[f"lead_{draw}"]) for draw in range(3)] == lead
+        assert line["adversarial"] == done.adversarial
     right = np.mean([int(line["predicted_0"]) == int(line["label"]) for line in lines])
     assert 0 < right < 1
 
 
+def test_a_unit_that_failed_has_lines_that_are_empty_but_for_its_error(tmp_path):
+    result = run(None, **SMALL | {"attacks": {"bad": Failing()}})
+    assert to_csv(result, tmp_path / "rows.csv") == 24
+    with (tmp_path / "rows.csv").open() as file:
+        failed = [line for line in csv.DictReader(file) if line["error"]]
+    assert {line["attack"] for line in failed} == {"bad"}
+    assert [int(line["image"]) for line in failed] == list(range(12))  # of each batch one is a 3
+    judged = (line[f"{name}_{draw}"] for line in failed for name in ("predicted", "lead")
+              for draw in range(3))  # fmt: skip
+    assert set(judged) == {""}
+
+
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
 def test_a_spreadsheet_takes_no_text_of_a_csv_file_for_a_formula(text, tmp_path):
-    row = {"defence": text, "attack": f"a{text}", "predicted": "[-1, 2]", "margin": "[-0.5, -2.0]",
-           "error": None, "seconds": -0.25}  # fmt: skip
-    store = SimpleNamespace(
-        plan=SimpleNamespace(judging={"purifications": 2}), rows=lambda: iter([dict(row)])
-    )
-    assert to_csv(store, tmp_path / "rows.csv") == 1
+    given = {"defences": {text: Noisy().eval()}, "attacks": {f"a{text}": Ascent()}}
+    result = run(None, **SMALL | given)
+    assert to_csv(result, tmp_path / "rows.csv") == 24
     with (tmp_path / "rows.csv").open(newline="") as file:
-        [line] = csv.DictReader(file)
-    assert line == {
-        **{"defence": f"'{text}", "attack": f"a{text}", "error": "", "seconds": "-0.25"},
-        **{"predicted_0": "-1", "predicted_1": "2", "margin_0": "-0.5", "margin_1": "-2.0"},
-    }
+        lines = list(csv.DictReader(file))
+    assert {line["defence"] for line in lines} == {f"'{text}"}
+    assert {line["attack"] for line in lines} == {"clean", f"a{text}"}
+    leads = [line["lead_0"] for line in lines]
+    assert [float(lead) for lead in leads] == [lead[0] for *_, lead in rows_of(result)]
+    assert any(lead.startswith("-") for lead in leads)
 
 
 def test_another_program_reads_the_parquet_file(finished, tmp_path):
     pytest.importorskip("pyarrow")
     duckdb, file = pytest.importorskip("duckdb"), tmp_path / "rows.parquet"
     with Store(finished) as store:
-        assert to_parquet(store, file) == 24
-        rows = list(store.rows())
+        result = Result(store)
+        assert to_parquet(result, file) == 24
+        rows = rows_of(result)
     table = duckdb.connect().read_parquet(str(file))
-    drawn = table.project("predicted_0, predicted_1, predicted_2, margin_0, margin_1, margin_2")
+    drawn = table.project("predicted_0, predicted_1, predicted_2, lead_0, lead_1, lead_2")
     assert [list(line) for line in drawn.fetchall()] == [
-        json.loads(row["predicted"]) + json.loads(row["margin"]) for row in rows
+        predicted + lead for *_, predicted, lead in rows
     ]
     names = ("defence", "attack", "trial", "image", "label", "broken", "denoiser_calls", "seconds")
     assert table.project(", ".join(names)).fetchall() == [
-        tuple(row[name] for name in names) for row in rows
+        (unit.defence, unit.attack, unit.trial, image, label, None, 0.0, done.seconds / 4)
+        for unit, done, image, label, *_ in rows
     ]
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["rows.parquet"]
 
@@ -276,7 +289,7 @@ def test_without_pyarrow_its_extra_is_named_and_nothing_is_written(finished, tmp
         Store(finished) as store,
         pytest.raises(ImportError, match=r"needs pyarrow.*'scoreopt-defense\[parquet\]'"),
     ):
-        to_parquet(store, tmp_path / "rows.parquet")
+        to_parquet(Result(store), tmp_path / "rows.parquet")
     assert not (tmp_path / "rows.parquet").exists()
 
 
@@ -291,57 +304,26 @@ def test_of_one_purification_nothing_can_be_chosen_and_all_else_is_exported(tmp_
 
 def test_results_say_how_they_were_made(finished):
     with Store(finished) as store:
-        about = store.about()
-    assert (
-        about["hash"]
-        == evaluate(
-            SMALL["defences"],
-            images(),
-            SMALL["attacks"],
-            batch=4,
-            judging=Judging(purifications=3),
-            checks=False,
-        ).plan.hash
-    )
-    assert about["versions"]["torch"] == torch.__version__
-    assert about["machine"]["processor"]
+        result = Result(store)
+        view = result.view
+    assert result.plan.hash == run(None, **SMALL).plan.hash
+    assert result.plan.summary()["versions"]["torch"] == torch.__version__
+    assert view.machine["processor"]
+    assert view.machine["torch"] == torch.__version__
 
 
-LEFT_OVER = "images/000001.safetensors.12-ab.part"
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_of_a_record_is_a_pickle(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise AssertionError("a pickle")
 
-
-def test_another_process_that_writes_the_run_is_said_at_once_and_readers_are_let_in(tmp_path):
-    class Second(Progress):
-        errors = ()
-
-        def advance(self, outcome):
-            process = subprocess.run(
-                [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True,
-                cwd=Path(__file__).parent,
-            )  # fmt: skip
-            with pytest.raises(StoreError, match="another process is writing this run: wait") as e:
-                run(tmp_path, **SMALL)
-            with Store(tmp_path) as reader:
-                self.errors += (process.stderr, str(e.value), len(reader.done()))
-            self.advance = lambda outcome: None
-
-    script = f"import toy_evaluation as t, pathlib; t.run(pathlib.Path({str(tmp_path)!r}))"
-    second = Second()
-    result = run(tmp_path, **SMALL, progress=second)
-    said, said_here, read = second.errors
-    assert "StoreError" in said
-    assert said_here in said
-    assert read == 1
-    (tmp_path / LEFT_OVER).touch()  # of a killed one
-    assert found(run(tmp_path, **SMALL)) == found(result) == found(run(None, **SMALL))
-    assert not list(tmp_path.rglob("*.part"))
-
-
-@pytest.mark.parametrize("change", [{"seed": 1}, {"defences": other_weights()}])
-def test_a_run_that_is_refused_leaves_the_folder_to_others(change, finished):
-    with pytest.raises(ValueError, match="holds another run"):
-        run(finished, **SMALL | change)
-    assert not run(finished, **SMALL).failures
+    for name in ("load", "loads", "dump", "dumps"):
+        monkeypatch.setattr(pickle, name, refused)
+    rows = found(run(tmp_path, **SMALL))
+    assert found(tmp_path) == rows
+    monkeypatch.undo()
+    for path in tmp_path.rglob("*.safetensors"):
+        assert set(safetensors.numpy.load_file(path)) == {"x"}
 
 
 @pytest.mark.parametrize("writes", [to_csv, to_json, to_parquet, lambda _, path: write("a", path)])
@@ -356,7 +338,7 @@ def test_a_full_disk_leaves_no_part_of_a_file(writes, finished, tmp_path, monkey
 
     monkeypatch.setattr(os, "replace", full)
     with Store(finished) as store, pytest.raises(OSError, match="No space left"):
-        writes(Result(store) if writes is to_json else store, path)
+        writes(Result(store), path)
     assert path.read_text() == "as it was"
     assert os.listdir(path.parent) == ["file"]
 
@@ -373,35 +355,103 @@ def _plan(**changes):
     """Changes what a record says of its plan: a dictionary is merged into the part of its name."""
 
     def change(database):
-        (text,) = database.execute("SELECT plan FROM run").fetchone()
+        (text,) = database.execute("SELECT plan FROM views").fetchone()
         plan = json.loads(text)
         for name, value in changes.items():
             merged = isinstance(value, dict) and isinstance(plan[name], dict)
             plan[name] = plan[name] | value if merged else value
-        database.execute("UPDATE run SET plan = ?", [json.dumps(plan)])
+        database.execute("UPDATE views SET plan = ?", [json.dumps(plan)])
 
     return change
 
 
+def _sql(statement, *given):
+    return lambda database: database.execute(statement, given)
+
+
+def _blob(column, change):
+    def changed(database):
+        database.create_function("changed", 1, change)
+        database.execute(f"UPDATE units SET {column} = changed({column})")
+
+    return changed
+
+
 #: By name, what somebody's record may hold.
 HOSTILE = {
-    "no plan's text": lambda d: d.execute("UPDATE run SET plan = '[' || plan"),
-    "a deep plan": lambda d: d.execute("UPDATE run SET plan = ?", ["[" * 100_000]),
+    "no plan's text": _sql("UPDATE views SET plan = '[' || plan"),
+    "a deep plan": _sql("UPDATE views SET plan = ?", "[" * 100_000),
     "no plan": _plan(defences=["one"]),
-    "no attack": _plan(attacks={"ascent": 3}),
+    "no attack": _plan(tasks={"ascent": 3}),
+    "no task": _plan(tasks={"ascent": {"noisy": {"kind": "attack"}}}),
+    "an unknown defence": _plan(tasks={"ascent": {"other": 3}}),
     "no images": _plan(images={"shape": [-4, 3, 8, 8]}),
     "many images": _plan(images={"shape": [10**12, 3, 8, 8]}),
     "many trials": _plan(trials=10**9),
     "many judgements": _plan(judging={"purifications": 10**12}),
-    "no behaviour": _plan(behaviour={"noisy": 3}),
-    "no judgement": lambda d: d.execute("UPDATE images SET predicted = '{\"a\": 1}'"),
-    "another script": lambda d: d.execute("UPDATE images SET label = '<b>x'"),
-    "no measurement": lambda d: d.execute("UPDATE units SET measured = '[1]'"),
-    "no versions": lambda d: d.execute("UPDATE run SET versions = '3'"),
-    "no machine": lambda d: d.execute("UPDATE run SET machine = '[\"<script>\"]'"),
-    "no time": lambda d: d.execute("UPDATE run SET started = 1e300"),
-    "no text": lambda d: d.execute("UPDATE units SET error = cast(x'fffe3c' AS text)"),
+    "no behaviour": _plan(defences={"noisy": 3}),
+    "no view": _sql("DELETE FROM views"),
+    "another name": _sql("UPDATE views SET name = '<b>x'"),
+    "no machine": _sql("UPDATE views SET machine = '[\"<script>\"]'"),
+    "no time": _sql("UPDATE views SET started = 1e300"),
+    "no text": _sql("UPDATE units SET error = cast(x'fffe3c' AS text)"),
+    "a script for an error": _sql("UPDATE units SET error = '<b>x'"),
+    "a number for an error": _sql("UPDATE units SET error = x'00'"),
+    "no measurement": _sql("UPDATE units SET measured = '[1]'"),
+    "a deep measurement": _sql("UPDATE units SET measured = ?", "[" * 100_000),
+    "no numbers": _sql("UPDATE units SET predicted = '<b>x'"),
+    "half a number": _blob("predicted", lambda blob: blob[:15]),
+    "fewer numbers": _blob("predicted", lambda blob: blob[:16]),
+    "no columns": _blob("predicted", lambda _: bytes(4)),
+    "columns below none": _blob("predicted", lambda blob: b"\xff" * 4 + blob[4:]),
+    "many columns": _blob("lead", lambda blob: b"\xff\xff\xff\x7f" + blob[4:]),
+    "other columns": _blob("lead", lambda blob: b"\4\0\0\0" + blob[4:]),
+    "no leads": _sql("UPDATE units SET lead = NULL"),
+    "leads that are no numbers": _blob("lead", lambda blob: blob[:4] + b"\xff" * 48),
+    "fewer labels": _sql("UPDATE units SET labels = substr(labels, 1, 4)"),
+    "labels below none": _sql("UPDATE units SET labels = x'ffffffffffffffffffffffffffffffff'"),
+    "no places": _sql("UPDATE units SET places = x''"),
+    "places elsewhere": _sql("UPDATE units SET places = x'ffffff7fffffff7fffffff7fffffff7f'"),
+    "places below none": _sql("UPDATE units SET places = x'ffffffffffffffffffffffffffffffff'"),
+    "half a place": _sql("UPDATE units SET places = x'00'"),
+    "fewer that are broken": _sql("UPDATE units SET broken = x'00'"),
+    "another trial": _sql("UPDATE units SET trial = 'x'"),
+    "another image": _sql("UPDATE units SET \"first\" = 'x'"),
+    "a far image": _sql('UPDATE units SET "first" = 1000000000000'),
+    "no calls": _sql("UPDATE units SET classifier_calls = '<b>x'"),
+    "no seconds": _sql("UPDATE units SET seconds = '<b>x'"),
+    "endless seconds": _sql("UPDATE units SET seconds = 9e999"),
+    "images elsewhere": _sql("UPDATE units SET adversarial = '../../etc/passwd'"),
+    "no such images": _sql("UPDATE units SET adversarial = 'abc'"),
+    "needs of none": _sql("UPDATE units SET needs = x'00'"),
+    "another defence": _sql("UPDATE defences SET about = '3'"),
+    "no versions": _sql("UPDATE defences SET versions = '3'"),
+    "no task's words": _sql("UPDATE tasks SET about = '['"),
 }
+
+
+#: Of these, what no reader of a single row can take for one.
+DAMAGED = [
+    *("no text", "a number for an error", "no measurement", "a deep measurement", "no numbers"),
+    *("half a number", "fewer numbers", "no columns", "columns below none", "many columns"),
+    *("other columns", "no leads", "fewer labels", "no places", "places elsewhere"),
+    *("places below none", "half a place", "fewer that are broken", "another trial"),
+    *("another image", "no calls", "no seconds", "needs of none", "another defence"),
+    *("no versions", "no task's words", "no machine"),
+]
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_row_that_is_damaged_is_said_and_never_taken_for_another(kind, finished):
+    database = sqlite3.connect(finished / "record.sqlite")
+    with database:
+        HOSTILE[kind](database)
+    database.close()
+    with (
+        Store(finished) as store,
+        pytest.raises(StoreError, match=r"(damaged|cannot be read).*(move it|check its)"),
+    ):
+        list(store.read()), store.defences(), store.tasks(), store.views()
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -410,11 +460,13 @@ def test_whatever_a_record_holds_reading_it_is_a_page_or_a_sentence(
 ):
     folder = tmp_path / "another's"
     shutil.copytree(finished, folder)
-    database = sqlite3.connect(folder / "run.sqlite")
+    database = sqlite3.connect(folder / "record.sqlite")
     with database:
         HOSTILE[kind](database)
     database.close()
-    for what in (["report"], ["export", "--json", str(tmp_path / "figures.json")]):
+    written = {name: str(tmp_path / f"figures.{name}") for name in ("json", "csv")}
+    exports = (["export", f"--{name}", path] for name, path in written.items())
+    for what in (["report"], ["runs"], *exports, ["forget", "--failed"]):
         status = cli.main([what[0], str(folder), *what[1:]])
         said = capsys.readouterr().err
         assert (status, said) == (0, "") or (status == 1 and said.startswith("scoreopt: "))
@@ -427,7 +479,7 @@ def test_a_page_carries_out_no_defence_of_as_many_steps_as_a_record_says():
     model = DefendedModel(pretrained.classifier("mnist-tiny"), purifier)
     pair = torch.rand(2, 1, 28, 28), torch.zeros(2).long()
     plan = Plan.of(materials_of(model, pair, [], Judging()))
-    (about,) = plan.defences.values()
+    (judged,) = plan.defences.values()
     assert reload(plan).models
-    about["purifier"]["steps"] = 10**9
+    judged.about["purifier"]["steps"] = 10**9
     assert "more than 10000 steps" in reload(plan).missing["DefendedModel"]

@@ -22,12 +22,12 @@ from toys import smooth_classifier
 
 from scoreopt_defense import DefendedModel, OneShot
 from scoreopt_defense.evaluation import Judging, evaluate
-from scoreopt_defense.evaluation.estimate import estimate
 from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.plan import Plan, differences
-from scoreopt_defense.evaluation.progress import Progress
-from scoreopt_defense.evaluation.suite import Adaptive
-from scoreopt_defense.evaluation.workers import Crew, in_process
+from scoreopt_defense.evaluation.run.estimate import estimate
+from scoreopt_defense.evaluation.run.progress import Progress
+from scoreopt_defense.evaluation.run.workers import Crew, in_process
+from scoreopt_defense.evaluation.suite.adaptive import Adaptive
 
 FEW = {"batch": 4, "judging": Judging(purifications=2)}
 

@@ -20,10 +20,9 @@ from scoreopt_defense.denoisers import (
     KDiffusionDenoiser,
     ScoreSDEVEDenoiser,
 )
-from scoreopt_defense.evaluation import judging
-from scoreopt_defense.evaluation.judging import AnyStep, judge, vote
-from scoreopt_defense.evaluation.seeding import reseeded
-from scoreopt_defense.evaluation.suite import _is_random
+from scoreopt_defense.evaluation.judging import AnyStep, criteria, judge, vote
+from scoreopt_defense.evaluation.judging.fresh import reseeded
+from scoreopt_defense.evaluation.suite.adaptive import _is_random
 from scoreopt_defense.gradients import GRADIENTS, as_it_is
 from scoreopt_defense.noise import seeded
 
@@ -96,7 +95,7 @@ def test_it_is_judged_and_voted_on_as_any_other(own, plain):
     def judged(classifier):
         model = DefendedModel(classifier, BitDepth(bits=8), votes=2)
         verdict = judge(model, mid_images(), labels(), purifications=3, seed=0)
-        return verdict.margin, vote(model, mid_images(), times=5, rows=8, seed=0)
+        return verdict.lead, vote(model, mid_images(), times=5, rows=8, seed=0)
 
     for value, known in zip(judged(own), judged(plain), strict=True):
         assert torch.equal(value, known)
@@ -117,7 +116,7 @@ class OneMemory(nn.Module):
 
 @pytest.mark.parametrize("behind", [True, False])
 @pytest.mark.parametrize("asked", [
-    lambda model: judge(model, mid_images(), labels(), purifications=3, seed=0).margin,
+    lambda model: judge(model, mid_images(), labels(), purifications=3, seed=0).lead,
     lambda model: vote(model, mid_images(), times=3, rows=8, seed=0),
     lambda model: torch.tensor(_is_random(model, mid_images())),
     lambda model: EOT(reseeded(model, 0), 3)(mid_images()),
@@ -159,7 +158,7 @@ def test_any_step_judges_what_was_sent_and_not_what_became_of_it(own, plain):
     for value, known in zip(broken(own), broken(plain), strict=True):
         assert torch.equal(value, known)
     told = []
-    judging._watched(own, lambda *asked: told.append(asked))(x=mid_images())
+    criteria._watched(own, lambda *asked: told.append(asked))(x=mid_images())
     assert torch.equal(told[0][0], mid_images())
     assert torch.equal(told[0][1], plain(mid_images()))
 

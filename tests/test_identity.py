@@ -21,8 +21,8 @@ from toys import BentNet, mid_images, smooth_classifier
 
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, ThirdParty
 from scoreopt_defense.denoisers import PreconditionedDenoiser
-from scoreopt_defense.evaluation.identity import behaviour, described, digest, of_attack
 from scoreopt_defense.evaluation.plan import differences
+from scoreopt_defense.evaluation.plan.fingerprint import behaviour, described, digest, of_attack
 from scoreopt_defense.gradients import BPDA
 
 X = mid_images(2, dtype=torch.float32)

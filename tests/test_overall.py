@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,14 +19,15 @@ from toys import smooth_classifier
 
 from scoreopt_defense import cli
 from scoreopt_defense.evaluation import Judging, Result, Store, evaluate
-from scoreopt_defense.evaluation import results as figures
-from scoreopt_defense.evaluation.checklist import Check, checklist
-from scoreopt_defense.evaluation.estimate import estimate
 from scoreopt_defense.evaluation.evaluate import materials_of
-from scoreopt_defense.evaluation.export import to_json
-from scoreopt_defense.evaluation.plan import CLEAN, Chain, Plan
+from scoreopt_defense.evaluation.plan import CLEAN, Defence, Plan, Planned
+from scoreopt_defense.evaluation.record import figures
+from scoreopt_defense.evaluation.record.export import to_json
+from scoreopt_defense.evaluation.record.rows import UnitResult
 from scoreopt_defense.evaluation.report import comparison_page, run_page, tables
-from scoreopt_defense.evaluation.units import Outcome
+from scoreopt_defense.evaluation.run.estimate import estimate
+from scoreopt_defense.evaluation.suite.checklist import Check, checklist
+from scoreopt_defense.evaluation.suite.controls import CHECKS, noise_of_size
 
 pytest.importorskip("torchattacks")
 pytest.importorskip("foolbox")
@@ -73,6 +73,11 @@ def right_images(count: int = 24) -> tuple[Tensor, Tensor]:
 def masked() -> Result:
     models = {"plain": smooth_classifier(torch.float32), "masked": Rounded().eval()}
     return evaluate(models, right_images(), {"ball": Ball(eps=0.02)}, batch=24)
+
+
+def controls(plan: Plan, defence: str) -> dict[str, Planned]:
+    """What the checks of the attacks of one defence rest on."""
+    return plan.of_suite(CHECKS, defence, "probe")
 
 
 class TestControls:
@@ -124,12 +129,19 @@ class TestControls:
         attacks = {"a": Ball(eps=0.1), "b": Ball(eps=0.1, steps=3), "c": Ball("L2", 0.5)}
         attacks |= {"l1": Ball("l1", 2.0), "none": _Boundless()}
         plan = Plan.of(materials_of(defences(), images(4), attacks, Judging(), checks=True))
-        probes = plan.controlled.probes
-        assert {role: name for role, name in probes["noisy"].items() if "noise" in role} == {
-            "noise of a's size": "check/noise, linf 0.1",
-            "noise of b's size": "check/noise, linf 0.1",
-            "noise of c's size": "check/noise, l2 0.5",
+        probes = {
+            defence: {task.role: name for name, task in controls(plan, defence).items()}
+            for defence in plan.defences
         }
+        assert {role: name for role, name in probes["noisy"].items() if "noise" in role} == {
+            "noise, linf 0.1": "check/noise, linf 0.1",
+            "noise, l2 0.5": "check/noise, l2 0.5",
+        }
+        bounds = {name: of["noisy"].bound for name, of in plan.tasks.items() if name in attacks}
+        assert {name: noise_of_size(of) for name, of in bounds.items() if of} == {
+            "a": "noise, linf 0.1", "b": "noise, linf 0.1", "c": "noise, l2 0.5",
+            "l1": "noise, l1 2",
+        }  # fmt: skip
         assert plan.attacks["check/noise, l2 0.5"]["eps"] == 0.5
         unbounded = {name: of["unbounded"] for name, of in probes.items()}
         assert unbounded == {
@@ -249,8 +261,8 @@ class TestWhatThereIsNoFigureOf:
     def test_before_an_attack_is_run_it_says_so(self, tmp_path: Path) -> None:
         model = smooth_classifier(torch.float32)
         plan = Plan.of(materials_of({"d": model}, images(4), {"a": Ball()}, Judging()))
-        with Store(tmp_path, plan) as store:
-            assert Result(store).overall("d").absent == "not attacked yet"
+        with Store(tmp_path, writing=True) as store:
+            assert Result(store, store.adopt(plan)).overall("d").absent == "not attacked yet"
 
     def test_of_one_purification_there_is_nothing_to_choose_on(self) -> None:
         result = evaluate(
@@ -343,26 +355,30 @@ def recorded(
 ) -> Check:
     """A suite's check of that role, from a record of these shares of 8 purifications."""
     count = len(next(iter(parts.values())))
+    task = {"attack": {"kind": "Some"}, "versions": {}, "bound": None}
     plan = Plan(
-        defences={"d": {}},
-        attacks={CLEAN: {}, "s/probe": {}, "s": {}},
-        images={"shape": [count, 1, 1, 1], "sha256": ""},
-        batch=count,
-        suites={
-            "s": dataclasses.asdict(
-                Chain(stages={"d": ["s"]}, probes={"d": {role: "s/probe"}}, probed=count)
-            )
+        defences={"d": Defence(about={}, versions={}, behaviour=None)},
+        tasks={
+            CLEAN: {"d": Planned(kind="attack", **task)},
+            "s/probe": {"d": Planned(kind="probe", **task, role=role, suite="s", label="probe")},
         },
+        images={"shape": [count, 1, 1, 1], "sha256": [""]},
+        judging={"purifications": 8},
+        batch=count,
+        suites={"s": {}},
     )
-    store = Store(None, plan)
+    store, places = Store(), np.arange(count)
     for unit in plan.units():
         if unit.attack in parts:
             shares = np.array(parts[unit.attack])
             predicted = 1 * (np.arange(8) >= 8 * shares[:, None])  # class 0 is right
-            measured = {"right": list(right)} if right and unit.attack == "s/probe" else {}
-            outcome = Outcome(unit, predicted=predicted, margin=1.0 - predicted, measured=measured)
-            store.add(outcome, np.zeros(count, dtype=int))
-    found = {check.name: check for check in checklist(Result(store), "d", "s")}
+            measured = {"right": list(right)} if right and unit.attack == "s/probe" else None
+            store.add(UnitResult(
+                key=unit.key, defence=unit.fingerprint, task=unit.content, images=count,
+                places=places, labels=0 * places, predicted=predicted, lead=1.0 - predicted,
+                measured=measured,
+            ))  # fmt: skip
+    found = {check.name: check for check in checklist(Result(store, plan), "d", "s")}
     return found[
         {"unbounded": UNBOUNDED, "bare": "clean accuracy is near the bare classifier's"}[role]
     ]
@@ -423,19 +439,14 @@ def test_a_page_reads_each_thing_once(masked: Result, monkeypatch: Any) -> None:
         monkeypatch.setattr(owner, name, count)
 
     for owner, name in (
-        (Store, "read"), (Store, "units"), (Store, "adversarial"), (tables, "paired_all"),
-        (figures, "majority"),
+        (Store, "read"), (Store, "adversarial"), (tables, "paired_all"), (figures, "majority"),
     ):  # fmt: skip
         counted(owner, name)
     run_page(masked.store)
     cells = len(masked.plan.defences) * len(masked.plan.columns)
-    controls = sum(len(set(of.values())) for of in masked.plan.controlled.probes.values())
-    recognised = 1  # by what they answer to the first clean images
-    assert calls == {
-        "read": 1, "units": 1, "paired_all": 1, "adversarial": cells + recognised,
-        "majority": cells,
-    }  # fmt: skip
-    assert controls == 6  # whose figures no table shows
+    assert calls == {"read": 1, "paired_all": 1, "adversarial": cells, "majority": cells}
+    probes = sum(len(controls(masked.plan, defence)) for defence in masked.plan.defences)
+    assert probes == 6  # whose figures no table shows
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone", "other", "shape", "few"])
@@ -446,10 +457,10 @@ def test_a_damaged_images_file_is_named_and_the_rest_is_shown(
 
     out = tmp_path / "run"
     few: dict[str, Any] = {"defences": {"noisy": Noisy().eval()}, "trials": 1}
-    run(out, **few).store.close()
-    with Store(out) as store:
-        (unit, *_) = [u["unit"] for u in store.units() if u["attack"] == "long"]
-    file = out / "images" / f"{unit:06d}.safetensors"
+    result = run(out, **few)
+    (name, *_) = [of.adversarial for unit, of in result.units() if unit.attack == "long"]
+    result.store.close()
+    file = out / "images" / f"{name}.safetensors"
     if damage == "gone":
         file.unlink()
     elif damage in (tensors := {

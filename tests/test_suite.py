@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from test_evaluation_report import Page, words
 from torch import Tensor, nn
 from toy_evaluation import Noisy, defences, found, images, run
 from toys import bent, smooth_classifier
 
 from scoreopt_defense import ADP, GDMP, DefendedModel, DiffPure, OneShot, ScoreOpt, attacks
 from scoreopt_defense.attacks import views
-from scoreopt_defense.evaluation import Judging, Result, evaluate
-from scoreopt_defense.evaluation.chain import DRAWS, LEFT, Carried, Harm, WorstCase, carried, harm
-from scoreopt_defense.evaluation.checklist import checklist
-from scoreopt_defense.evaluation.evaluate import evaluate_plan, materials_of
-from scoreopt_defense.evaluation.plan import CLEAN, Chain, Plan
-from scoreopt_defense.evaluation.suite import Adaptive
+from scoreopt_defense.evaluation import Judging, Result, Suite, evaluate
+from scoreopt_defense.evaluation.evaluate import materials_of
+from scoreopt_defense.evaluation.plan import CLEAN, Plan
+from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Judge, Probe, Task, Worst
+from scoreopt_defense.evaluation.record.judged import Judged
+from scoreopt_defense.evaluation.record.rows import UnitResult
+from scoreopt_defense.evaluation.report import run_page
+from scoreopt_defense.evaluation.run.estimate import estimate
+from scoreopt_defense.evaluation.suite.adaptive import Adaptive
+from scoreopt_defense.evaluation.suite.carry_over import Carried, Harm, carried, harms
+from scoreopt_defense.evaluation.suite.checklist import checklist
 
 for library in ("foolbox", "torchattacks"):
     pytest.importorskip(library)
@@ -65,18 +71,40 @@ def dark(*means: float) -> tuple[Tensor, Tensor]:
     return x, torch.zeros(len(means), dtype=torch.int64)
 
 
+@dataclass(frozen=True)
+class Stages(Suite):
+    """These attacks one after another, each from what all before it found."""
+
+    stages: dict[str, Any]
+    confirm: int = 32
+
+    def tasks(self, model: nn.Module, x: Tensor) -> dict[str, Task]:
+        found: dict[str, Task] = {}
+        for label, attack in {"no attack": Clean(), **self.stages}.items():
+            found[label] = Attack(attack=attack, begins_from=[*found], confirm=self.confirm)
+        return found | {"": Judge(attack=Worst(norm="linf", eps=0.9), begins_from=[*found])}
+
+
 def run_stages(
-    stages: dict[str, Any], pixels: tuple[Tensor, Tensor], *, batch: int = 32,
-    noise: float = 0.0, confirm: int = 32, **options: Any,
+    stages: dict[str, Any], pixels: tuple[Tensor, Tensor], *, noise: float = 0.0,
+    confirm: int = 32, **options: Any,
 ) -> Result:  # fmt: skip
-    parts = {f"s/{name}": attack for name, attack in stages.items()}
-    parts["s"] = WorstCase(norm="linf", eps=0.9)
-    materials = materials_of(
-        {"d": Threshold(noise).eval()}, pixels, parts, Judging(purifications=2)
-    )
-    chain = Chain(stages={"d": list(parts)}, untried={"d": {}}, confirm=confirm)
-    materials = dataclasses.replace(materials, suites={"s": chain})
-    return evaluate_plan(Plan.of(materials, batch=batch), materials, **options)
+    return evaluate(
+        {"d": Threshold(noise).eval()}, pixels, suites={"s": Stages(stages, confirm)},
+        judging=Judging(purifications=2), **options,
+    )  # fmt: skip
+
+
+def judged(predicted: list[list[int]], **found: Any) -> Judged:
+    """Images of class 0 that were taken for these, by leads of -1."""
+    classes = np.array(predicted)
+    places = np.arange(len(classes))
+    return Judged.of([
+        UnitResult(
+            key="", defence="", task="", images=len(classes), places=places, labels=0 * places,
+            predicted=classes, lead=np.full(classes.shape, -1.0), **found,
+        )
+    ])  # fmt: skip
 
 
 class TestStages:
@@ -84,8 +112,11 @@ class TestStages:
         # the first takes the image at 0.45, the second adds to the first's, and takes 0.3
         pixels = dark(0.1, 0.3, 0.45, 0.6)  # the last is wrong without any attack
         result = run_stages({"one": Add(0.1), "two": Add(0.15)}, pixels, batch=3)
-        met = {name: [r["image"] for r in result.rows("d", name)] for name in result.plan.attacks}
-        assert met == {CLEAN: [0, 1, 2, 3], "s/one": [0, 1, 2], "s/two": [0, 1], "s": [0, 1, 2, 3]}
+        met = {name: result.judged("d", name).images.tolist() for name in result.plan.attacks}
+        assert met == {
+            CLEAN: [0, 1, 2, 3], "s/no attack": [0, 1, 2, 3], "s/one": [0, 1, 2],
+            "s/two": [0, 1], "s": [0, 1, 2, 3],
+        }  # fmt: skip
         expected = torch.tensor([0.1 + 0.25, 0.3 + 0.25, 0.45 + 0.1, 0.6]).reshape(4, 1, 1, 1)
         torch.testing.assert_close(
             torch.from_numpy(result.adversarial("d", "s")), expected.expand(4, 1, 2, 2)
@@ -93,9 +124,10 @@ class TestStages:
         worst = result.worst_case("d", "s")
         assert worst.cell is not None
         assert worst.cell.accuracy.value == 0.25
-        stages = {s.attack: (s.tried, s.taken, s.alone, s.left) for s in worst.stages}
+        stages = {s.attack: (s.label, s.tried, s.taken, s.alone, s.left) for s in worst.stages}
         assert stages == {
-            CLEAN: (4, 1, 1, 0.75), "s/one": (3, 1, 1, 0.5), "s/two": (2, 1, 1, 0.25),
+            "s/no attack": ("no attack", 4, 1, 1, 0.75), "s/one": ("one", 3, 1, 1, 0.5),
+            "s/two": ("two", 2, 1, 1, 0.25),
         }  # fmt: skip
         assert result.plan.columns == [CLEAN, "s"]
         assert [cell.attack for cell in result.cells] == [CLEAN, "s"]
@@ -103,15 +135,14 @@ class TestStages:
     def test_no_luck_of_a_few_draws_takes_an_image_out_of_the_queue(self) -> None:
         """Where an image is right once in four, two draws are wrong oftener than not."""
         result = run_stages({"some": Add(0.1675), "all": Add(0.4)}, dark(*[0.4] * 64), noise=0.1)
-        some = result.rows("d", "s/some")
-        lucky = [row["image"] for row in some if row["predicted"] == [1, 1]]
-        assert len(lucky) > 16
-        assert len(result.rows("d", "s/all")) == 64
+        some = result.judged("d", "s/some")
+        assert (some.predicted == 1).all(1).sum() > 16  # by luck
+        assert result.tried("d", "s/all") == 64
         assert result.cell("d", "s").accuracy.value == 0
         without = run_stages(
             {"some": Add(0.1675), "all": Add(0.4)}, dark(*[0.4] * 64), noise=0.1, confirm=0
         )
-        assert len(without.rows("d", "s/all")) < 48
+        assert without.tried("d", "s/all") < 48
         assert without.cell("d", "s").accuracy.value > 0.05
 
     def test_a_worse_result_than_before_is_not_carried_on(self) -> None:
@@ -124,7 +155,7 @@ class TestStages:
 
     def test_a_stage_that_fails_takes_nothing_and_stops_nothing(self) -> None:
         result = run_stages({"bad": _Raising(), "good": Add(0.3)}, dark(0.1, 0.45))
-        assert [unit["attack"] for unit in result.failures] == ["s/bad"]
+        assert [failure.unit.attack for failure in result.failures] == ["s/bad"]
         assert result.worst_case("d", "s").cell.accuracy.value == 0.5
 
     def test_what_failed_is_done_again_when_asked_for_with_what_began_from_it(
@@ -132,14 +163,14 @@ class TestStages:
     ) -> None:
         stages = {"early": Add(0.1), "mended": _Mended(0.4), "late": Add(0.2)}
         broken = run_stages(stages, dark(0.2, 0.4), out=tmp_path)
-        took = {unit["attack"]: unit["seconds"] for unit in broken.store.units()}
+        took = {unit.attack: done.seconds for unit, done in broken.units()}
         monkeypatch.setattr(_Mended, "broken", False)
         same = run_stages(stages, dark(0.2, 0.4), out=tmp_path)
-        assert {unit["attack"]: unit["seconds"] for unit in same.store.units()} == took
+        assert {unit.attack: done.seconds for unit, done in same.units()} == took
         again = run_stages(stages, dark(0.2, 0.4), out=tmp_path, retry_failed=True)
         assert found(again) == found(run_stages(stages, dark(0.2, 0.4)))
-        kept = [unit["attack"] for unit in again.store.units() if unit["seconds"] in took.values()]
-        assert kept == [CLEAN, "s/early"]
+        kept = [unit.attack for unit, done in again.units() if done.seconds in took.values()]
+        assert kept == [CLEAN, "s/no attack", "s/early"]
 
     def test_calls_are_counted_by_the_images_that_were_met(self) -> None:
         result = run_stages({"one": Add(0.1), "two": Add(0.15)}, dark(0.1, 0.3, 0.45, 0.6))
@@ -155,29 +186,192 @@ class TestStages:
             chance = p**c * (1 - p) ** (8 - c)
             if m is not None:
                 chance = chance * p**m * (1 - p) ** (32 - m)
-            measured = {} if m is None else {LEFT: m / 40, DRAWS: 40.0}
-            row = {"predicted": [0] * c + [1] * (8 - c), "label": 0, "margin": [0.0] * 8,
-                   "broken": None, "measured": measured}  # fmt: skip
+            more = {} if m is None else {"left": np.array([m / 40]), "draws": np.array([40])}
+            (found,) = harms(judged([[0] * c + [1] * (8 - c)], **more))
             expected = (p * chance).sum() / chance.sum()
-            assert harm(row).expected == pytest.approx(expected, rel=1e-7)
-            assert harm(row).left == (c / 8 if m is None else m / 40)
+            assert found.expected == pytest.approx(expected, rel=1e-7)
+            assert found.left == (c / 8 if m is None else m / 40)
 
     def test_draws_that_were_added_are_counted(self) -> None:
         result = run_stages({"some": Add(0.1675)}, dark(*[0.4] * 64), noise=0.1, confirm=30)
-        for row in result.rows("d", "s/some"):
-            found, wrong = row["measured"], row["predicted"] == [1, 1]
-            assert found[DRAWS] == (32 if wrong else 2)
-            right = found[LEFT] * found[DRAWS]
+        some = result.judgements("d", "s/some")
+        assert {image.draws for image in some} == {2, 32}
+        for image in some:
+            assert image.draws == (32 if (image.predicted == 1).all() else 2)
+            right = image.left * image.draws
             assert right == pytest.approx(round(right), abs=32 * 2**-24)  # a share in float32
 
     def test_ties_keep_the_first(self) -> None:
-        row = {"place": 0, "label": 0, "predicted": [1], "margin": [-1.0], "broken": None}
-        rows = [row | {"measured": {}}]
-        x = np.zeros((1, 1, 2, 2), dtype=np.float32)
-        kept = carried(x, [(rows, x + 0.25), (rows, x + 0.5)])
+        x, same = np.zeros((1, 1, 2, 2), dtype=np.float32), judged([[1]])
+        kept = carried(x, 0, [(same, x + 0.25), (same, x + 0.5)])
         assert isinstance(kept, Carried)
         assert kept.images.max() == 0.25
         assert not kept.standing[0]
+
+
+@dataclass(frozen=True)
+class Given(Suite):
+    """These tasks, and their worst case."""
+
+    given: dict[str, Task]
+    other: dict[str, Task] = field(default_factory=dict)
+
+    def tasks(self, model: nn.Module, x: Tensor) -> dict[str, Task]:
+        """The others for a defence that is noisy."""
+        given = self.other if self.other and model.noise else self.given
+        judged = [label for label, task in given.items() if not isinstance(task, Probe)]
+        return {**given, "": Judge(attack=Worst(norm="linf", eps=0.9), begins_from=judged)}
+
+
+def ordered(*labels: str) -> dict[str, Task]:
+    """Each from the one before it."""
+    return {
+        label: Attack(
+            attack=Add(0.04 + 0.01 * "abc".index(label)),
+            begins_from=labels[max(place - 1, 0) : place],
+        )
+        for place, label in enumerate(labels)
+    }
+
+
+class TestOwnOrder:
+    def test_a_researchers_own_order_of_attacks_is_one_object(self) -> None:
+        class Mine(Suite):
+            def tasks(self, model: nn.Module, x: Tensor) -> dict[str, Task]:
+                worst = Worst(norm="linf", eps=0.5)
+                return {
+                    "push": Attack(attack=Add(0.1)),
+                    "push on": Attack(attack=Add(0.15), begins_from=["push"]),
+                    "afresh": Attack(attack=Add(0.02)),
+                    "": Judge(attack=worst, begins_from=["push", "push on", "afresh"]),
+                }
+
+            def untried(self, model: nn.Module) -> dict[str, str]:
+                return {"sideways": f"{type(model).__name__} has one direction"}
+
+        result = evaluate(
+            {"d": Threshold().eval()}, dark(0.1, 0.3, 0.45, 0.6), suites={"mine": Mine()},
+            judging=Judging(purifications=2),
+        )  # fmt: skip
+        assert result.failures == []
+        assert result.plan.columns == [CLEAN, "mine"]
+        np.testing.assert_allclose(  # the third and the fourth are taken by the first
+            result.adversarial("d", "mine").mean((1, 2, 3)), [0.35, 0.55, 0.55, 0.7], rtol=1e-6
+        )
+        worst = result.worst_case("d", "mine")
+        assert result.cell("d", "mine") == worst.cell
+        assert worst.cell.accuracy.value == 0.25
+        stages = [(s.label, s.tried, s.taken, s.alone, s.left) for s in worst.stages]
+        assert stages == [
+            ("push", 4, 2, 1, 0.5), ("push on", 2, 1, 1, 0.25), ("afresh", 4, 0, 0, 0.25),
+        ]  # fmt: skip
+        assert f"{worst.cell.robust} (no check was run)" in str(result)
+        page = run_page(result.store)
+        text = " ".join(Page(page).text.split())
+        assert "the suite mine of 3 attacks at most" in text
+        assert "sideways: Threshold has one direction." in text
+        head, row = words(Page(page).rows)
+        assert head == ["defence", "no attack", "mine"]
+        assert row[2].startswith("25.0 ")
+        shown = [
+            (label, *map(float, rest)) for label, *rest in words(Page(page, "stages-1-1").rows)[1:]
+        ]
+        assert shown == [(*of, 100 * left) for *of, left in stages]
+
+    @pytest.mark.parametrize("before", ["nowhere", "itself", "later"])
+    def test_what_begins_from_nothing_before_it_is_refused(self, before: str) -> None:
+        suite = Given({
+            "first": Attack(attack=Add(0.1)),
+            "itself": Attack(attack=Add(0.1), begins_from=["first", before]),
+            "later": Attack(attack=Add(0.1)),
+        })  # fmt: skip
+        message = (
+            f"'itself' of the suite 'mine' begins from '.*{before}', which must come before it; "
+            r"there are \['.*first'\]"
+        )
+        with pytest.raises(ValueError, match=message):
+            evaluate(Threshold().eval(), dark(0.1), suites={"mine": suite})
+
+    @pytest.mark.parametrize(
+        ("task", "error", "message"),
+        [
+            (Add(0.1), TypeError, "must be a Task, got Add"),
+            (
+                Attack(attack="spsa"),
+                TypeError,
+                r"must have run\(model, x, y\) and as_dict\(\), got str",
+            ),
+            (
+                Attack(attack=Worst(norm="linf", eps=8)),
+                ValueError,
+                "norm 'linf' must have eps, at most 1.*got 8",
+            ),
+        ],
+    )
+    def test_a_task_that_cannot_be_done_is_refused_by_its_name(
+        self, task: Any, error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=f"'push' of the suite 'mine'.*{message}"):
+            evaluate(Threshold().eval(), dark(0.1), suites={"mine": Given({"push": task})})
+
+    def test_two_defences_may_be_met_in_opposite_orders(self) -> None:
+        models = {"plain": Threshold().eval(), "noisy": Threshold(0.1).eval()}
+        orders = {"plain": ("a", "b", "c"), "noisy": ("c", "a", "b")}
+        suites = {"mine": Given(*(ordered(*labels) for labels in orders.values()))}
+        pixels = dark(*np.linspace(0.1, 0.6, 12).tolist())
+        both = evaluate(models, pixels, suites=suites)
+        assert both.failures == []
+        for name, model in models.items():
+            alone = evaluate({name: model}, pixels, suites=suites)
+            stages = both.worst_case(name, "mine").stages
+            assert tuple(stage.label for stage in stages) == orders[name]
+            assert stages == alone.worst_case(name, "mine").stages
+            (last,) = (unit for unit in found(both) if unit["defence"] == name
+                       and unit["attack"] == "mine")  # fmt: skip
+            assert last in found(alone)
+
+    @pytest.mark.parametrize(("probed", "count"), [(3, 12), (6, 12), (12, 3)])
+    def test_what_meets_other_numbers_of_images_than_it_begins_from(
+        self, probed: int, count: int
+    ) -> None:
+        """Of those that both meet it goes on, and of others it begins at the clean ones."""
+        suite = Given({
+            "push": Attack(attack=Add(0.1), images=count),
+            "probe": Probe(attack=Add(0.05), images=probed, begins_from=["push"]),
+        })  # fmt: skip
+        result = evaluate(
+            {"d": Threshold().eval()}, dark(*[0.1] * 12), suites={"mine": suite}, batch=4
+        )
+        assert result.failures == []
+        went_on = min(probed, count)
+        np.testing.assert_allclose(
+            result.adversarial("d", "mine/probe")[:probed].mean((1, 2, 3)),
+            [0.25] * went_on + [0.15] * (probed - went_on), rtol=1e-6,
+        )  # fmt: skip
+
+    def test_a_dry_run_counts_an_attack_of_ones_own_as_it_is(self) -> None:
+        @dataclass(frozen=True)
+        class Averaged(Add):
+            eot: int = 3
+
+            def run(
+                self, model: nn.Module, x: Tensor, y: Tensor, *, start: Tensor | None = None
+            ) -> Tensor:
+                for _ in range(self.eot):
+                    model(x)
+                return super().run(model, x, y, start=start)
+
+        suite = {"mine": Given({"push": Attack(attack=Averaged(0.1))})}
+        judging = Judging(purifications=2)
+        materials = materials_of({"d": Threshold().eval()}, dark(*[0.1] * 4), {}, judging, suite)
+        foretold = {cell.attack: cell for cell in estimate(Plan.of(materials), materials)}
+        assert foretold["mine/push"].error is None
+        assert foretold["mine/push"].classifier_calls == 4 * (3 + 2)
+
+    def test_a_suite_is_not_called_as_the_checks_are(self) -> None:
+        suite = Given({"push": Attack(attack=Add(0.1))})
+        with pytest.raises(ValueError, match="no suite may be called 'check'"):
+            evaluate(Threshold().eval(), dark(0.1), suites={"check": suite})
 
 
 class _Plain:
@@ -208,6 +402,16 @@ class _Mended(_Plain):
         return super().run(model, x, y)
 
 
+def stages_of(tasks: dict[str, Task]) -> dict[str, Any]:
+    """The attacks on the way to a suite's sum, by label."""
+    return {label: task.attack for label, task in tasks.items() if isinstance(task, Attack)}
+
+
+def probes_of(tasks: dict[str, Task]) -> dict[str, Any]:
+    """What the checks rest on, by role."""
+    return {task.role: task.attack for task in tasks.values() if isinstance(task, Probe)}
+
+
 SUITE_RUN = {
     "attacks": {}, "trials": 1, "batch": 4, "judging": Judging(purifications=3),
     "suites": {"adaptive": Adaptive(**SMALL)},
@@ -224,7 +428,7 @@ class TestAdaptive:
     def test_nothing_fails_and_every_image_is_judged_at_last(self, whole: Result) -> None:
         assert whole.failures == []
         for defence in whole.plan.defences:
-            assert len(whole.rows(defence, "adaptive")) == 12
+            assert whole.judged(defence, "adaptive").images.tolist() == [*range(12)]
 
     def test_each_mode_is_attacked_that_a_defence_offers(self, whole: Result) -> None:
         modes = {
@@ -233,17 +437,21 @@ class TestAdaptive:
             "noisy": {"as-it-is"},
         }
         for defence, expected in modes.items():
-            stages = whole.plan.suites["adaptive"]["stages"][defence]
+            stages = [*whole.plan.of_suite("adaptive", defence, "attack")]
             for kind in ("adaptive/PGD+EOT, ", "adaptive/APGD+EOT, "):
                 named = {s.removeprefix(kind) for s in stages if s.startswith(kind)}
                 named = {mode for mode in named if "restarts" not in mode}
                 assert named == expected
-            assert stages[-1] == "adaptive"
-            assert "restarts" in stages[-2]
+            assert stages[0] == "adaptive/no attack"
+            assert "restarts" in stages[-1]
+            judges = whole.plan.of_suite("adaptive", defence, "judge")
+            assert {name: judge.begins_from for name, judge in judges.items()} == {
+                "adaptive": tuple(stages)
+            }
 
     def test_stages_are_ordered_by_their_cost(self, whole: Result) -> None:
-        names = whole.plan.suites["adaptive"]["stages"]["scoreopt"]
-        order = [name.removeprefix("adaptive/") for name in names]
+        stages = whole.plan.of_suite("adaptive", "scoreopt", "attack").values()
+        order = [stage.label for stage in stages]
         cheap, dear = ("transfer PGD", "PGD+EOT at the surrogate", "PGD+EOT, one-shot"), "exact"
         places = [order.index(name) for name in (*cheap, f"PGD+EOT, {dear}")]
         assert places == sorted(places)
@@ -254,8 +462,8 @@ class TestAdaptive:
     ) -> None:
         """Against the clean start it would be the start that is compared, not their number."""
         x, _ = images()
-        probes = Adaptive(restarts=restarts).member(smooth_classifier(torch.float32), x).probes
-        one, more = probes["one restart"][1], probes["restarts"][1]
+        probes = probes_of(Adaptive(restarts=restarts).tasks(smooth_classifier(torch.float32), x))
+        one, more = probes["one restart"], probes["restarts"]
         assert (one.random_start, one.restarts, more.restarts) == (True, 1, compared)
         assert more.replace(restarts=1) == one
 
@@ -269,7 +477,7 @@ class TestAdaptive:
         model = DefendedModel(
             Noisy().eval() if noisy else smooth_classifier(torch.float32), purifier
         )
-        stages = Adaptive(eot=4).member(model, images()[0]).stages
+        stages = stages_of(Adaptive(eot=4).tasks(model, images()[0]))
         averaged = "PGD+EOT, exact" in stages
         assert averaged == (noisy or not deterministic)
         assert stages["PGD+EOT, exact" if averaged else "PGD, exact"].eot == (4 if averaged else 1)
@@ -279,7 +487,7 @@ class TestAdaptive:
         self, steps: int, expected: bool
     ) -> None:
         model = DefendedModel(smooth_classifier(torch.float32), ScoreOpt(bent(), steps=steps))
-        stages = Adaptive().member(model, images()[0]).stages
+        stages = stages_of(Adaptive().tasks(model, images()[0]))
         assert ("PGD+EOT at 2 steps" in stages) == expected
         shown = views.shown(views.Shortened(), model)
         assert shown.purifier.settings == model.purifier.settings.replace(
@@ -300,21 +508,17 @@ class TestAdaptive:
         model = DefendedModel(smooth_classifier(torch.float32), OneShot(bent(), sigma=0.3))
         with pytest.raises(ValueError, match="OneShot has no number of steps to shorten"):
             views.shown(views.Shortened(), model)
-        assert not any("2 steps" in n for n in Adaptive().member(model, images()[0]).stages)
+        assert not any("2 steps" in label for label in Adaptive().tasks(model, images()[0]))
 
     def test_memory_for_time_changes_no_name_and_no_key(self) -> None:
         model = DefendedModel(smooth_classifier(torch.float32), OneShot(bent(), sigma=0.3))
-        members = [Adaptive(keep_mb=mb).member(model, images()[0]) for mb in (0, 50)]
+        both = [Adaptive(keep_mb=mb).tasks(model, images()[0]) for mb in (0, 50)]
         described = [
-            {
-                name: attack.as_dict()
-                for name, attack in [*member.stages.items(), *member.probes.values()]
-            }
-            for member in members
+            {label: task.attack.as_dict() for label, task in tasks.items()} for tasks in both
         ]
         assert described[0] == described[1]
-        kept = members[1].stages["PGD+EOT, exact"].gradient.keep_mb
-        assert kept == members[1].probes["white-box"][1].gradient.keep_mb == 50
+        kept = stages_of(both[1])["PGD+EOT, exact"].gradient.keep_mb
+        assert kept == probes_of(both[1])["white-box"].gradient.keep_mb == 50
 
     def test_the_worst_case_is_no_better_than_what_was_found(self, whole: Result) -> None:
         """Judged anew, an image that was wrong in each of 3 purifications may be right again."""
@@ -323,24 +527,27 @@ class TestAdaptive:
             assert worst.stages[-1].left < worst.stages[0].left
             assert worst.cell.accuracy.value < whole.cell(defence).accuracy.value
             least: dict[int, Harm] = {}
-            for row in (row for s in worst.stages for row in whole.rows(defence, s.attack)):
-                least[row["image"]] = min(least.get(row["image"], harm(row)), harm(row))
+            for stage in worst.stages:
+                found = whole.judged(defence, stage.attack)
+                for image, done in zip(found.images.tolist(), harms(found), strict=True):
+                    least[image] = min(least.get(image, done), done)
             taken = sum(stage.taken for stage in worst.stages)
-            assert taken == sum(found.left < 0.5 for found in least.values())
+            assert taken == sum(done.left < 0.5 for done in least.values())
 
     def test_the_last_judge_saw_other_purifications_than_the_choice(self, whole: Result) -> None:
         for defence in whole.plan.defences:
-            chosen, judged = (
-                [row["margin"] for row in whole.rows(defence, name)]
-                for name in (whole.plan.suites["adaptive"]["stages"][defence][0], "adaptive")
+            last, *chosen = (
+                set(map(tuple, whole.judged(defence, name).lead.tolist()))
+                for name in ("adaptive", *whole.plan.of_suite("adaptive", defence, "attack"))
             )
-            assert not set(map(tuple, chosen)) & set(map(tuple, judged))
+            assert len(last) == 12
+            assert not any(last & leads for leads in chosen)
 
     @pytest.mark.parametrize(("classes", "kind"), [(2, "APGD"), (3, "AutoAttack")])
     def test_of_two_classes_there_is_but_apgd_and_the_plan_says_so(self, classes, kind) -> None:
         classifier = smooth_classifier(torch.float32, classes=classes)
         for model in (classifier, DefendedModel(classifier, defences()["one-shot"].purifier)):
-            stages = Adaptive().member(model, images()[0]).stages
+            stages = stages_of(Adaptive().tasks(model, images()[0]))
             found = {type(a).__name__ for name, a in stages.items() if name.startswith("APGD")}
             assert found == {kind}
 
@@ -357,7 +564,8 @@ class TestAdaptive:
             (smooth_classifier(torch.float32), "PGD", 1),
             (Noisy().eval(), "PGD+EOT", 8),
         ):
-            assert Adaptive(eot=8).member(model, x).stages[f"{kind}, as-it-is"].eot == eot
+            stages = stages_of(Adaptive(eot=8).tasks(model, x))
+            assert stages[f"{kind}, as-it-is"].eot == eot
 
     @pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(()).item()])
     @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
@@ -366,12 +574,12 @@ class TestAdaptive:
             def forward(self, x: Tensor) -> Tensor:
                 return super().forward(x) * (1 if draw() < share else 2)
 
-        stages = Adaptive(eot=8).member(Coin().eval(), images()[0]).stages
+        stages = stages_of(Adaptive(eot=8).tasks(Coin().eval(), images()[0]))
         assert stages["PGD+EOT, as-it-is"].eot == 8
 
     def test_its_owner_may_say_that_a_model_is_random(self) -> None:
         """What is random on attacked images alone is not found by asking."""
-        stages = Adaptive(eot=8, random=True).member(Threshold().eval(), images()[0]).stages
+        stages = stages_of(Adaptive(eot=8, random=True).tasks(Threshold().eval(), images()[0]))
         assert stages["PGD+EOT, as-it-is"].eot == 8
         with pytest.raises(ValueError, match="random must be True or False"):
             Adaptive(random="yes")
@@ -379,7 +587,7 @@ class TestAdaptive:
     def test_a_purifier_inside_another_module_is_refused(self) -> None:
         model = nn.Sequential(defences()["scoreopt"])
         with pytest.raises(ValueError, match="pass the DefendedModel itself"):
-            Adaptive().member(model, images()[0])
+            Adaptive().tasks(model, images()[0])
 
     def test_workers_and_resumption_change_nothing(self, whole: Result, tmp_path) -> None:
         few = SUITE_RUN | {"suites": {"adaptive": Adaptive(**SMALL | {"probed": 0})}}
@@ -410,7 +618,7 @@ class TestAdaptive:
     )
     def test_wrong_settings_are_refused(self, settings: dict, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            Adaptive(**settings).member(smooth_classifier(torch.float32), images()[0])
+            Adaptive(**settings).tasks(smooth_classifier(torch.float32), images()[0])
 
     def test_an_unknown_suite_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"suite must be one of \['adaptive'\], got 'all'"):

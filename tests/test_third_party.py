@@ -20,7 +20,7 @@ from toys import bent, gaussian, mid_images, smooth_classifier
 from scoreopt_defense import DefendedModel, OneShot, ThirdParty
 from scoreopt_defense.evaluation import Judging, evaluate
 from scoreopt_defense.evaluation.config import load, purifier_of
-from scoreopt_defense.evaluation.suite import Adaptive
+from scoreopt_defense.evaluation.suite.adaptive import Adaptive
 from scoreopt_defense.noise import Noise, seeded
 
 F64 = torch.float64

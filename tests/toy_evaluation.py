@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from toys import bent, labels, smooth_classifier
 
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt
-from scoreopt_defense.evaluation import Judging, Result, Store, evaluate
+from scoreopt_defense.evaluation import Judging, Result, Store, Unit, evaluate
+from scoreopt_defense.evaluation.record.rows import UnitResult
 
 EPS = 0.1
 
@@ -133,15 +135,21 @@ def run(out: Path | None, *, pause: float = 0.0, **options: Any) -> Result:
 
 
 def found(result: Result | Path) -> list[dict[str, Any]]:
-    """All that a run found, bit for bit: its rows but for the times, and the adversarial images."""
-    store = Store(result) if isinstance(result, Path) else result.store
-    rows = [{**row, "seconds": None} for row in store.rows()]
-    units = [
-        {**unit, "seconds": None}
-        | ({"bytes": store.adversarial(unit["unit"]).tobytes()} if unit["adversarial"] else {})
-        for unit in store.units()
-    ]
-    return rows + units
+    """All that a run found, bit for bit, in the plan's order: a unit each, but for the times."""
+    result = Result(Store(result)) if isinstance(result, Path) else result
+    return [_of_unit(result.store, unit, done) for unit, done in result.units()]
+
+
+def _of_unit(store: Store, unit: Unit, done: UnitResult) -> dict[str, Any]:
+    values = {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in vars(done).items()
+        if name not in ("defence", "task", "seconds", "finished")
+    }
+    named = {"defence": unit.defence, "attack": unit.attack, "seed": unit.seed}
+    whose = {"fingerprint": done.defence, "content": done.task}
+    images = store.adversarial(done).tobytes() if done.adversarial else None
+    return named | whose | values | {"bytes": images}
 
 
 def run_here(out: str, options: dict[str, Any]) -> None:

@@ -25,8 +25,8 @@ from benchmarks.common.results_file import RESULTS
 from scoreopt_defense._memory import keep_freed_memory
 from scoreopt_defense.evaluation.config import Config
 from scoreopt_defense.evaluation.evaluate import evaluate_plan
-from scoreopt_defense.evaluation.export import to_json
-from scoreopt_defense.evaluation.progress import progress
+from scoreopt_defense.evaluation.record.export import to_json
+from scoreopt_defense.evaluation.run.progress import progress
 
 NAME, RESNET = "cifar10-tiny", "python:benchmarks.paper.third_party:resnet"
 
@@ -206,8 +206,8 @@ def main() -> None:
             name = written(row, norm, budget, confirm)
             materials = config.materials()
             result = evaluate_plan(
-                config.plan(materials), materials, out=args.runs / name.replace("_", "-"),
-                workers=args.workers, progress=progress(),
+                config.plan(materials), materials, out=args.runs, name=name,
+                workers=args.workers, wait=True, progress=progress(),
             )  # fmt: skip
             with result.store:
                 print(result)

@@ -140,7 +140,7 @@ def adaptive_found_by() -> str:
             by = [
                 f"{stage['attack'].removeprefix('adaptive/')} {stage['taken']} ({stage['alone']})"
                 for stage in taking
-                if stage["taken"] and stage["attack"] != "clean"
+                if stage["taken"] and stage["attack"] not in ("clean", "adaptive/no attack")
             ]
             rows.append([name, said, "; ".join(by)])
     return markdown(["defence", "norm", "images taken (by it alone), most first"], rows)

@@ -25,8 +25,8 @@ from scoreopt_defense import data
 from scoreopt_defense.attacks import PGD, Surrogate
 from scoreopt_defense.diagnostics import gradient_agreement, gradient_noise
 from scoreopt_defense.evaluation import evaluate
-from scoreopt_defense.evaluation.export import to_json
-from scoreopt_defense.evaluation.progress import progress
+from scoreopt_defense.evaluation.record.export import to_json
+from scoreopt_defense.evaluation.run.progress import progress
 from scoreopt_defense.gradients import (
     BPDA,
     Backward,

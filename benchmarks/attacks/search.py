@@ -41,15 +41,12 @@ from benchmarks.common.results_file import rounded, weights, write
 from scoreopt_defense import DefendedModel, ScoreOpt, data, pretrained
 from scoreopt_defense.attacks import APGD, PGD, Attack, FoolboxPGD, ProjectedGradientAttack
 from scoreopt_defense.evaluation import evaluate
-from scoreopt_defense.evaluation.evaluate import materials_of
-from scoreopt_defense.evaluation.export import to_json
-from scoreopt_defense.evaluation.judging import Judging
-from scoreopt_defense.evaluation.plan import Plan
-from scoreopt_defense.evaluation.progress import progress
-from scoreopt_defense.evaluation.results import Result
-from scoreopt_defense.evaluation.runner import Stopped
-from scoreopt_defense.evaluation.statistics import difference
-from scoreopt_defense.evaluation.store import Store
+from scoreopt_defense.evaluation.record.export import to_json
+from scoreopt_defense.evaluation.record.results import Result
+from scoreopt_defense.evaluation.record.statistics import difference
+from scoreopt_defense.evaluation.record.store import Store
+from scoreopt_defense.evaluation.run.progress import progress
+from scoreopt_defense.evaluation.run.scheduler import Stopped
 from scoreopt_defense.gradients import (
     BPDA,
     Backward,
@@ -230,8 +227,7 @@ def search(
         )
     except Stopped as stop:
         print(stop)
-        materials = materials_of(models, images, attacks, Judging())
-        return Result(Store(out, Plan.of(materials, batch=batch, seed=seed)))
+        return Result(Store(out))
 
 
 def differences(result: Result) -> list[dict[str, Any]]:

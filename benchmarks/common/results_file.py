@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from scoreopt_defense import pretrained
-from scoreopt_defense.evaluation.about import machine
-from scoreopt_defense.evaluation.statistics import Difference
+from scoreopt_defense.evaluation.plan.environment import machine
+from scoreopt_defense.evaluation.record.statistics import Difference
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -23,7 +23,7 @@ from benchmarks.common.results_file import rows_about, weights, write
 from scoreopt_defense import DefendedModel, pretrained, purifiers
 from scoreopt_defense.attacks import Attack, attack
 from scoreopt_defense.evaluation import Judging, Result, evaluate
-from scoreopt_defense.evaluation.progress import progress
+from scoreopt_defense.evaluation.run.progress import progress
 
 CLEAN, TRANSFER, WHITE_BOX = "clean", "transfer PGD-40", "PGD-10+EOT-2, one-shot surrogate"
 

@@ -5,9 +5,9 @@
     python -m benchmarks.paper.run table01 --scale cpu --draw    # from the result file alone
 
 ``paper/<table>.toml`` has the table's rows with the paper's figures, and which defence and attack
-gives ours. A cell is a run of one defence under one attack, ``runs/paper/<scale>/<cell>``: tables
-that share a cell share its run. Stopped and started again, it goes on. Figures are written to
-``results/paper_<table>_<scale>.json``, the drawing beside it. What was exported of runs that are
+gives ours. A cell is one defence under one attack; all are of one record, ``runs/paper``, so that
+tables share what they share, and what was stopped goes on. Figures are written to
+``results/paper_<table>_<scale>.json``, the drawing beside it. What was exported of records that are
 elsewhere is kept, so that a table can be made in parts: ``--row`` names some, ``--missing`` is what
 no table's file has yet. At a CPU's scale attacks compute in bfloat16; a CPU without instructions
 for it takes ten times as long for it as for float32: say ``--float32`` there.
@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,13 @@ from benchmarks.paper import timing as paper_timing
 from benchmarks.paper.cells import SCALES, TABLES, Cell, cells, specification
 from scoreopt_defense import data, pretrained
 from scoreopt_defense._memory import keep_freed_memory
-from scoreopt_defense.evaluation.estimate import estimate
 from scoreopt_defense.evaluation.evaluate import evaluate_plan
-from scoreopt_defense.evaluation.export import right_counts
-from scoreopt_defense.evaluation.progress import duration, progress
-from scoreopt_defense.evaluation.results import Result
-from scoreopt_defense.evaluation.runner import Stopped
-from scoreopt_defense.evaluation.store import Store
+from scoreopt_defense.evaluation.record.export import right_counts
+from scoreopt_defense.evaluation.record.results import Result
+from scoreopt_defense.evaluation.record.store import RECORD, Store
+from scoreopt_defense.evaluation.run.estimate import estimate
+from scoreopt_defense.evaluation.run.progress import duration, progress
+from scoreopt_defense.evaluation.run.scheduler import Stopped
 
 
 def run(table: str, args: argparse.Namespace) -> None:
@@ -56,30 +55,20 @@ def run(table: str, args: argparse.Namespace) -> None:
             said = next((e.error for e in foretold if e.error), None)
             print(f"{cell.run}: {said or duration(sum(e.seconds for e in foretold))}", flush=True)
             continue
-        folder = args.runs / args.scale / cell.run
-        with _alone(folder):
-            print(cell.run, flush=True)
-            done = evaluate_plan(
-                plan, materials, out=folder, workers=args.workers, progress=progress()
-            )
-            with done.store:
-                print(done, flush=True)
+        print(cell.run, flush=True)
+        done = evaluate_plan(
+            plan, materials, out=args.runs, name=_view(args.scale, cell), workers=args.workers,
+            wait=True, progress=progress(),
+        )  # fmt: skip
+        with done.store:
+            print(done, flush=True)
     if args.dry_run:
         print(f"{table}: about {duration(seconds)} of one worker, what is recorded included")
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Tables that share a cell wait for each other."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _view(scale: str, cell: Cell) -> str:
+    """What a cell's run is called in the record."""
+    return f"{scale}: {cell.run}"
 
 
 def export(table: str, args: argparse.Namespace) -> Path:
@@ -89,20 +78,20 @@ def export(table: str, args: argparse.Namespace) -> Path:
         SystemExit: if that is nothing: a file of it would say that the table was run.
     """
     exported, known = _exported(args.scale)
+    record = Store(args.runs) if (args.runs / RECORD).exists() else Store()
+    views = record.views()
     plan: dict[str, dict[str, Any]] = {part: {} for part in known}
     found, worst = [], {}
     for cell in cells(table, args.scale, **_settings(args)):
-        folder = args.runs / args.scale / cell.run
         part = "defences" if _ships(cell) else "others"
         figures = exported.get(cell.key)
-        if (folder / "run.sqlite").exists():
-            with Store(folder) as store:
-                result = Result(store)
-                complete = len(result.rows(cell.defence, cell.attack)) == cell.images * cell.trials
-                if complete and _judged_so(cell, ours := _figures(cell, result)):
-                    figures = ours
-                    known[part] |= result.plan.defences
-                    known["attacks"] |= result.plan.attacks
+        if (view := _view(args.scale, cell)) in views:
+            result = Result(record, record.plan(view))
+            complete = result.tried(cell.defence, cell.attack) == cell.images * cell.trials
+            if complete and _judged_so(cell, ours := _figures(cell, result)):
+                figures, about = ours, result.plan.summary()
+                known[part] |= about["defences"]
+                known["attacks"] |= about["attacks"]
         if not _judged_so(cell, figures):
             continue
         found.append(figures)
@@ -111,8 +100,9 @@ def export(table: str, args: argparse.Namespace) -> Path:
         plan["attacks"][cell.attack].pop("autocast", None)  # each cell has its own precision
         if cell.worst and (beside := _worst(cell, figures, args.source)):
             worst[f"{cell.worst}|{cell.attack}"] = beside
+    record.close()
     if not found:
-        raise SystemExit(f"nothing of {table} is recorded in {args.runs / args.scale}")
+        raise SystemExit(f"nothing of {table} is recorded in {args.runs}")
     return write(
         f"paper_{table}_{args.scale}", table=table, scale=args.scale, plan=plan,
         cells=found, worst=worst,
@@ -149,7 +139,7 @@ def _figures(cell: Cell, result: Result) -> dict[str, Any]:
         "run": cell.run, "defence": cell.defence, "attack": cell.attack,
         "images": cell.images, "trials": cell.trials, "criterion": _criterion(result.plan.judging),
         "precision": result.plan.attacks[cell.attack].get("autocast") or "float32",
-        "machine": result.store.about()["machine"],
+        "machine": result.view.machine if result.view else None,
         "accuracy": None if of.robust is None else of.robust.as_dict(),
         "of the last image": None if of.accuracy is None else of.accuracy.as_dict(),
         "majority": None if of.majority is None else of.majority.as_dict(),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.common.results_file import write
 from benchmarks.common.timing import images, in_turn
-from scoreopt_defense.evaluation.config import purifier_of
+from scoreopt_defense.evaluation import named
 from scoreopt_defense.purifiers import Purifier
 
 
@@ -26,7 +26,7 @@ def purifiers(spec: dict[str, Any], scale: Any) -> dict[tuple[str, int], Purifie
         if preset:
             preset = preset.format(preset=spec["preset"])
         for steps in row["steps"]:
-            made[row["name"], steps] = purifier_of(
+            made[row["name"], steps] = named.purifier(
                 section["purifier"], section["denoiser"], preset, overrides | {"steps": steps}
             )  # type: ignore[assignment]
     return made

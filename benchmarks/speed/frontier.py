@@ -34,7 +34,7 @@ from benchmarks.models.tune_presets import Point, one_shot, product, scoreopt
 from scoreopt_defense import DefendedModel, Purifier, pretrained, purifiers
 from scoreopt_defense.attacks import attack
 from scoreopt_defense.evaluation import Judging, Result, evaluate
-from scoreopt_defense.evaluation.progress import progress
+from scoreopt_defense.evaluation.run.progress import progress
 from scoreopt_defense.presets import preset
 
 NAME = "cifar10-tiny"

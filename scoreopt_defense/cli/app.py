@@ -12,7 +12,7 @@ from scoreopt_defense.cli.evaluation import evaluate
 from scoreopt_defense.cli.networks import convert_edm, models, presets
 from scoreopt_defense.cli.output import say
 from scoreopt_defense.cli.purification import purify
-from scoreopt_defense.cli.records import export, report
+from scoreopt_defense.cli.records import export, forget, report, runs
 
 __all__ = ["app", "run"]
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _command in (evaluate, report, export, purify, presets, models):
+for _command in (evaluate, report, export, runs, forget, purify, presets, models):
     app.command()(_command)
 app.command("convert-edm")(convert_edm)
 

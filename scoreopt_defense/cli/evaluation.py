@@ -34,17 +34,25 @@ def evaluate(
         bool,
         typer.Option("--retry-failed", help="Do again what failed, and what began from it."),
     ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Until no other process writes the record.")
+    ] = False,
 ) -> None:
-    """Attack and judge; stopped and started again, it goes on where it was.
+    """Attack and judge what the record does not have yet.
+
+    Stopped and started again, it goes on where it was; another attack, defence, image or trial in
+    the file costs itself alone, and several files may share a record by --out.
 
     The exit status is 3 if units failed, whose figures are missing.
     """
     from scoreopt_defense._memory import keep_freed_memory
     from scoreopt_defense.evaluation import config as configuration
     from scoreopt_defense.evaluation.evaluate import evaluate_plan
-    from scoreopt_defense.evaluation.progress import progress
-    from scoreopt_defense.evaluation.runner import Stopped
-    from scoreopt_defense.evaluation.summary import summaries
+    from scoreopt_defense.evaluation.record.store import RECORD
+    from scoreopt_defense.evaluation.run.progress import progress
+    from scoreopt_defense.evaluation.run.scheduler import Stopped
+    from scoreopt_defense.evaluation.suite.controls import CHECKS
+    from scoreopt_defense.evaluation.suite.summary import summaries
 
     keep_freed_memory()
     find_own_modules()
@@ -57,24 +65,24 @@ def evaluate(
         _foretell(plan, materials, workers)
         return
     folder = out or Path("runs") / config.stem
-    if not (folder / "run.sqlite").exists():  # for the report's --config
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "config.toml") as part:
-            part.write_bytes(config.read_bytes())
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / config.name) as part:  # for the report's --config
+        part.write_bytes(config.read_bytes())
     try:
         result = evaluate_plan(
-            plan, materials, out=folder, workers=workers, cluster=cluster,
-            retry_failed=retry_failed, progress=progress(),
+            plan, materials, out=folder, name=config.stem, workers=workers, cluster=cluster,
+            retry_failed=retry_failed, wait=wait, progress=progress(),
         )  # fmt: skip
     except Stopped as stop:
         say(f"scoreopt: {stop}", error=True)
         raise typer.Exit(130) from None
     with result.store:
         say(f"{result}\n\nRobust accuracy in per cent with its 95 % interval, of {plan.count} "
-                f"images. The record is {folder / 'run.sqlite'}.")  # fmt: skip
+                f"images. The record is {folder / RECORD}.")  # fmt: skip
         for summary in summaries(result).values():
             say(f"\n{summary}")
-        if failed := sum(f["attack"] not in plan.controlled.parts for f in result.failures):
+        units = (failure.unit for failure in result.failures)
+        if failed := sum(plan.tasks[u.attack][u.defence].suite != CHECKS for u in units):
             say(f"\n{failed} units failed, and the figures are without them: mend the cause, "
                     "and call this again with --retry-failed.")  # fmt: skip
             raise typer.Exit(3)
@@ -88,9 +96,9 @@ def _cores() -> int:
 
 
 def _foretell(plan: Any, materials: Any, workers: int) -> None:
-    from scoreopt_defense.evaluation.estimate import estimate
-    from scoreopt_defense.evaluation.progress import duration
-    from scoreopt_defense.evaluation.report.budgets import budgets
+    from scoreopt_defense.evaluation.record.budgets import budgets
+    from scoreopt_defense.evaluation.run.estimate import estimate
+    from scoreopt_defense.evaluation.run.progress import duration
 
     allowed = {budget.attack: (budget.queries, budget.paper_queries) for budget in budgets(plan)}
 

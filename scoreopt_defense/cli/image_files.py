@@ -13,7 +13,7 @@ from scoreopt_defense._files import replacing
 from scoreopt_defense._folders import walk
 from scoreopt_defense._optional import optional
 from scoreopt_defense._pixels import IMAGE_SUFFIXES, as_colours, is_image_name, read_pixels, size_of
-from scoreopt_defense.evaluation.seeding import key_of
+from scoreopt_defense.evaluation.plan.fingerprint import key_of
 from scoreopt_defense.noise import derive
 from scoreopt_defense.purifiers import Purifier
 

@@ -30,7 +30,7 @@ def presets() -> None:
 def models() -> None:
     """List the denoisers and classifiers that can be named."""
     from scoreopt_defense import pretrained
-    from scoreopt_defense.evaluation.sources import CLASSIFIERS
+    from scoreopt_defense.evaluation.named import CLASSIFIERS
     from scoreopt_defense.pretrained.hub import downloaded_names
 
     denoisers = {

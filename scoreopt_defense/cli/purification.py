@@ -36,11 +36,11 @@ def purify(
     """Purify image files; the results are PNG files."""
     from scoreopt_defense._memory import keep_freed_memory
     from scoreopt_defense.cli.image_files import purify_files
-    from scoreopt_defense.evaluation.config import purifier_of
+    from scoreopt_defense.evaluation import named
 
     keep_freed_memory()
     find_own_modules()
-    made = purifier_of(purifier, denoiser, preset, dict(map(_setting, set_ or [])))
+    made = named.purifier(purifier, denoiser, preset, dict(map(_setting, set_ or [])))
     if made is None:
         raise typer.BadParameter("'none' purifies nothing", param_hint="--purifier")
     for path in purify_files(made, source, target, seed=seed):

@@ -3,9 +3,11 @@
 from scoreopt_defense.evaluation.evaluate import evaluate
 from scoreopt_defense.evaluation.judging import AnyStep, Final, Judging, judge
 from scoreopt_defense.evaluation.plan import Plan, Unit
-from scoreopt_defense.evaluation.results import Cell, Result
-from scoreopt_defense.evaluation.runner import Stopped
-from scoreopt_defense.evaluation.store import Store, StoreError
+from scoreopt_defense.evaluation.plan.tasks import Suite
+from scoreopt_defense.evaluation.record.figures import Cell
+from scoreopt_defense.evaluation.record.results import Result
+from scoreopt_defense.evaluation.record.store import Store, StoreError
+from scoreopt_defense.evaluation.run.scheduler import Stopped
 
 __all__ = [
     "AnyStep",
@@ -17,6 +19,7 @@ __all__ = [
     "Stopped",
     "Store",
     "StoreError",
+    "Suite",
     "Unit",
     "evaluate",
     "judge",

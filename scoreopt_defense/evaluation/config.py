@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from torch import nn
 
-from scoreopt_defense import data, pretrained, purifiers
-from scoreopt_defense._checks import check_choice, check_file
+from scoreopt_defense import data
+from scoreopt_defense._checks import check_file
 from scoreopt_defense._optional import optional
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.evaluation.evaluate import materials_of, named_attack
+from scoreopt_defense.evaluation import named
+from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.judging import AnyStep, Final, Judging
-from scoreopt_defense.evaluation.plan import MOST_THREADS, Materials, Plan
-from scoreopt_defense.evaluation.sources import classifier, made
-from scoreopt_defense.evaluation.suite import SUITES, Adaptive
-from scoreopt_defense.presets import preset
+from scoreopt_defense.evaluation.judging.threat_model import bound_of
+from scoreopt_defense.evaluation.plan import Materials, Plan
+from scoreopt_defense.evaluation.plan.plan import MOST_THREADS
+from scoreopt_defense.evaluation.plan.tasks import Suite
 
 optional("pydantic", extra="evaluate")
 from pydantic import (  # noqa: E402
@@ -36,7 +37,7 @@ if sys.version_info >= (3, 11):
 else:
     tomllib = optional("tomli", extra="evaluate")
 
-__all__ = ["Config", "ConfigError", "defence", "load", "purifier_of"]
+__all__ = ["Config", "ConfigError", "defence", "load"]
 
 
 _MAX_BYTES = 2**20  # of a file: more than anybody writes
@@ -103,7 +104,7 @@ class Attacked(_Section):
 
 
 class SuiteSection(_Section):
-    """A suite: its settings; see :class:`~scoreopt_defense.evaluation.suite.Adaptive`."""
+    """A suite: its settings; see :class:`~scoreopt_defense.evaluation.suite.adaptive.Adaptive`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -165,8 +166,7 @@ class Config(_Section):
         suites = {name: _suite(name, section) for name, section in self.suites.items()}
         if self.suite is not None:
             with _named("suite", self.suite):
-                check_choice("suite", self.suite, SUITES)
-            suites = {self.suite: SUITES[self.suite]()} | suites
+                suites = {self.suite: named.suite(self.suite)} | suites
         with _named("defences, attacks and suites", [*defences, *attacks, *suites]):
             return materials_of(defences, images, attacks, judging, suites, checks=self.checks)
 
@@ -233,57 +233,13 @@ def _named(key: str, value: Any) -> Iterator[None]:
         raise ConfigError(f"{key} = {value!r}: {error}") from error
 
 
-def purifier_of(
-    kind: str, denoiser: str | None, preset_name: str | None, overrides: dict[str, Any]
-) -> purifiers.Purifier | None:
-    """A purifier by its class's name, a preset and overrides; None for ``"none"``.
-
-    ``"python:package.module:function"`` is called without arguments and returns a purifier.
-
-    Raises:
-        ValueError, TypeError: naming what is missing, unknown or out of range.
-    """
-    kinds: Mapping[str, Any] = purifiers.KINDS
-    if kind == "none":
-        if denoiser or preset_name or overrides:
-            raise ValueError(
-                f"purifier 'none' takes no denoiser, preset or overrides; or name one of "
-                f"{sorted(kinds)}"
-            )
-        return None
-    if kind.startswith("python:"):
-        if denoiser or preset_name:
-            raise ValueError(f"{kind!r} makes its own: it takes overrides, no denoiser or preset")
-        found = made(kind.removeprefix("python:"))
-        if not isinstance(found, purifiers.Purifier):
-            raise TypeError(
-                f"{kind!r} must return a Purifier, got {type(found).__name__}; ThirdParty makes "
-                "one of any function of images"
-            )
-        return found.replace(**overrides)
-    if kind not in kinds:
-        allowed = ["none", *sorted(kinds), "python:<package.module>:<function>"]
-        raise ValueError(f"purifier must be one of {allowed}, got {kind!r}")
-    if preset_name is not None and kind != "ScoreOpt":
-        raise ValueError(f"presets are for ScoreOpt, got preset {preset_name!r} for {kind}")
-    if issubclass(kinds[kind], purifiers.WithoutNetwork):
-        if denoiser is not None:
-            raise ValueError(f"{kind} has no network and takes no denoiser, got {denoiser!r}")
-        return kinds[kind](**overrides)
-    if denoiser is None:
-        raise ValueError(f"{kind} needs denoiser = one of {pretrained.names('denoiser')}, ...")
-    settings = (preset(preset_name) if preset_name else {}) | overrides
-    found = kinds[kind].Settings.from_dict(settings)  # { name = "mse", weight = 0.1 } is a loss
-    return kinds[kind](pretrained.denoiser(denoiser), found)
-
-
 def defence(name: str, section: Defence) -> nn.Module:
     key = f"defences.{name}"
     with _named(f"{key}.classifier", section.classifier):
-        network = classifier(section.classifier)
+        network = named.classifier(section.classifier)
     about = section.model_dump(exclude={"classifier", "votes"}, exclude_defaults=True)
     with _named(key, about):
-        purifier = purifier_of(
+        purifier = named.purifier(
             section.purifier, section.denoiser, section.preset, section.overrides
         )
     if purifier is None:
@@ -291,13 +247,12 @@ def defence(name: str, section: Defence) -> nn.Module:
     return DefendedModel(network, purifier, votes=section.votes)
 
 
-def _suite(name: str, section: SuiteSection) -> Adaptive:
+def _suite(name: str, section: SuiteSection) -> Suite:
     settings = dict(section.model_extra or {})
     if section.eps is not None:
         settings["eps"] = section.eps
     with _named(f"suites.{name}", {"suite": section.suite or name} | settings):
-        check_choice("suite", section.suite or name, SUITES)
-        return SUITES[section.suite or name].of(**settings)
+        return named.suite(section.suite or name, **settings)
 
 
 def _attack(name: str, section: Attacked, numbers: int) -> Any:
@@ -306,12 +261,12 @@ def _attack(name: str, section: Attacked, numbers: int) -> Any:
     if section.eps is not None:
         overrides["eps"] = section.eps
     with _named(f"attacks.{name}", {"attack": section.attack or name} | overrides):
-        made = named_attack(section.attack or name, **overrides)
-    most = {"linf": 1.0, "l2": math.sqrt(numbers)}.get(str(getattr(made, "norm", None)).lower())
-    eps = getattr(made, "eps", None)
-    if most is not None and eps is not None and eps >= most:
+        made = named.attack(section.attack or name, **overrides)
+        bound = bound_of(made)
+    most = {math.inf: 1.0, 2.0: math.sqrt(numbers)}.get(bound[0]) if bound else None
+    if bound and most is not None and bound[1] >= most:
         raise ConfigError(
             f"attacks.{name}.eps must be above 0 and below {most:g}, for images in [0, 1] (as in "
-            f"'8/255'), got {eps!r}"
+            f"'8/255'), got {bound[1]!r}"
         )
     return made

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import time
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count, check_flag
+from scoreopt_defense.attacks.protocols import Attacking
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.evaluation import workers as crews
-from scoreopt_defense.evaluation.asking import check_defence
-from scoreopt_defense.evaluation.controls import controls
+from scoreopt_defense.evaluation import named
 from scoreopt_defense.evaluation.judging import Judging
-from scoreopt_defense.evaluation.plan import CLEAN, Clean, Materials, Plan
-from scoreopt_defense.evaluation.progress import Progress
-from scoreopt_defense.evaluation.results import Result
-from scoreopt_defense.evaluation.runner import run
-from scoreopt_defense.evaluation.store import Store
-from scoreopt_defense.evaluation.suite import SUITES, Adaptive
-from scoreopt_defense.evaluation.threat import bound_of
+from scoreopt_defense.evaluation.judging.asking import check_defence
+from scoreopt_defense.evaluation.judging.threat_model import bound_of
+from scoreopt_defense.evaluation.plan import CLEAN, Materials, Plan
+from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Suite
+from scoreopt_defense.evaluation.record.lock import Held
+from scoreopt_defense.evaluation.record.results import Result
+from scoreopt_defense.evaluation.record.store import Store
+from scoreopt_defense.evaluation.run import workers as crews
+from scoreopt_defense.evaluation.run.progress import Progress
+from scoreopt_defense.evaluation.run.scheduler import run
+from scoreopt_defense.evaluation.suite.adaptive import SUITES
+from scoreopt_defense.evaluation.suite.controls import CHECKS, Controls
 
-__all__ = ["evaluate", "evaluate_plan", "materials_of", "named_attack"]
+__all__ = ["evaluate", "evaluate_plan", "materials_of"]
+
+_LOOK = 1.0  # seconds, after which it is looked whether the record is free
 
 
 def evaluate(
@@ -36,16 +41,18 @@ def evaluate(
     attacks: Mapping[str, Any] | Iterable[Any] = (),
     *,
     out: str | Path | None = None,
+    name: str = "evaluation",
     trials: int = 1,
     batch: int = 32,
     seed: int = 0,
     judging: Judging | None = None,
-    suites: Mapping[str, Adaptive] | Iterable[str] | str = (),
+    suites: Mapping[str, Suite] | Iterable[str] | str = (),
     checks: bool = True,
     workers: int = 1,
     cluster: str | None = None,
     threads: int = 1,
     retry_failed: bool = False,
+    wait: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Attack each defence, judge it by fresh purifications, and record that as it goes.
@@ -66,8 +73,10 @@ def evaluate(
             images, and ``as_dict()``, or a name of :data:`scoreopt_defense.attacks.ATTACKS`. It is
             held to its attributes ``norm`` (``"linf"``, ``"l2"``, ``"l1"``) and ``eps``; without
             both it may return any image.
-        out: folder of the record; started again with the same arguments, the run goes on. By
-            default the record is kept in memory.
+        out: folder of the record. What it has is not done again: a run goes on where it was
+            stopped, another attack, defence, image or trial costs itself alone, and other runs may
+            have the same record. By default the record is kept in memory.
+        name: what the run goes by among those of the record.
         trials: repetitions with other seeds.
         batch: images a unit of work. Results depend on it, within their intervals.
         seed: of everything random.
@@ -83,12 +92,13 @@ def evaluate(
         cluster: address of a Dask scheduler, in place of ``workers``.
         threads: of each worker, 1024 at most; the last bits of sums depend on it.
         retry_failed: do the units again that ``out`` records as failed, and what began from them.
+        wait: until no other process writes the record, in place of an error that says which does.
         progress: told of each unit; silent by default.
 
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed, such as a defence
             that does not answer with logits, a label that is none of its classes, or an attack that
-            would be held to nothing; or if ``out`` holds a run of another plan or other weights.
+            would be held to nothing.
         StoreError: if the record cannot be read or written, or another process is writing it.
         ConnectionError: if the cluster's scheduler does not answer, or is lost.
         Stopped: after Ctrl-C, when the units in flight are recorded.
@@ -105,8 +115,8 @@ def evaluate(
     materials = materials_of(defences, images, attacks, judging or Judging(), suites, checks=checks)
     plan = Plan.of(materials, trials=trials, batch=batch, seed=seed, threads=threads)
     return evaluate_plan(
-        plan, materials, out=out, workers=workers, cluster=cluster, retry_failed=retry_failed,
-        progress=progress,
+        plan, materials, out=out, name=name, workers=workers, cluster=cluster,
+        retry_failed=retry_failed, wait=wait, progress=progress,
     )  # fmt: skip
 
 
@@ -115,30 +125,49 @@ def evaluate_plan(
     materials: Materials,
     *,
     out: str | Path | None = None,
+    name: str = "evaluation",
     workers: int = 1,
     cluster: str | None = None,
     retry_failed: bool = False,
+    wait: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """As :func:`evaluate`, of a plan and its materials."""
     check_count("workers", workers)
     if cluster is not None:
-        crew = crews.cluster(plan, materials, cluster)
+        crew = crews.cluster(materials, plan.threads, cluster)
     elif workers > 1:
-        crew = crews.processes(plan, materials, workers)
+        crew = crews.processes(materials, plan.threads, workers)
     else:
-        crew = crews.in_process(plan, materials)
-    store, progress = Store(out, plan), progress or Progress()
-    progress.watch(crew.seen)
+        crew = crews.in_process(materials, plan.threads)
+    progress = progress or Progress()
+    store = _opened(out, wait, progress)
     try:
+        plan = store.adopt(plan, name)
         if retry_failed:
-            store.forget_failed()
+            results = store.read({unit.key for unit in plan.units()})
+            store.forget(keys=[result.key for result in results if result.error])
         run(plan, materials, store, crew, progress)
     except BaseException:
         store.close()
         raise
     store.unlock()
-    return Result(store)
+    return Result(store, plan)
+
+
+def _opened(out: str | Path | None, wait: bool, progress: Progress) -> Store:
+    """The record, as soon as nobody else writes it."""
+    said = False
+    while True:
+        try:
+            return Store(out, writing=True)
+        except Held as held:
+            if not wait:
+                raise
+            if not said:
+                progress.note(f"waiting: {held}")
+            said = True
+            time.sleep(_LOOK)
 
 
 def materials_of(
@@ -146,7 +175,7 @@ def materials_of(
     images: tuple[Tensor, Tensor] | Any,
     attacks: Mapping[str, Any] | Iterable[Any],
     judging: Judging,
-    suites: Mapping[str, Adaptive] | Iterable[str] | str = (),
+    suites: Mapping[str, Suite] | Iterable[str] | str = (),
     *,
     checks: bool = False,
 ) -> Materials:
@@ -165,18 +194,17 @@ def materials_of(
                 stacklevel=3,
             )
     alone = _by_name(attacks)
-    attacks = {CLEAN: Clean()} | alone
-    materials = Materials(dict(defences), attacks, *_arrays(images), judging)
-    x = materials.x
+    tasks = {
+        attack: dict.fromkeys(defences, Attack(attack=what, draws=attack))
+        for attack, what in ({CLEAN: Clean()} | alone).items()
+    }
+    materials = Materials(dict(defences), tasks, *_arrays(images), judging)
     for name, model in defences.items():
-        check_defence(name, model, x, materials.y)
+        check_defence(name, model, materials.x, materials.y)
     for name, suite in _suites(suites).items():
-        chain, found = suite.chain(name, defences, x)
-        materials = _with(materials, found, f"the suite {name!r}")
-        materials = replace(materials, suites={**materials.suites, name: chain})
-    if checks and alone:  # after all others: no unit's place changes with them
-        chain, found = controls(defences, alone)
-        materials = replace(_with(materials, found, "the checks"), controls=chain)
+        materials = materials.with_suite(name, suite, what=f"the suite {name!r}")
+    if checks and alone:
+        materials = materials.with_suite(CHECKS, Controls(alone), what="the checks", listed=False)
     return materials
 
 
@@ -195,19 +223,16 @@ def _arrays(images: Any) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def _with(materials: Materials, more: Mapping[str, Any], what: str) -> Materials:
-    if taken := sorted(more.keys() & materials.attacks.keys()):
-        raise ValueError(f"no attack may be called {taken[0]!r} beside {what}")
-    return replace(materials, attacks={**materials.attacks, **more})
-
-
-def _suites(suites: Mapping[str, Adaptive] | Iterable[str] | str) -> dict[str, Adaptive]:
+def _suites(suites: Mapping[str, Suite] | Iterable[str] | str) -> dict[str, Suite]:
     if isinstance(suites, str):
         suites = [suites]
     if not isinstance(suites, Mapping):
         for name in suites:
             check_choice("suite", name, SUITES)
         suites = {name: SUITES[name]() for name in suites}
+    for name, suite in suites.items():
+        if not isinstance(suite, Suite):
+            raise TypeError(f"suite {name!r} must be a Suite, got {type(suite).__name__}")
     return dict(suites)
 
 
@@ -224,9 +249,9 @@ def _by_name(attacks: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
             )
     if CLEAN in attacks:
         raise ValueError(f"no attack may be called {CLEAN!r}: the clean images are always judged")
-    found = {name: named_attack(a) if isinstance(a, str) else a for name, a in attacks.items()}
+    found = {name: named.attack(a) if isinstance(a, str) else a for name, a in attacks.items()}
     for name, attack in found.items():
-        if not (callable(getattr(attack, "run", None)) and hasattr(attack, "as_dict")):
+        if not isinstance(attack, Attacking):
             raise TypeError(
                 f"attack {name!r} must have run(model, x, y) and as_dict(), got "
                 f"{type(attack).__name__}"
@@ -240,8 +265,3 @@ def _by_name(attacks: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
 
 def _name(attack: Any) -> str:
     return str(getattr(attack, "name", type(attack).__name__))
-
-
-def named_attack(name: str, **overrides: Any) -> Any:
-    """An attack of :mod:`scoreopt_defense.attacks`, imported here since its libraries are large."""
-    return importlib.import_module("scoreopt_defense.attacks").attack(name, **overrides)

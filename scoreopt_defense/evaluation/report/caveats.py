@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
-from scoreopt_defense.evaluation.overall import Overall
 from scoreopt_defense.evaluation.plan import CLEAN
-from scoreopt_defense.evaluation.report.budgets import Budget
+from scoreopt_defense.evaluation.record.budgets import Budget
+from scoreopt_defense.evaluation.record.results import Result
 from scoreopt_defense.evaluation.report.reload import Reloaded
 from scoreopt_defense.evaluation.report.tables import Standing
-from scoreopt_defense.evaluation.results import Result
-from scoreopt_defense.evaluation.summary import Summary, part_of
+from scoreopt_defense.evaluation.suite.overall import Overall
+from scoreopt_defense.evaluation.suite.summary import Summary
 
 __all__ = ["caveats"]
 
@@ -35,7 +35,7 @@ def caveats(
     said += [sentence for row in standings for sentence in _of_attacks(row.overall)]
     said += [sentence for found in suites.values() for sentence in _of_suite(found)]
     budgets = list(budgets)
-    alone = [b for b in budgets if b.suite is None and not b.is_probe]
+    alone = [b for b in budgets if not b.suite and not b.is_probe]
     if cut := _cut(alone):
         said.append(
             "These attacks had fewer queries an image than the paper gives them, which makes a "
@@ -75,11 +75,7 @@ def _cut(budgets: Iterable[Budget], *, most: int | None = None) -> str:
     cut = [b for b in budgets if b.is_cut]
     if most is not None:
         cut = sorted(cut, key=lambda b: (b.queries or 0) / (b.paper_queries or 1))[:most]
-    return ", ".join(
-        f"{b.attack if b.suite is None else part_of(b.attack, b.suite)} "
-        f"({b.queries:,} of {b.paper_queries:,})"
-        for b in cut
-    )
+    return ", ".join(f"{b.label} ({b.queries:,} of {b.paper_queries:,})" for b in cut)
 
 
 def _of_attacks(found: Overall) -> Iterator[str]:
@@ -112,7 +108,7 @@ def _of_suite(found: Summary) -> Iterator[str]:
         names = "; ".join(check.name for check in found.not_run)
         yield f"Checks of {suite} that were not run on {defence}: {names}."
     if found.raised:
-        names = "; ".join(part_of(name, suite) for name in found.raised)
+        names = "; ".join(stage.label for stage in found.raised)
         yield (
             f"Stages of {suite} that left more right of {defence} than no attack at all, of the "
             f"images that they met: {names}. Those are attacks that failed, or chance; it is no "
@@ -122,7 +118,7 @@ def _of_suite(found: Summary) -> Iterator[str]:
         names = "; ".join(f"{what} ({why})" for what, why in found.worst.untried.items())
         yield f"What {suite} could not try on {defence}: {names}."
     if found.failed:
-        names = "; ".join(f"{part_of(name, suite)}: {n}" for name, n in found.failed.items())
+        names = "; ".join(f"{label}: {n}" for label, n in found.failed.items())
         yield f"Images of {defence} that stages of {suite} failed on, with an error: {names}."
 
 

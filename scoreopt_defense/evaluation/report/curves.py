@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scoreopt_defense.evaluation.plan import CLEAN
-from scoreopt_defense.evaluation.results import Result
-from scoreopt_defense.evaluation.statistics import Proportion
+from scoreopt_defense.evaluation.record.results import Result
+from scoreopt_defense.evaluation.record.statistics import Proportion
 
 __all__ = ["Curves", "Line", "Point", "resubmissions", "sweeps"]
 

@@ -7,19 +7,21 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.evaluation.judging.fresh import reseeded
 from scoreopt_defense.evaluation.plan import CLEAN
+from scoreopt_defense.evaluation.plan.fingerprint import key_of
+from scoreopt_defense.evaluation.record.figures import Cell
+from scoreopt_defense.evaluation.record.results import Result
+from scoreopt_defense.evaluation.record.rows import Judgement
+from scoreopt_defense.evaluation.record.store import StoreError
 from scoreopt_defense.evaluation.report.png import png
 from scoreopt_defense.evaluation.report.reload import Reloaded
-from scoreopt_defense.evaluation.results import Cell, Result
-from scoreopt_defense.evaluation.seeding import key_of, reseeded
-from scoreopt_defense.evaluation.store import StoreError
 from scoreopt_defense.noise import derive, seeded
 
 __all__ = ["Gallery", "Shown", "Wall", "gallery"]
@@ -152,7 +154,7 @@ def _sides(result: Result) -> list[tuple[Cell, Cell, Cell]]:
         attacks = sorted(
             (c for c in cells if c.attack != CLEAN), key=lambda c: c.robust.value if c.robust else 0
         )
-        purifies = "purifier" in result.plan.defences[defence]
+        purifies = "purifier" in result.plan.defences[defence].about
         if clean and purifies and attacks and attacks[0].robust != attacks[-1].robust:
             found.append((clean[0], attacks[-1], attacks[0]))
     return found
@@ -176,10 +178,8 @@ class _Maker:
         seed: int,
     ) -> None:
         self.cell, self.classes = cell, loaded.classes
-        self.rows: dict[int, dict[str, Any]] = {
-            row["image"]: row
-            for row in result.rows(cell.defence, cell.attack)
-            if row["trial"] == 0 and row["predicted"] is not None
+        self.rows: dict[int, Judgement] = {
+            row.image: row for row in result.judgements(cell.defence, cell.attack) if row.trial == 0
         }
         there = torch.isfinite(clean).flatten(1).all(1) & torch.isfinite(attacked).flatten(1).all(1)
         keep = [i for i, ok in enumerate(there.tolist()) if ok and drawn[i] in self.rows]
@@ -194,15 +194,15 @@ class _Maker:
         if image not in self.places:
             return None
         place, row = self.places[image], self.rows[image]
-        predicted = Counter(row["predicted"])
+        predicted = Counter(row.predicted.tolist())
         return Shown(
             image,
-            self._class(row["label"]),
+            self._class(row.label),
             _png(self.clean[place]),
             _png(self.attacked[place]),
             _png(0.5 + self.gain * (self.attacked[place] - self.clean[place])),
-            right=predicted[row["label"]],
-            draws=len(row["predicted"]),
+            right=predicted[row.label],
+            draws=len(row.predicted),
             taken_for=self._class(predicted.most_common(1)[0][0]),
             purified=None if self.purified is None else _png(self.purified[place]),
             bare=None if self.bare is None else self._class(self.bare[place]),

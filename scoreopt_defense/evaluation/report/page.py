@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from scoreopt_defense._files import replacing
 from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.config import Config
-from scoreopt_defense.evaluation.plan import CLEAN, differences
-from scoreopt_defense.evaluation.report.budgets import budgets, not_run
+from scoreopt_defense.evaluation.plan import CLEAN, Plan
+from scoreopt_defense.evaluation.record.budgets import budgets, not_run
+from scoreopt_defense.evaluation.record.results import Result
+from scoreopt_defense.evaluation.record.rows import View
+from scoreopt_defense.evaluation.record.statistics import Proportion
+from scoreopt_defense.evaluation.record.store import Store
 from scoreopt_defense.evaluation.report.caveats import caveats
 from scoreopt_defense.evaluation.report.curves import resubmissions, sweeps
 from scoreopt_defense.evaluation.report.figures import figure
@@ -23,25 +23,32 @@ from scoreopt_defense.evaluation.report.gallery import gallery
 from scoreopt_defense.evaluation.report.reload import reload
 from scoreopt_defense.evaluation.report.tables import (
     across_runs,
+    differences,
     standings,
     times_sent,
     within_run,
 )
-from scoreopt_defense.evaluation.results import Result
-from scoreopt_defense.evaluation.statistics import Proportion
-from scoreopt_defense.evaluation.store import Store
-from scoreopt_defense.evaluation.summary import part_of, summaries
+from scoreopt_defense.evaluation.suite.controls import CHECKS, PROBED
+from scoreopt_defense.evaluation.suite.summary import summaries
 
 __all__ = ["comparison_page", "run_page", "write"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def run_page(store: Store, *, config: Config | None = None, images: int = 8, seed: int = 0) -> str:
+def run_page(
+    store: Store,
+    *,
+    view: str | None = None,
+    config: Config | None = None,
+    images: int = 8,
+    seed: int = 0,
+) -> str:
     """The page of one run, complete or not.
 
     Args:
-        store: of the run.
+        store: of the record.
+        view: the run's name there; by default the one that was evaluated last.
         config: what the run was made from, to load its defences by for the gallery. Without it,
             those of networks that ship are recognised by their weights' digests.
         images: how many the gallery shows, at most.
@@ -49,24 +56,43 @@ def run_page(store: Store, *, config: Config | None = None, images: int = 8, see
 
     Raises:
         ImportError: without jinja2, plotly or scipy; the error names the extra that brings them.
+        ValueError: if there is no such view.
     """
-    result = Result(store, resubmissions=times_sent(store.plan))
-    loaded = reload(store.plan, config, _first_images(store))
+    plan = store.plan(view)
+    result = Result(store, plan, resubmissions=times_sent(plan))
+    loaded = reload(plan, config)
     shown = gallery(result, loaded, count=images, seed=seed)
     suites, rows = summaries(result), standings(result)
     verdicts = {key: found.verdict for key, found in suites.items()}
     curves = [*sweeps(result), resubmissions(result, verdicts)]
-    spent = budgets(store.plan)
+    spent = budgets(plan)
     return _render(
         "run.html.jinja",
         plots=[(curve, figure(curve)) for curve in curves if curve.lines],
-        result=result, plan=store.plan, about=store.about(), started=_started(store),
-        units=(len(store.done()), sum(1 for _ in store.plan.units())),
+        result=result, plan=plan, summary=plan.summary(), view=result.view,
+        started=_started(result.view), others=_others(store, plan),
+        units=(sum(1 for _ in result.units()), sum(1 for _ in plan.units())),
         standings=rows, compared=within_run(result), budgets=spent, gallery=shown,
-        plan_text=json.dumps(asdict(store.plan), indent=2, ensure_ascii=False), loaded=loaded,
-        caveats=caveats(result, spent, loaded, suites, rows), not_run=not_run(store.plan),
+        stages={s: len({n for d in plan.defences for n in plan.of_suite(s, d, "attack")})
+                for s in plan.suites},
+        probed=min(PROBED, plan.count), checks=CHECKS,
+        plan_text=json.dumps(plan.summary(), indent=2, ensure_ascii=False), loaded=loaded,
+        caveats=caveats(result, spent, loaded, suites, rows), not_run=not_run(plan),
         suites=suites,
     )  # fmt: skip
+
+
+def _others(store: Store, plan: Plan) -> list[str]:
+    """What else the record has of defences that go by the same names, and what is another."""
+    found = []
+    for name, view in store.views().items():
+        if view.plan == plan.as_json():
+            continue
+        for label, other in Plan.from_json(view.plan).defences.items():
+            mine = plan.defences.get(label)
+            if mine is not None and mine.id != other.id:
+                found.append(f"{label} of {name} is another defence: {other.id[:12]}")
+    return found
 
 
 def comparison_page(a: Store, b: Store) -> str:
@@ -75,19 +101,14 @@ def comparison_page(a: Store, b: Store) -> str:
     Raises:
         ValueError: if their images differ, or they have no defence and attack in common.
     """
-    results = tuple(Result(store, resubmissions=times_sent(store.plan)) for store in (a, b))
-    abouts = a.about(), b.about()
-    was, is_now = (
-        {"plan": asdict(s.plan), "versions": about["versions"], "machine": about["machine"]}
-        for s, about in zip((a, b), abouts)
-    )
+    results = tuple(Result(s, resubmissions=times_sent(s.plan())) for s in (a, b))
     return _render(
         "comparison.html.jinja",
         compared=across_runs(*results), suites=summaries(results[0]),
         suites_b=summaries(results[1]),
         overall=[[result.overall(name) for name in result.plan.defences] for result in results],
-        differ=differences(was, is_now), plots=[],
-        runs=[(_name(s), s.plan, about, _started(s)) for s, about in zip((a, b), abouts)],
+        differ=differences(*(result.plan for result in results)), plots=[],
+        runs=[(_name(r.store), r.plan, _started(r.view)) for r in results],
     )  # fmt: skip
 
 
@@ -110,7 +131,6 @@ def _render(template: str, **values: Any) -> str:
         "percent": _percent,
         "interval": _interval,
         "signed": _signed,
-        "part_of": part_of,
     }
     plotly = optional("plotly.offline", extra="evaluate").get_plotlyjs() if values["plots"] else ""
     own = {name: (_TEMPLATES / name).read_text("utf-8") for name in ("page.css", "page.js")}
@@ -119,18 +139,10 @@ def _render(template: str, **values: Any) -> str:
     )
 
 
-def _first_images(store: Store) -> Tensor | None:
-    """What the defences were asked about when the run began, if it can be read."""
-    first = next(store.plan.units())
-    try:
-        done = first.attack == CLEAN and first.index in store.done()
-        return torch.from_numpy(store.adversarial(first.index)[:2]) if done else None
-    except (OSError, LookupError):
-        return None
-
-
-def _started(store: Store) -> str:
-    moment = datetime.fromtimestamp(store.about()["started"], timezone.utc)
+def _started(view: View | None) -> str:
+    if view is None:
+        return "at a time that is not known"
+    moment = datetime.fromtimestamp(view.started, timezone.utc)
     return moment.strftime("%Y-%m-%d %H:%M UTC")
 
 

@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from scoreopt_defense import data, pretrained, purifiers
 from scoreopt_defense._foreign import said
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.config import Config, defence
-from scoreopt_defense.evaluation.identity import behaviour, described, unlike
 from scoreopt_defense.evaluation.plan import Plan
+from scoreopt_defense.evaluation.plan.behaviour import behaviour, unlike
+from scoreopt_defense.evaluation.plan.fingerprint import described
 
 __all__ = ["Reloaded", "reload"]
 
@@ -37,17 +38,18 @@ class Reloaded:
     classes: tuple[str, ...] = ()
 
 
-def reload(plan: Plan, config: Config | None = None, x: Tensor | None = None) -> Reloaded:
+def reload(plan: Plan, config: Config | None = None) -> Reloaded:
     """The defences of a plan.
 
     Args:
-        x: the run's first two images, by whose answers a defence is recognised too.
         config: what the run was made from; without it, networks that ship with the package are
             recognised by their weights' digests.
     """
     shipped: dict[str, Any] = {}
+    shape = plan.images["shape"][1:]
     found = Reloaded(classes=_classes(config))
-    for name, about in plan.defences.items():
+    for name, judged in plan.defences.items():
+        about = judged.about
         try:
             model = (
                 defence(name, config.defences[name])
@@ -57,12 +59,11 @@ def reload(plan: Plan, config: Config | None = None, x: Tensor | None = None) ->
         except Exception as error:  # whatever a file, a library or a user's function raises
             found.missing[name] = said(error)
             continue
-        asked = plan.behaviour.get(name)
         if model is None:
             found.missing[name] = "its networks do not ship with this package: say --config FILE"
         elif described(model) != about:
             found.missing[name] = "what could be loaded is not what was judged: weights differ"
-        elif x is not None and (moved := unlike(asked, behaviour(model, x, plan.threads))):
+        elif moved := unlike(judged.behaviour, behaviour(model, shape, threads=plan.threads)):
             found.missing[name] = f"what could be loaded is not what was judged: {moved}"
         else:
             found.models[name] = model

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from scoreopt_defense.evaluation.overall import Overall
 from scoreopt_defense.evaluation.plan import CLEAN, Plan
-from scoreopt_defense.evaluation.results import Cell, Result
-from scoreopt_defense.evaluation.statistics import Difference, Proportion, aligned, paired_all
+from scoreopt_defense.evaluation.plan.behaviour import unlike
+from scoreopt_defense.evaluation.record.figures import Cell
+from scoreopt_defense.evaluation.record.results import Result
+from scoreopt_defense.evaluation.record.statistics import (
+    Difference,
+    Proportion,
+    aligned,
+    paired_all,
+)
+from scoreopt_defense.evaluation.suite.overall import Overall
 
-__all__ = ["Compared", "Entry", "Standing", "across_runs", "standings", "times_sent", "within_run"]
+__all__ = [
+    "Compared",
+    "Entry",
+    "Standing",
+    "across_runs",
+    "differences",
+    "standings",
+    "times_sent",
+    "within_run",
+]
 
 _ALWAYS = (1, 8, 64)
 
@@ -100,7 +117,7 @@ def across_runs(a: Result, b: Result) -> list[Compared]:
     if a.plan.images != b.plan.images:
         raise ValueError(
             "two runs can be compared on the same images alone, and these differ: "
-            f"{dict(a.plan.images)} and {dict(b.plan.images)}"
+            f"{a.plan.images['shape']} and {b.plan.images['shape']} by their shape"
         )
     pairs = [(name, name) for name in a.plan.defences if name in b.plan.defences]
     if not pairs and len(a.plan.defences) == len(b.plan.defences) == 1:
@@ -131,5 +148,26 @@ def _compared(pairs: Iterable[tuple[str, Result, str, Result, str]]) -> list[Com
 
 
 def _figure(result: Result, defence: str, attack: str) -> Proportion | None:
-    there = result.rows(defence, attack) if attack in result.plan.columns else []
+    there = attack in result.plan.columns and result.was_run(defence, attack)
     return result.cell(defence, attack).robust if there else None
+
+
+def differences(a: Plan, b: Plan) -> list[str]:
+    """What differs between two plans, a line each; of answers, what is more than rounding."""
+    lines = _differences(a.summary(), b.summary(), "plan")
+    for name in a.defences.keys() & b.defences.keys():
+        moved = unlike(a.defences[name].behaviour, b.defences[name].behaviour)
+        lines += [f"plan.defences.{name}: {moved}"] if moved else []
+    return lines
+
+
+def _differences(was: Any, is_now: Any, name: str) -> list[str]:
+    if isinstance(was, Mapping) and isinstance(is_now, Mapping):
+        lines = [
+            line
+            for key in {**was, **is_now}
+            for line in _differences(was.get(key), is_now.get(key), f"{name}.{key}")
+        ]
+        in_order = list(was) == list(is_now)
+        return lines or ([] if in_order else [f"{name}: the order was {list(was)}"])
+    return [] if was == is_now else [f"{name} was {was!r} and is {is_now!r}"]

@@ -1,0 +1,51 @@
+"""Models whose noise starts at a seed, and tensors where a model is."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.noise import Stream
+from scoreopt_defense.purifiers import Purifier
+
+__all__ = ["placed", "reseeded"]
+
+
+def reseeded(model: nn.Module, seed: int) -> nn.Module:
+    """The model with fresh noise, where its noise is ours; others draw from global generators.
+
+    Generators among a module's own attributes start at the seed too, in place: who calls this puts
+    them back. A deterministic purifier keeps its noise: with another it would be another defence.
+    """
+    for part in model.modules():
+        if not (isinstance(part, Purifier) and part.deterministic):
+            for value in vars(part).values():
+                _start(value, seed)
+    if not isinstance(model, DefendedModel):
+        return model
+    return model.replace() if model.purifier.deterministic else model.replace(seed=seed)
+
+
+def _start(generator: Any, seed: int) -> None:
+    match generator:
+        case Stream():
+            vars(generator).update(vars(Stream(seed)))
+        case torch.Generator():
+            generator.manual_seed(seed)
+        case random.Random():
+            generator.seed(seed)
+        case np.random.RandomState():
+            generator.seed([seed & 0xFFFFFFFF, seed >> 32])
+        case np.random.Generator():
+            bits = generator.bit_generator
+            bits.state = type(bits)(seed).state
+
+
+def placed(model: nn.Module, x: Tensor) -> Tensor:
+    """The tensor, on the model's device; of weights that are offloaded none is known."""
+    return x.to(next((part.device for part in model.parameters() if not part.is_meta), x.device))

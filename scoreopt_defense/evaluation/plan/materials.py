@@ -1,0 +1,113 @@
+"""The networks, images and attacks themselves, which a plan describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from scoreopt_defense._checks import check_labels, check_unit_images
+from scoreopt_defense.evaluation.judging.criteria import Judging
+from scoreopt_defense.evaluation.plan.tasks import Suite, Task
+
+__all__ = ["Materials"]
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """What is evaluated, and by what.
+
+    Attributes:
+        defences: modules from images in [0, 1] to logits, by name, in eval mode.
+        tasks: by name, and of each by the defence that it is done with. Names are in the order of
+            the work, and those that a task begins from come before it.
+        x: images, shape ``(n, C, H, W)``, in [0, 1].
+        y: labels, shape ``(n,)``.
+        judging: how results are judged.
+        suites: by name; what it could not do, by defence.
+        owners: of a suite's task, by name, the suite and the label that it has there.
+    """
+
+    defences: Mapping[str, nn.Module]
+    tasks: Mapping[str, Mapping[str, Task]]
+    x: Tensor
+    y: Tensor
+    judging: Judging = field(default_factory=Judging)
+    suites: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
+    owners: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "x", check_unit_images(self.x))
+        if not len(self.x):
+            raise ValueError("images must be at least one, got none")
+        object.__setattr__(self, "y", check_labels(self.y, len(self.x)))
+        if not self.defences:
+            raise ValueError("defences must name at least one, got none")
+        for name in (*self.defences, *self.tasks):
+            if not isinstance(name, str) or any("\ud800" <= c <= "\udfff" for c in name):
+                raise ValueError(
+                    "names of defences and attacks must be text, without bytes that are none, got "
+                    f"{name!r}"
+                )
+
+    def with_suite(self, name: str, suite: Suite, *, what: str, listed: bool = True) -> Materials:
+        """These, and what a suite does with each defence.
+
+        Args:
+            what: the suite, in words.
+            listed: whether it is one that the user asked for, with a figure of its own.
+
+        Raises:
+            ValueError: if one of its tasks has a name that is taken, or begins from what does not
+                come before it.
+        """
+        labelled = {d: suite.tasks(model, self.x) for d, model in self.defences.items()}
+        labels = {_name(name, label): label for of_it in labelled.values() for label in of_it}
+        by_defence = {d: _named(name, of_it, what) for d, of_it in labelled.items()}
+        tasks: dict[str, dict[str, Task]] = {task: {} for task in _order(by_defence)}
+        for defence, of_it in by_defence.items():
+            for task, about in of_it.items():
+                tasks[task][defence] = about
+        if taken := sorted(tasks.keys() & self.tasks.keys()):
+            raise ValueError(f"no attack may be called {taken[0]!r} beside {what}")
+        untried = {d: dict(suite.untried(model)) for d, model in self.defences.items()}
+        return replace(
+            self,
+            tasks={**self.tasks, **tasks},
+            suites={**self.suites, name: untried} if listed else self.suites,
+            owners=self.owners | {task: (name, label) for task, label in labels.items()},
+        )
+
+
+def _named(suite: str, tasks: Mapping[str, Task], what: str) -> dict[str, Task]:
+    """The tasks by the names that they have in a plan."""
+    named: dict[str, Task] = {}
+    for label, task in tasks.items():
+        before = [_name(suite, earlier) for earlier in task.begins_from]
+        if missing := [earlier for earlier in before if earlier not in named]:
+            raise ValueError(
+                f"{label!r} of {what} begins from {missing[0]!r}, which must come before it; there "
+                f"are {list(named)}"
+            )
+        name = _name(suite, label)
+        named[name] = replace(task, begins_from=tuple(before), draws=task.draws or name)
+    return named
+
+
+def _name(suite: str, label: str) -> str:
+    return f"{suite}/{label}" if label else suite
+
+
+def _order(by_defence: Mapping[str, Mapping[str, Task]]) -> list[str]:
+    """All names, in an order that agrees with each defence's own, if there is one."""
+    before: dict[str, set[str]] = {name: set() for of_it in by_defence.values() for name in of_it}
+    for tasks in by_defence.values():
+        for earlier, later in pairwise(tasks):
+            before[later].add(earlier)
+    try:
+        return list(TopologicalSorter(before).static_order())
+    except CycleError:  # of defences that are met in opposite orders
+        return list(before)

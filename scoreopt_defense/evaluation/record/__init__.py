@@ -1,0 +1,1 @@
+"""What was found: the record itself, and figures with their intervals out of it."""

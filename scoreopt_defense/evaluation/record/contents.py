@@ -1,0 +1,108 @@
+"""What a record holds, for people: its runs, defences and tasks, and how to take them out."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from datetime import datetime, timezone
+
+from scoreopt_defense.evaluation.plan.plan import Plan
+from scoreopt_defense.evaluation.record.store import Store
+
+__all__ = ["contents", "take_out"]
+
+_SHORT = 12  # letters of a fingerprint
+
+
+def contents(store: Store) -> list[list[list[str]]]:
+    """Three tables: the runs, the defences and what was done with them."""
+    plans = {name: Plan.from_json(view.plan) for name, view in store.views().items()}
+    done = store.done()
+    runs = [["run", "begun", "units", "done", "defences", "images", "trials"]]
+    for name, view in store.views().items():
+        plan, begun = plans[name], datetime.fromtimestamp(view.started, timezone.utc)
+        keys = {unit.key for unit in plan.units()}
+        runs.append([name, begun.strftime("%Y-%m-%d %H:%M UTC"), str(len(keys)),
+                     str(len(keys & done)), ", ".join(plan.defences), str(plan.count),
+                     str(plan.trials)])  # fmt: skip
+    units: dict[str, Counter[str]] = {"defences": Counter(), "tasks": Counter()}
+    failed, images = Counter[str](), Counter[str]()
+    size = {path: store.size(path) for path in {r.adversarial for r in store.read()} if path}
+    for result in store.read():
+        for kind, of in (("defences", result.defence), ("tasks", result.task)):
+            units[kind][of] += 1
+            failed[of] += result.error is not None
+            images[of] += size.get(result.adversarial, 0) if result.adversarial else 0
+    called = _names(plans)
+    defences = [["defence", "fingerprint", "units", "failed", "images, MB", "versions"]] + [
+        [called.get(row.id, "(of no run)"), row.id[:_SHORT], str(units["defences"][row.id]),
+         str(failed[row.id]), f"{images[row.id] / 1e6:.1f}",
+         ", ".join(f"{library} {said}" for library, said in row.versions.items())]
+        for row in store.defences()
+    ]  # fmt: skip
+    tasks = [["attack", "digest", "units", "failed", "images, MB"]] + [
+        [called.get(row.content, row.draws), row.content[:_SHORT],
+         str(units["tasks"][row.content]), str(failed[row.content]),
+         f"{images[row.content] / 1e6:.1f}"]
+        for row in store.tasks()
+    ]  # fmt: skip
+    return [runs, defences, tasks]
+
+
+def _names(plans: dict[str, Plan]) -> dict[str, str]:
+    """What the runs call defences and tasks, by fingerprint and digest."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for plan in plans.values():
+        for label, defence in plan.defences.items():
+            found[defence.id].append(label)
+            for task, content in plan.contents(label).items():
+                found[content].append(task)
+    return {of: ", ".join(dict.fromkeys(names)) for of, names in found.items()}
+
+
+def take_out(
+    store: Store,
+    *,
+    defences: Sequence[str] = (),
+    attacks: Sequence[str] = (),
+    views: Sequence[str] = (),
+    failed: bool = False,
+) -> int:
+    """Forget results, and those that began from them; returns how many.
+
+    Args:
+        defences: by what any run calls them, or the start of a fingerprint.
+        attacks: likewise, by name or the start of a digest.
+        views: runs, whose results stay.
+        failed: all that failed.
+
+    Raises:
+        ValueError: if the record knows none of such a name.
+    """
+    plans = {name: Plan.from_json(view.plan) for name, view in store.views().items()}
+    called = _names(plans)
+    of = {
+        "defence": _meant("defence", defences, [row.id for row in store.defences()], called),
+        "attack": _meant("attack", attacks, [row.content for row in store.tasks()], called),
+    }
+    for name in views:
+        if name not in plans:
+            raise ValueError(f"view must be one of {list(plans)}, got {name!r}")
+        store.forget_view(name)
+    keys = [result.key for result in store.read() if result.error] if failed else []
+    return store.forget(defences=of["defence"], tasks=of["attack"], keys=keys)
+
+
+def _meant(
+    what: str, said: Sequence[str], known: Collection[str], called: dict[str, str]
+) -> set[str]:
+    """The digests of these names."""
+    found: set[str] = set()
+    for name in said:
+        names = {digest: called.get(digest, "").split(", ") for digest in known}
+        meant = {d for d in known if name in names[d] or (len(name) >= 4 and d.startswith(name))}
+        if not meant:
+            every = sorted({n for of in names.values() for n in of if n})
+            raise ValueError(f"{what} must be one of {every}, or a fingerprint, got {name!r}")
+        found |= meant
+    return found

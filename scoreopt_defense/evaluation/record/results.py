@@ -1,0 +1,94 @@
+"""What a run found, put together: no figure without what speaks against it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scoreopt_defense._checks import check_choice
+from scoreopt_defense.evaluation.plan.tasks import CLEAN
+from scoreopt_defense.evaluation.record.figures import Figures
+from scoreopt_defense.evaluation.record.judged import over_images
+from scoreopt_defense.evaluation.record.statistics import Proportion, weakest
+from scoreopt_defense.evaluation.suite.checklist import checklist
+from scoreopt_defense.evaluation.suite.overall import Overall, near_chance, table
+from scoreopt_defense.evaluation.suite.worst_case import WorstCase, worst_case
+
+__all__ = ["Result"]
+
+
+class Result(Figures):
+    """A run's figures, complete or not; see :class:`~..figures.Figures` for those of single cells.
+
+    Args:
+        store: of the record; stays open, for :meth:`adversarial`.
+        plan: whose figures these are; by default the one that was put to it last.
+        resubmissions: how many to report survival of.
+    """
+
+    def weakest(self, defence: str) -> Proportion | None:
+        """Accuracy if each image meets whichever attack harms it most, or none if that does.
+
+        Of the attacks that stand by themselves; a suite has its own :meth:`worst_case`. An attack
+        is chosen on other purifications than it is judged on, and the figure is never above that
+        of the lowest single attack: see
+        :func:`~scoreopt_defense.evaluation.record.statistics.weakest`, which says how far it is
+        off. Under the criterion ``any-step`` it is the share of images that no attack broke. Of the
+        images alone that some attack has a figure of.
+
+        None without such an image, and where an image has but one purification: there is none to
+        choose on and another to judge on. :meth:`overall` says why, what the figure lacks, and
+        whether it can be believed.
+        """
+        cells = [self.judged(defence, name) for name in [CLEAN, *self.attacks]]
+        places = [cell.images * self.plan.trials + cell.trials for cell in cells]
+        order = np.unique(np.concatenate([np.zeros(0, dtype=int), *places[1:]]))
+        if not len(order):
+            return None
+        shape = (len(cells), len(order), self.plan.judging["purifications"])
+        right, lead = np.zeros(shape, dtype=bool), np.full(shape, np.nan)
+        whole = np.ones(shape[:2])
+        for index, (cell, place) in enumerate(zip(cells, places)):
+            there = np.isin(place, order)
+            at = np.searchsorted(order, place[there])
+            right[index, at], lead[index, at] = cell.right[there], cell.lead[there]
+            if cell.whole is not None:
+                whole[index, at] = cell.whole[there]
+        images = order // self.plan.trials
+        if any(cell.whole is not None for cell in cells):
+            return over_images(images, whole.min(0))
+        return over_images(images, weakest(right, lead)) if shape[2] > 1 else None
+
+    def overall(self, defence: str) -> Overall:
+        """:meth:`weakest`, with what it lacks and what the checks say of it."""
+        check_choice("defence", defence, self.plan.defences)
+        weakest = self.weakest(defence)
+        tried = [self.cell(defence, n) for n in self.attacks if self.was_run(defence, n)]
+        absent = ""
+        if not self.attacks:
+            absent = "not attacked"
+        elif not tried:
+            absent = "not attacked yet"
+        elif not any(cell.accuracy for cell in tried):
+            absent = "attack failed"
+        elif weakest is None:
+            absent = "nothing to choose on: one purification"
+        near = near_chance(self, defence)
+        return Overall(
+            defence=defence,
+            weakest=weakest,
+            absent=absent,
+            lacking={cell.attack: cell.failed for cell in tried if cell.failed},
+            checks=checklist(self, defence),
+            warnings=(near,) if near else (),
+        )
+
+    def worst_case(self, defence: str, suite: str) -> WorstCase:
+        """A suite's figure of one defence, and which attack found it."""
+        return worst_case(self, defence, suite)
+
+    def __str__(self) -> str:
+        """A table: the criterion's figure of each cell, in per cent, with its 95 % interval.
+
+        Below it what failed and why, and what the checks say: no figure is to be read without them.
+        """
+        return table(self, [self.overall(defence) for defence in self.plan.defences])

@@ -1,0 +1,374 @@
+"""A record: results by the digests of what they are results of, and adversarial images beside.
+
+A plan is a question to it: what it has of the plan's units is not done again, whoever asked for
+them before. One file of SQLite's, and one of safetensors for each batch of images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import safetensors.numpy
+
+from scoreopt_defense._files import replacing
+from scoreopt_defense.evaluation.plan.environment import machine
+from scoreopt_defense.evaluation.plan.plan import Plan
+from scoreopt_defense.evaluation.record.lock import Lock
+from scoreopt_defense.evaluation.record.recognised import recognised
+from scoreopt_defense.evaluation.record.rows import (
+    KnownDefence,
+    KnownTask,
+    UnitResult,
+    View,
+    create,
+    insert,
+    reader,
+)
+from scoreopt_defense.evaluation.record.store_error import StoreError, said_plainly
+
+__all__ = ["RECORD", "Store", "StoreError"]
+
+RECORD, _IMAGES = "record.sqlite", "images"
+_FORMAT = 3
+_OLD = "run.sqlite"  # of formats 1 and 2
+_TABLES = {"units": UnitResult, "defences": KnownDefence, "tasks": KnownTask, "views": View}
+_TOGETHER = 1.0  # second, within which what is added waits for the disk once
+_FEW = 500  # keys that are asked for one by one; of more, all rows are looked through
+
+Row = TypeVar("Row")
+
+
+class Store:
+    """A record; a run stopped at any moment keeps whole units, all but those of its last second.
+
+    One process writes, until :meth:`close` or :meth:`unlock`; any may read meanwhile (write-ahead
+    log).
+
+    Args:
+        folder: of ``record.sqlite``; None keeps everything in memory.
+        writing: whether to write it, and make it if it is not there.
+
+    Raises:
+        StoreError: if there is none, the folder can't be written, another process is writing it
+            (:class:`~scoreopt_defense.evaluation.record.lock.Held`), or the file is none of ours,
+            damaged or of another format.
+    """
+
+    def __init__(self, folder: str | Path | None = None, *, writing: bool = False) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self._in_memory: dict[str, np.ndarray] = {}
+        self._lock: Lock | None = None
+        self._unsynced: list[Path] = []
+        self._committed = 0.0
+        with self._errors(), contextlib.ExitStack() as undo:
+            undo.callback(self._release)
+            self._database = self._open(writing=writing)
+            undo.callback(self._database.close)
+            self._begin(writing=writing or folder is None)
+            undo.pop_all()
+
+    def _open(self, *, writing: bool) -> sqlite3.Connection:
+        if self.folder is None:
+            return sqlite3.connect(":memory:")
+        file = self.folder / RECORD
+        if writing:
+            (self.folder / _IMAGES).mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.folder)
+            for left in (self.folder / _IMAGES).glob("*.part"):  # of a run that was killed
+                left.unlink()
+            database = sqlite3.connect(file, timeout=60)
+            database.execute("PRAGMA synchronous=FULL")
+            return database
+        if not file.is_file():
+            if (self.folder / _OLD).is_file():
+                raise StoreError(
+                    f"{self.folder} holds a record of an earlier format ({_OLD}): read it with "
+                    "version 0.1 of before, as in its own scoreopt export --csv; to evaluate again "
+                    "begins a new record beside it"
+                )
+            raise StoreError(f"there is no record in {self.folder}: expected {RECORD}")
+        try:
+            database = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+            database.execute("SELECT name FROM views")
+        except sqlite3.OperationalError:  # a log cannot be made on a medium that is read-only
+            database = sqlite3.connect(f"{file.absolute().as_uri()}?immutable=1", uri=True)
+        return database
+
+    def unlock(self) -> None:
+        """Let others write, what is added being on the disk."""
+        if self._lock is not None:
+            try:
+                with self._errors():
+                    self._commit()
+            finally:
+                self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _begin(self, *, writing: bool) -> None:
+        damage = self._database.execute("PRAGMA quick_check").fetchone()[0]
+        if damage != "ok":
+            raise sqlite3.DatabaseError(damage)
+        tables = {n for (n,) in self._database.execute("SELECT name FROM sqlite_master")}
+        if not tables and writing:
+            self._database.execute("PRAGMA journal_mode=WAL")  # kept in the file
+            schema = ";".join(create(kind, table) for table, kind in _TABLES.items())
+            with self._database:
+                self._database.executescript(f"BEGIN;{schema};PRAGMA user_version={_FORMAT}")
+            return
+        (kind,) = self._database.execute("PRAGMA user_version").fetchone()
+        if kind != _FORMAT or not tables >= _TABLES.keys():
+            raise sqlite3.DatabaseError(f"format {kind}, this version reads {_FORMAT}")
+
+    def adopt(self, plan: Plan, name: str = "evaluation") -> Plan:
+        """Note a plan as the view of this name, and return it by what the record calls its parts.
+
+        A defence that is declared to be the same and answers alike within rounding is the one that
+        is known; an attack keeps what its random numbers went by when it was first met.
+        """
+        with self._errors():
+            adopted, new = recognised(
+                plan,
+                list(self._rows(KnownDefence, "defences")),
+                list(self._rows(KnownTask, "tasks")),
+            )
+            now = time.time()
+            view = View(
+                name=name, plan=adopted.as_json(), machine=machine(),
+                started=self._started(name) or now, asked=now,
+            )  # fmt: skip
+            for row in (*new, view):
+                self._insert(row)
+            self._commit()
+        return adopted
+
+    def _insert(self, row: Any) -> None:
+        (table,) = (name for name, kind in _TABLES.items() if isinstance(row, kind))
+        self._database.execute(*insert(row, table))
+
+    def _started(self, name: str) -> float | None:
+        found = self._database.execute("SELECT started FROM views WHERE name = ?", [name])
+        return next((started for (started,) in found), None)
+
+    def views(self) -> dict[str, View]:
+        """The plans that were put to it, by name, the last one last."""
+        with self._errors():
+            rows = self._rows(View, "views", "ORDER BY asked")
+            return {view.name: view for view in rows}
+
+    def plan(self, name: str | None = None) -> Plan:
+        """A view's plan; by default that of the last one that was put.
+
+        Raises:
+            ValueError: if there is no view of that name.
+            StoreError: if it cannot be read.
+        """
+        views = self.views()
+        if name is None and not views:
+            raise StoreError(f"{self.folder}: its record holds no plan")
+        if name is not None and name not in views:
+            raise ValueError(f"view must be one of {list(views)}, got {name!r}")
+        with self._errors():
+            try:
+                return Plan.from_json(views[name or list(views)[-1]].plan)
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
+                raise sqlite3.DatabaseError(f"its plan: {error}") from error
+
+    def defences(self) -> list[KnownDefence]:
+        """All that it has results of, or was asked for."""
+        with self._errors():
+            return list(self._rows(KnownDefence, "defences"))
+
+    def tasks(self) -> list[KnownTask]:
+        """As :meth:`defences`, of what was done with them."""
+        with self._errors():
+            return list(self._rows(KnownTask, "tasks"))
+
+    def _rows(self, kind: type[Row], table: str, where: str = "", given: Any = ()) -> Iterator[Row]:
+        names, read = reader(kind)
+        for row in self._database.execute(f"SELECT {names} FROM {table} {where}", given):
+            try:
+                yield read(row)
+            except (ValueError, TypeError, LookupError) as error:
+                raise sqlite3.DatabaseError(f"a row of {table}: {error}") from error
+
+    def done(self) -> set[str]:
+        """Keys of all units that are recorded, failures among them."""
+        with self._errors():
+            return {key for (key,) in self._database.execute('SELECT "key" FROM units')}
+
+    def read(self, keys: Collection[str] | None = None) -> Iterator[UnitResult]:
+        """Results, of these keys or all."""
+        with self._errors():
+            if keys is not None and len(keys) <= _FEW:
+                holders = ", ".join("?" * len(keys))
+                where = f'WHERE "key" IN ({holders})'
+                yield from self._rows(UnitResult, "units", where, list(keys))
+            else:
+                wanted = None if keys is None else set(keys)
+                for row in self._rows(UnitResult, "units"):
+                    if wanted is None or row.key in wanted:
+                        yield row
+
+    def add(self, result: UnitResult, images: np.ndarray | None = None) -> None:
+        """Record a unit, whole or not at all: its images first, then its row.
+
+        What is added within a second is put on the disk together, with as many waits for it as one.
+        """
+        with self._errors():
+            if images is not None:
+                self._write(str(result.adversarial), images)
+            self._insert(result)
+            if time.monotonic() - self._committed > _TOGETHER:
+                self._commit()
+
+    def _write(self, name: str, images: np.ndarray) -> None:
+        if self.folder is None:
+            self._in_memory[name] = images
+            return
+        path = self._path(name)
+        if path.exists():  # the same pixels, such as clean ones of another defence
+            return
+        with replacing(path) as temporary:
+            temporary.write_bytes(safetensors.numpy.save({"x": images}))
+        self._unsynced.append(path)
+
+    def _commit(self) -> None:
+        for path in self._unsynced:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        self._unsynced.clear()
+        self._database.commit()
+        self._committed = time.monotonic()
+
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        if not name.isalnum():
+            raise StoreError(f"{self.folder}: a result's images are called {name!r}")
+        return self.folder / _IMAGES / f"{name}.safetensors"
+
+    def adversarial(self, result: UnitResult) -> np.ndarray:
+        """A unit's adversarial images, shape ``(B, C, H, W)``, in [0, 1].
+
+        Raises:
+            StoreError: naming the file, if it is missing or damaged.
+        """
+        name = str(result.adversarial)
+        if self.folder is None:
+            return self._in_memory[name]
+        path = self._path(name)
+        try:
+            images = safetensors.numpy.load_file(path)["x"]
+            if images_digest(images) != name:
+                raise ValueError("other pixels than were recorded")
+        except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+            raise StoreError(
+                f"{path} is missing or damaged ({error}): restore a copy, or forget the result "
+                "and evaluate again"
+            ) from error
+        return images
+
+    def size(self, name: str) -> int:
+        """Bytes of the images that are kept by this name; 0 if they are gone."""
+        if self.folder is None:
+            return self._in_memory[name].nbytes
+        path = self._path(name)
+        return path.stat().st_size if path.exists() else 0
+
+    def forget(
+        self,
+        *,
+        defences: Iterable[str] = (),
+        tasks: Iterable[str] = (),
+        keys: Iterable[str] = (),
+    ) -> int:
+        """Delete results, those that began from them, and images that no other has.
+
+        Args:
+            defences, tasks, keys: fingerprints, digests of contents, and results' keys.
+
+        Returns:
+            How many results are gone.
+        """
+        whose, which, these = set(defences), set(tasks), set(keys)
+        with self._errors():
+            rows = list(self._rows(UnitResult, "units"))
+            lost = {
+                row.key
+                for row in rows
+                if row.defence in whose or row.task in which or row.key in these
+            }
+            lost |= _dependents(lost, {row.key: row.needs for row in rows})
+            kept = {row.adversarial for row in rows if row.key not in lost}
+            gone = {"units": ("key", lost), "defences": ("id", whose), "tasks": ("content", which)}
+            for table, (column, names) in gone.items():
+                self._database.executemany(
+                    f'DELETE FROM {table} WHERE "{column}" = ?', [(name,) for name in names]
+                )
+            self._commit()
+            for row in rows:
+                if row.adversarial and row.adversarial not in kept:
+                    self._delete(row.adversarial)
+        return len(lost)
+
+    def forget_view(self, name: str) -> None:
+        """Forget that this plan was put to it; results stay."""
+        with self._errors():
+            self._database.execute("DELETE FROM views WHERE name = ?", [name])
+            self._commit()
+
+    def _delete(self, name: str) -> None:
+        if self.folder is None:
+            self._in_memory.pop(name, None)
+        else:
+            self._path(name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the file; nothing is lost without it."""
+        try:
+            self.unlock()
+        finally:
+            self._database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """SQLite's and the system's errors, in a sentence that says what to do."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"{self.folder}: {said_plainly(error, RECORD)}") from error
+
+
+def _dependents(lost: Collection[str], needs: Mapping[str, Collection[str]]) -> set[str]:
+    """Keys of what began, directly or not, from results that are lost."""
+    found = set(lost)
+    while more := {k for k, of in needs.items() if k not in found and not found.isdisjoint(of)}:
+        found |= more
+    return found
+
+
+def images_digest(images: np.ndarray) -> str:
+    """What adversarial images are kept by."""
+    about = json.dumps([str(images.dtype), images.shape]).encode()
+    return hashlib.sha256(about + np.ascontiguousarray(images).tobytes()).hexdigest()[:40]

@@ -1,0 +1,197 @@
+"""How far a run is: bars where there is a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from scoreopt_defense._text import printable
+from scoreopt_defense.evaluation.plan import Unit
+from scoreopt_defense.evaluation.run.unit import Outcome
+
+__all__ = ["Lines", "Progress", "duration", "progress"]
+
+_Cell = tuple[str, str]  # attack, defence
+
+
+class Progress:
+    """Told of each unit; this one keeps silent."""
+
+    def start(self, units: Sequence[Unit], done: Collection[str]) -> None:
+        """A run of these units begins, or goes on after those of these keys."""
+
+    def begin(self, unit: Unit) -> None:
+        """A unit is handed to a worker; once more if that is lost."""
+
+    def advance(self, outcome: Outcome) -> None:
+        """A unit is recorded."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def stop(self) -> None:
+        """The run ends."""
+
+
+class Lines(Progress):
+    """A line when a cell is complete, and one at least every ``every`` seconds."""
+
+    def __init__(self, every: float = 30.0) -> None:
+        self.every = every
+
+    def start(self, units: Sequence[Unit], done: Collection[str]) -> None:
+        self.left = _left(units, done)
+        self.ahead = _left(units, done, lambda unit: unit.size)  # images; those met, and their time
+        self.met: Counter[_Cell] = Counter()
+        self.took: defaultdict[_Cell, float] = defaultdict(float)
+        self.total, self.done = len(units), sum(unit.key in done for unit in units)
+        self.started = self.said = time.monotonic()
+        self.note(f"{self.total} units, {self.done} of them recorded before")
+
+    def advance(self, outcome: Outcome) -> None:
+        cell, images = _cell(outcome.unit), outcome.unit.size
+        self.done, self.left[cell] = self.done + 1, self.left[cell] - 1
+        self.ahead[cell] -= images
+        if not outcome.result.error:
+            self.met[cell] += images
+            self.took[cell] += outcome.result.seconds
+        now = time.monotonic()
+        if self.left[cell] and now - self.said < self.every:
+            return
+        self.said = now
+        state = f"{self.left[cell]} units left" if self.left[cell] else "complete"
+        if self.took:
+            still = (now - self.started) * _multiple(self.ahead, self.met, self.took)
+            state += f", about {duration(still)} left"
+        self.note(f"{self.done}/{self.total} units, {cell[0]} on {cell[1]} {state}")
+
+    def note(self, text: str) -> None:
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+class Bars(Progress):
+    """Bars of rich's: of the run, of the attack under way, and of each batch in flight.
+
+    A batch is as far as its seconds are, of those that the last one of its attack and defence took;
+    the first has no end to show.
+    """
+
+    def __init__(self) -> None:
+        import rich.progress as bars
+
+        moved = self._move
+
+        class Moving(bars.Progress):
+            def get_renderables(self) -> Iterable[Any]:
+                moved()
+                return super().get_renderables()
+
+        self.cells: dict[_Cell, Any] = {}
+        self.flying: dict[str, tuple[Any, float]] = {}
+        self.each: dict[_Cell, float] = {}  # seconds of an image of a cell
+        self.bars = Moving(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TimeElapsedColumn(),
+            bars.TextColumn("left:"),
+            bars.TimeRemainingColumn(),
+            console=_console(),
+        )
+
+    def start(self, units: Sequence[Unit], done: Collection[str]) -> None:
+        self.left = _left(units, done)
+        before = sum(unit.key in done for unit in units)
+        self.run = self.bars.add_task("all", total=len(units), completed=before)
+        self.bars.start()
+
+    def begin(self, unit: Unit) -> None:
+        self._land(unit)
+        each = self.each.get(_cell(unit))
+        total = None if each is None else max(1, round(each * unit.size))
+        task = self.bars.add_task(printable(f"  {unit}, about, by seconds"), total=total)
+        self.flying[unit.key] = task, time.monotonic()
+
+    def _move(self) -> None:
+        for task, begun in list(self.flying.values()):
+            with suppress(KeyError):  # landed meanwhile: rich draws in a thread of its own
+                self.bars.update(task, completed=int(time.monotonic() - begun))
+
+    def _land(self, unit: Unit) -> None:
+        if unit.key in self.flying:
+            self.bars.remove_task(self.flying.pop(unit.key)[0])
+
+    def advance(self, outcome: Outcome) -> None:
+        cell = _cell(outcome.unit)
+        self._land(outcome.unit)
+        if not outcome.result.error:
+            self.each[cell] = outcome.result.seconds / outcome.unit.size
+        if cell not in self.cells:
+            said = printable(f"{cell[0]} on {cell[1]}")
+            self.cells[cell] = self.bars.add_task(said, total=self.left[cell])
+        self.left[cell] -= 1
+        self.bars.advance(self.run)
+        self.bars.advance(self.cells[cell])
+        if not self.left[cell]:
+            self.bars.remove_task(self.cells.pop(cell))
+
+    def note(self, text: str) -> None:
+        self.bars.console.print(printable(text), markup=False)
+
+    def stop(self) -> None:
+        self.bars.stop()
+
+
+def progress() -> Progress:
+    """Bars on a terminal that has rich, else lines; both on stderr."""
+    if sys.stderr.isatty():
+        try:
+            return Bars()
+        except ImportError:
+            pass
+    return Lines()
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _cell(unit: Unit) -> _Cell:
+    return unit.attack, unit.defence
+
+
+def _left(
+    units: Iterable[Unit], done: Collection[str], measure: Callable[[Unit], int] = lambda unit: 1
+) -> Counter[_Cell]:
+    """How many units, or what else they measure, are not done of each cell."""
+    left: Counter[_Cell] = Counter()
+    for unit in units:
+        left[_cell(unit)] += measure(unit) * (unit.key not in done)
+    return left
+
+
+def _multiple(
+    ahead: Mapping[_Cell, int], met: Mapping[_Cell, int], took: Mapping[_Cell, float]
+) -> float:
+    """How long the images ahead will take, over how long those met did.
+
+    An image takes what the others of its cell did, and where none was met yet what all did.
+    """
+    whole = sum(took.values())
+    of_all = whole / sum(met.values())
+    each = {cell: seconds / met[cell] for cell, seconds in took.items()}
+    return sum(images * each.get(cell, of_all) for cell, images in ahead.items()) / whole
+
+
+def duration(seconds: float) -> str:
+    """For people."""
+    minutes = seconds / 60
+    if minutes < 1.5:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

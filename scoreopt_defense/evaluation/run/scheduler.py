@@ -1,0 +1,195 @@
+"""Carries out units in any order and by any workers, each after those that it begins from."""
+
+from __future__ import annotations
+
+import heapq
+import signal
+import threading
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import contextmanager
+from types import FrameType
+
+from torch import Tensor
+
+from scoreopt_defense._foreign import said
+from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
+from scoreopt_defense.evaluation.record.judged import Judged
+from scoreopt_defense.evaluation.record.store import Store
+from scoreopt_defense.evaluation.run.progress import Progress
+from scoreopt_defense.evaluation.run.unit import Outcome, lost
+from scoreopt_defense.evaluation.run.workers import LOOK, Crew, carry_out
+from scoreopt_defense.evaluation.suite.carry_over import Carried, carried
+
+__all__ = ["Stopped", "run"]
+
+_LIVES = 2  # of a worker that is lost while it does one unit alone, before the unit is blamed
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, after the units in flight were recorded."""
+
+
+def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Progress) -> None:
+    """Carry out whatever of the plan is not in the record.
+
+    Raises:
+        Stopped: after Ctrl-C, when the units in flight are recorded; the same call goes on.
+        StoreError: if a unit cannot be recorded; those before are kept.
+        RuntimeError: if the workers do not start.
+        ConnectionError: if the cluster's scheduler is lost; the same call goes on.
+    """
+    done = store.done()
+    units = list({unit.key: unit for unit in plan.units()}.values())  # two names may be one task
+    progress.start(units, done)
+
+    def begins_from(unit: Unit) -> Carried | None:
+        """What those before it left; they are all recorded by then."""
+        if not unit.needs:
+            return None
+        x = materials.x[slice(*unit.images)].cpu().numpy()
+        there = {result.key: result for result in store.read(unit.needs)}
+        found = (there[key] for key in unit.needs)
+        judged = ((Judged.of([r]), store.adversarial(r)) for r in found if r.predicted is not None)
+        return carried(x, unit.images[0], judged)
+
+    def record(outcome: Outcome) -> None:
+        store.add(outcome.result, outcome.images)
+        progress.advance(outcome)
+        if outcome.result.error:
+            progress.note(f"failed: {outcome.unit}: {outcome.result.error}")
+        elif outcome.result.parts > 1:
+            parts = outcome.result.parts
+            progress.note(f"out of memory: {outcome.unit} was done in {parts} parts")
+
+    work = _Work(crew.key, units, done, materials.y, begins_from, progress.begin, record)
+    try:
+        with _interrupts(work, progress):
+            while work.left and not work.stopped:
+                with crew.open() as (executor, width):
+                    work.off(executor, width)
+    finally:
+        progress.stop()
+    if work.left:
+        raise Stopped(f"stopped with {work.left} units left; start again to go on")
+
+
+class _Work:
+    """What is left to do, what is in flight, and what was in flight when a worker was lost."""
+
+    def __init__(
+        self,
+        key: str,
+        units: Sequence[Unit],
+        done: Collection[str],
+        y: Tensor,
+        begins_from: Callable[[Unit], Carried | None],
+        begin: Callable[[Unit], None],
+        record: Callable[[Outcome], None],
+    ) -> None:
+        self.key, self.y = key, y
+        self.begins_from, self.begin, self.record = begins_from, begin, record
+        self.order = {unit.key: place for place, unit in enumerate(units)}
+        self.units = {unit.key: unit for unit in units if unit.key not in done}
+        # of each unit that cannot begin yet, how many it waits for; and who waits for a unit
+        self.waits: Counter[str] = Counter()
+        self.waiting: defaultdict[str, list[str]] = defaultdict(list)
+        for unit in self.units.values():
+            for earlier in unit.needs:
+                if earlier in self.units:
+                    self.waits[unit.key] += 1
+                    self.waiting[earlier].append(unit.key)
+        self.ready = [self.order[key] for key in self.units if not self.waits[key]]  # a heap
+        self.names = [unit.key for unit in units]
+        self.suspects: deque[Unit] = deque()
+        self.losses: Counter[str] = Counter()
+        self.flying: dict[Future, Unit] = {}
+        self.stopped = False
+
+    @property
+    def left(self) -> int:
+        """Units that are not recorded."""
+        return len(self.units)
+
+    def off(self, executor: Executor, width: Callable[[], int]) -> None:
+        """Until nothing is left, or Ctrl-C, or the executor is broken."""
+        broken = False
+        while True:
+            room = width()  # asked each time: it says too if the workers are lost
+            if self.suspects:
+                room = 1  # after a loss: whichever unit is then lost is the one to blame
+            while not (self.stopped or broken) and len(self.flying) < room:
+                suspected = bool(self.suspects)
+                if (unit := self._next()) is None:
+                    break
+                self.begin(unit)
+                try:
+                    future = executor.submit(carry_out, self.key, unit, self.begins_from(unit))
+                except RuntimeError:  # it broke while idle
+                    broken = True
+                    self._put_back(unit, suspected)
+                else:
+                    self.flying[future] = unit
+                    room = 1 if suspected else room
+            if not self.flying:
+                return
+            alone = len(self.flying) == 1
+            for future in wait(self.flying, timeout=LOOK, return_when=FIRST_COMPLETED).done:
+                unit = self.flying.pop(future)
+                try:
+                    outcome = future.result()
+                except Exception as error:  # a unit's own are outcomes: the worker itself was lost
+                    broken = True
+                    self._lost(unit, alone, error)
+                else:
+                    self._record(outcome)
+
+    def _next(self) -> Unit | None:
+        """The first unit that waits for none, but for those that were in flight at a loss."""
+        if self.suspects:
+            return self.suspects.popleft()
+        return self.units[self.names[heapq.heappop(self.ready)]] if self.ready else None
+
+    def _put_back(self, unit: Unit, suspected: bool) -> None:
+        if suspected:
+            self.suspects.appendleft(unit)
+        else:
+            heapq.heappush(self.ready, self.order[unit.key])
+
+    def _lost(self, unit: Unit, alone: bool, error: Exception) -> None:
+        self.losses[unit.key] += alone
+        if self.losses[unit.key] < _LIVES:
+            self.suspects.append(unit)
+        else:
+            why = f"its worker was lost {_LIVES} times: {said(error)}"
+            self._record(lost(unit, self.y, why))
+
+    def _record(self, outcome: Outcome) -> None:
+        self.record(outcome)
+        done = outcome.unit.key
+        del self.units[done]
+        for later in self.waiting.pop(done, ()):
+            self.waits[later] -= 1
+            if not self.waits[later]:
+                heapq.heappush(self.ready, self.order[later])
+
+
+@contextmanager
+def _interrupts(work: _Work, progress: Progress) -> Iterator[None]:
+    """The first Ctrl-C lets the units in flight finish; the second stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if work.stopped:
+            raise KeyboardInterrupt
+        work.stopped = True
+        progress.note("stopping after the units in flight; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,255 @@
+"""Where units are carried out: here, in processes of their own, or on a cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import secrets
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import wait as futures_wait
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.connection import wait
+from typing import Any
+
+from scoreopt_defense._foreign import said
+from scoreopt_defense._memory import keep_freed_memory
+from scoreopt_defense._optional import optional
+from scoreopt_defense.evaluation.plan import Materials, Unit
+from scoreopt_defense.evaluation.run.unit import Outcome, execute
+from scoreopt_defense.evaluation.suite.carry_over import Carried
+
+__all__ = ["LOOK", "Crew", "cluster", "in_process", "processes"]
+
+# Of a worker process: what it was given once by each crew, or why it could not be read; and that it
+# does one unit at a time, since torch's and numpy's global generators are the process's.
+_HELD: dict[str, tuple[Materials, int] | str] = {}
+_ONE_AT_A_TIME = threading.Lock()
+LOOK = 5.0  # seconds, after which it is looked whether the workers are still there
+_PATIENCE = 10.0  # seconds, with a cluster that is asked to forget the networks
+_STARTS = 3  # of workers that are lost before their first unit, before the run is given up
+
+
+def carry_out(key: str, unit: Unit, before: Carried | None = None) -> Outcome:
+    """A unit, in a worker that was given the networks."""
+    held = _HELD[key]
+    if isinstance(held, str):
+        raise RuntimeError(held)
+    materials, threads = held
+    with _ONE_AT_A_TIME:
+        return execute(unit, materials, before, threads=threads)
+
+
+def hold(key: str, blob: Any) -> None:
+    """Give this process the networks, and how many threads it computes with."""
+    try:
+        _HELD[key] = pickle.loads(blob)
+    except BaseException as error:  # whatever a user's module raises; said to who asks if it began
+        _HELD[key] = said(error)
+
+
+def let_go(key: str) -> None:
+    _HELD.pop(key, None)
+
+
+def _begun(key: str) -> str | None:
+    """Why this process did not begin, if it did not."""
+    held = _HELD.get(key, "they did not get the networks")
+    return held if isinstance(held, str) else None
+
+
+class Crew:
+    """An executor that can be replaced when it breaks.
+
+    Args:
+        opened: a context manager of a working executor, and of a function that says how many units
+            it takes at a time, or raises ConnectionError if it is lost.
+        key: what its workers know the networks by, and no other crew's do.
+    """
+
+    def __init__(self, opened: Callable[[], Any], key: str) -> None:
+        self.opened, self.key = opened, key
+
+    @contextmanager
+    def open(self) -> Iterator[tuple[Executor, Callable[[], int]]]:
+        """The executor, once a worker has said that it has the networks.
+
+        Raises:
+            RuntimeError: if they cannot be read there, or workers are lost again and again.
+            ConnectionError: if a cluster is lost meanwhile.
+        """
+        with ExitStack() as stack:
+            for _ in range(_STARTS):
+                executor, width = stack.enter_context(self.opened())
+                try:
+                    future = executor.submit(_begun, self.key)
+                    while not futures_wait([future], timeout=LOOK).done:
+                        width()
+                    why = future.result()
+                except BrokenExecutor as error:
+                    lost: Exception = error
+                    stack.close()
+                    continue
+                if why is not None:
+                    raise RuntimeError(
+                        f"the workers did not start ({why}): their networks and attacks must be of "
+                        "modules that they can import"
+                    )
+                yield executor, width
+                return
+            raise RuntimeError(
+                f"the workers were lost {_STARTS} times before they began ({lost}): something "
+                "ended them, such as the system for want of memory (give it fewer workers); a "
+                "script that starts workers must do so under if __name__ == '__main__'"
+            )
+
+
+def in_process(materials: Materials, threads: int) -> Crew:
+    """In this process, with the caller's own networks and attacks, which stay as they are."""
+    key = secrets.token_hex(8)
+
+    @contextmanager
+    def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
+        _HELD[key] = materials, threads
+        try:
+            yield _Here(), lambda: 1
+        finally:
+            let_go(key)
+
+    return Crew(opened, key)
+
+
+class _Here(Executor):
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def processes(materials: Materials, threads: int, count: int) -> Crew:
+    """A pool of so many processes, each with the networks."""
+    packed = _packed(materials, threads)
+    context = multiprocessing.get_context("spawn")
+    # Shared memory, which has no name and ends with the processes. As an argument the networks
+    # would fill the pipe to a process that dies before it reads, and the write would never end.
+    blob = context.RawArray("B", len(packed))
+    memoryview(blob).cast("B")[:] = packed
+    key = secrets.token_hex(8)
+
+    @contextmanager
+    def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
+        others = set(multiprocessing.active_children())
+        pool = ProcessPoolExecutor(
+            count, mp_context=context, initializer=_start_process, initargs=(key, blob)
+        )
+        try:
+            yield pool, lambda: count
+        except BaseException:  # do not wait for what is under way
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    return Crew(opened, key)
+
+
+def _packed(materials: Materials, threads: int) -> bytes:
+    try:
+        return pickle.dumps((materials, threads))
+    except Exception as error:
+        raise ValueError(
+            f"workers need networks and attacks that can be pickled, and these cannot ({error}): "
+            "use modules and functions of importable files, or workers=1"
+        ) from error
+
+
+def _start_process(key: str, blob: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
+    hold(key, memoryview(blob))
+
+
+def _end_with_parent() -> None:
+    """A pool's process would wait for ever for a coordinator that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def cluster(materials: Materials, threads: int, address: str) -> Crew:
+    """A running Dask scheduler, such as ``tcp://10.0.0.1:8786``; its workers get the networks once.
+
+    Its workers' processes should have one thread each (``dask worker --nthreads 1``): a process
+    carries out one unit at a time.
+    """
+    distributed = optional("distributed", extra="cluster")
+    blob, key = _packed(materials, threads), secrets.token_hex(8)
+
+    lost = (
+        f"the Dask scheduler at {address} is lost: what is recorded is kept. Start a scheduler and "
+        "workers, and then this again"
+    )
+
+    @contextmanager
+    def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
+        try:
+            client = distributed.Client(address, timeout="30s", set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise ConnectionError(f"no Dask scheduler answers at {address}: {error}") from error
+        plugin = _plugin(key, blob)
+
+        def width() -> int:
+            try:
+                if client.status == "running":
+                    return 2 * max(1, len(client.nthreads()))
+            except OSError as error:
+                raise ConnectionError(lost) from error
+            raise ConnectionError(lost)
+
+        def leave() -> None:
+            with suppress(Exception):
+                if client.status == "running":
+                    client.unregister_worker_plugin(plugin.name)
+                client.close(timeout=_PATIENCE / 2)
+
+        try:
+            try:
+                client.register_plugin(plugin)  # also on workers that join or come back later
+            except OSError as error:
+                raise ConnectionError(lost) from error
+            yield client.get_executor(pure=False), width
+        finally:  # of a scheduler that is lost, Dask may wait for ever
+            leaving = threading.Thread(target=leave, daemon=True)
+            leaving.start()
+            leaving.join(_PATIENCE)
+
+    return Crew(opened, key)
+
+
+def _plugin(key: str, blob: bytes) -> Any:
+    base: Any = optional("distributed", extra="cluster").WorkerPlugin
+
+    class Networks(base):
+        name = f"scoreopt-{key}"
+
+        # A local class travels by value, with copies of the globals that it names: it imports them.
+        def setup(self, worker: Any) -> None:
+            from scoreopt_defense.evaluation.run import workers
+
+            workers.hold(key, blob)
+
+        def teardown(self, worker: Any) -> None:
+            from scoreopt_defense.evaluation.run import workers
+
+            workers.let_go(key)
+
+    return Networks()

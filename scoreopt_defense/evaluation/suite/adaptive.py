@@ -1,0 +1,283 @@
+"""The adaptive suite: every attack that a defence can be met with, cheapest first."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreopt_defense._checks import check_choice, check_count, check_flag, check_positive
+from scoreopt_defense._foreign import as_it_was, contained
+from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.evaluation.judging.asking import answer, answers
+from scoreopt_defense.evaluation.judging.fresh import placed
+from scoreopt_defense.evaluation.plan.tasks import (
+    CLEAN,
+    Attack,
+    Clean,
+    Judge,
+    Probe,
+    Suite,
+    Task,
+    Worst,
+)
+from scoreopt_defense.evaluation.suite.probes import (
+    Bare,
+    Descent,
+    Gradients,
+    gradient_modes,
+    strongest_mode,
+)
+from scoreopt_defense.gradients import Exact, Smoothed
+from scoreopt_defense.noise import seeded
+from scoreopt_defense.purifiers import Purifier
+from scoreopt_defense.settings import Settings
+
+__all__ = ["SUITES", "Adaptive"]
+
+#: ε of the paper's threat models, by norm.
+_EPS = {"linf": 8 / 255, "l2": 0.5}
+# Passes of a network that an evaluation of the model takes, about, by what an attack is shown: for
+# the order of the stages alone.
+_PASSES = {"classifier": 0.1, "surrogate": 1, "bpda": 10, "one-shot": 11, "none": 10}
+_PASSES |= {"as-it-is": 11, "shortened": 16, "exact": 40, "smoothed": 40}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(Settings, Suite):
+    """Settings of the adaptive suite.
+
+    Images of the bare classifier, of the one-shot surrogate, and of the defence of two steps if it
+    takes more; PGD with EOT, from the worst image found so far, and AutoAttack for randomised
+    defences (of two classes, its cross-entropy alone), under each gradient mode that the defence
+    offers; Square and SPSA; and restarts. An image that is wrong in every judged purification of
+    some attack leaves the queue. The worst of each image is judged again by fresh purifications:
+    that is robust accuracy.
+
+    Args:
+        norm: ``"linf"`` or ``"l2"``.
+        eps: radius, images being in [0, 1]; by default 8/255 and 0.5.
+        steps: of PGD and AutoAttack.
+        eot: purifications that each of their steps is averaged over; 1 is taken of a model that is
+            not random.
+        random: whether models are; if None, each is asked a few times about some clean images,
+            which does not find what is random on others alone.
+        restarts: random starts of the strongest PGD, at the end.
+        queries: of Square and SPSA each, an image.
+        confirm: further purifications of an image that all judged ones of an attack got wrong,
+            before no later attack is tried on it: of 8 alone many are wrong by luck, and the figure
+            comes out too high.
+        probed: images that the checklist's probes run on, the first ones of the run. Their white
+            box has half the steps, of half the samples: it is run eight times over.
+        autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: cheaper
+            gradients; the judging is in full precision.
+        keep_mb: of the exact and smoothed gradients, as in
+            :class:`~scoreopt_defense.gradients.Exact`: memory for time; no result depends on it.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+
+    Reference:
+        Athalye et al., ICML 2018; Carlini et al., 2019; Croce et al., ICML 2022.
+    """
+
+    norm: str = "linf"
+    eps: float = None  # type: ignore[assignment]  # the norm's
+    steps: int = 40  # fewer samples of more steps break more: docs/gradients.md
+    eot: int = 10
+    random: bool | None = None
+    restarts: int = 2
+    queries: int = 1000
+    confirm: int = 32
+    probed: int = 32
+    autocast: str | None = None
+    keep_mb: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("norm", self.norm, _EPS)
+        self._set("eps", check_positive("eps", _EPS[self.norm] if self.eps is None else self.eps))
+        for name, least in {"steps": 2, "eot": 1, "restarts": 1, "queries": 20}.items():
+            self._set(name, check_count(name, getattr(self, name), least=least))
+        for name in ("confirm", "probed"):
+            self._set(name, check_count(name, getattr(self, name), least=0))
+        check_positive("keep_mb", self.keep_mb, zero=True)
+        if self.random is not None:
+            check_flag("random", self.random)
+
+    def tasks(self, model: nn.Module, x: Tensor) -> dict[str, Task]:
+        """See :class:`~scoreopt_defense.evaluation.plan.tasks.Suite`."""
+        if not isinstance(model, DefendedModel) and any(
+            isinstance(part, Purifier) for part in model.modules()
+        ):
+            raise ValueError(
+                f"the suite cannot set the gradient modes of a purifier inside a "
+                f"{type(model).__name__}: pass the DefendedModel itself"
+            )
+        settings = model.purifier.settings if isinstance(model, DefendedModel) else None
+        steps = getattr(settings, "steps", 0)
+        is_random = _is_random(model, x) if self.random is None else self.random
+        budget = _Budget(self, model, self.eot if is_random else 1, _classes(model, x))
+        attacks = budget.attacks(steps)
+        # cheapest first; the restarts stay last
+        order = sorted(attacks, key=lambda label: ("restarts" in label, _cost(attacks[label])))
+        tasks: dict[str, Task] = {
+            "no attack": Attack(attack=Clean(), confirm=self.confirm, draws=CLEAN)
+        }
+        for label in order:
+            tasks[label] = Attack(
+                attack=attacks[label], begins_from=[*tasks], confirm=self.confirm,
+                draws=f"adaptive/{label}",
+            )  # fmt: skip
+        worst = Worst(norm=self.norm, eps=self.eps)
+        probes = budget.probes() if self.probed else {}
+        if probes and Descent.fits(model):
+            probes["descent"] = "descent", Descent()
+        return tasks | {
+            "": Judge(attack=worst, begins_from=[*tasks], draws="adaptive"),
+            **{
+                f"check/{label}": Probe(
+                    attack=attack, images=self.probed, role=role, draws=f"adaptive/check/{label}"
+                )
+                for role, (label, attack) in probes.items()
+            },
+        }
+
+    def untried(self, model: nn.Module) -> dict[str, str]:
+        modes = gradient_modes(model)
+        if isinstance(model, DefendedModel):
+            return {
+                mode: f"{type(model.purifier).__name__} has no such gradient"
+                for mode in ("bpda", "one-shot", "exact")
+                if mode not in modes
+            }
+        why = f"{type(model).__name__} is no DefendedModel"
+        return {
+            "gradient modes": f"{why}: its own backward pass is the only one there is",
+            "transfer, boundary and surrogate": f"{why}: no classifier of it is known apart",
+            "the purifier's descent": f"{why}: no purifier is known",
+        }
+
+
+class _Budget:
+    """A suite's attacks on one defence, each answer of ``eot`` samples.
+
+    What differs between defences is in a label, so that it means one attack in any run.
+    """
+
+    def __init__(self, suite: Adaptive, model: nn.Module, eot: int, classes: int) -> None:
+        self.suite, self.eot, self.classes = suite, eot, classes
+        self.modes, self.best = gradient_modes(model), strongest_mode(model)
+        self.ours = isinstance(model, DefendedModel)
+        self.library = importlib.import_module("scoreopt_defense.attacks")
+        self.threat: dict[str, Any] = {"norm": suite.norm, "eps": suite.eps}
+        self.shared = self.threat | {"autocast": suite.autocast}
+        self.averaged, self.alone = ("+EOT", "") if eot > 1 else ("", ", no EOT")
+
+    def shown(self, mode: str) -> Any:
+        """What an attack is shown by that name, with what memory it may take."""
+        kinds = {"exact": Exact, "smoothed": Smoothed, "shortened": self.library.Shortened}
+        kind = kinds.get(mode)
+        return mode if kind is None else kind(keep_mb=self.suite.keep_mb)
+
+    def transfers(self) -> dict[str, Any]:
+        """Attacks on the classifier alone."""
+        name = f"transfer-pgd-{self.suite.norm}"
+        return {
+            "transfer PGD": self.library.attack(name, eps=self.suite.eps),
+            "boundary": self.library.Boundary(**self.threat),
+        }
+
+    def square(self) -> Any:
+        samples = min(8, self.eot)
+        steps = max(1, self.suite.queries // samples - 1)
+        return self.library.Square(**self.shared, eot=samples, steps=steps)
+
+    def attacks(self, steps: int) -> dict[str, Any]:
+        budget = self.shared | {"steps": self.suite.steps, "eot": self.eot}
+        stages = {f"Square{self.alone}": self.square()} | (self.transfers() if self.ours else {})
+        for mode in self.modes:
+            pgd = self.library.FoolboxPGD(gradient=self.shown(mode), **budget)
+            stages[f"PGD{self.averaged}, {mode}"] = pgd
+            both = self.library.AutoAttack if self.classes > 2 else self.library.APGD
+            apgd = both(gradient=self.shown(mode), **budget)
+            stages[f"APGD{self.averaged}, {mode}"] = apgd
+        if self.suite.norm == "linf":
+            samples = self.suite.queries // 10
+            stages["SPSA"] = self.library.SPSA(**self.shared, samples=samples)
+        if "one-shot" in self.modes:
+            surrogate = self.library.PGD(gradient="surrogate", **budget)
+            stages[f"PGD{self.averaged} at the surrogate"] = surrogate
+        short = self.shown("shortened")
+        if steps > short.steps and "exact" in self.modes:
+            at_fewer = self.library.PGD(gradient=short, **budget)
+            stages[f"PGD{self.averaged} at {short.steps} steps"] = at_fewer
+        restarts = {"random_start": True, "restarts": self.suite.restarts}
+        last = self.library.PGD(gradient=self.shown(self.best), **budget, **restarts)
+        return stages | {f"PGD{self.averaged}, {self.best}, restarts": last}
+
+    def probes(self) -> dict[str, tuple[str, Any]]:
+        steps = max(2, self.suite.steps // 2)
+        eot = max(min(2, self.eot), self.eot // 2)
+
+        def pgd(**settings: Any) -> Any:
+            shown = self.shown(self.best)
+            given = self.shared | {"steps": steps, "eot": eot, "gradient": shown} | settings
+            # few steps must reach the ball's border too, as Madry et al. choose them
+            return self.library.PGD(step_size=max(0.25, 2.5 / given["steps"]), **given)
+
+        farthest = {"linf": 1.0, "l2": 10.0}[self.suite.norm]  # that attacks here may go
+        white_box = {
+            "white-box": pgd(),
+            "half eps": pgd(eps=self.suite.eps / 2),
+            "double eps": pgd(eps=min(2 * self.suite.eps, farthest)),
+            "unbounded": pgd(norm="linf", eps=1.0),
+            "half steps": pgd(steps=steps // 2),
+            "one restart": pgd(random_start=True),
+            "restarts": pgd(random_start=True, restarts=max(2, self.suite.restarts)),
+        } | ({"half EOT": pgd(eot=eot // 2)} if eot > 1 else {})
+        others = {"noise": self.library.Noise(**self.threat), "gradients": Gradients()}
+        if self.ours:
+            transfer, boundary = self.transfers().values()
+            others |= {"transfer": transfer, "boundary": boundary, "bare": Bare()}
+        named = {r: (f"{r}, {self.best}{self.alone}", attack) for r, attack in white_box.items()}
+        named |= {role: (role, attack) for role, attack in others.items()}
+        return named | {"black box": (f"black box{self.alone}", self.square())}
+
+
+#: What ``suite =`` may be by name.
+SUITES: dict[str, type[Adaptive]] = {"adaptive": Adaptive}
+
+
+def _cost(attack: Any) -> float:
+    """Passes of a network an image, about."""
+    shown = attack.as_dict()["gradient"]["name"]
+    passes = _PASSES.get(shown, 40)
+    answered = attack.queries - attack.gradients
+    return passes * attack.gradients + min(passes, 10) * answered
+
+
+def _classes(model: nn.Module, x: Tensor) -> int:
+    """How many there are; a defence's classifier answers without its purifier."""
+    asked = model.classifier if isinstance(model, DefendedModel) else model
+    return answers(asked, x[:4]).shape[1]
+
+
+def _is_random(model: nn.Module, x: Tensor) -> bool:
+    """Whether a model answers twice in two ways, be it by its purifier or its classifier."""
+    if isinstance(model, DefendedModel):
+        return not model.purifier.deterministic or _is_random(model.classifier, x)
+    few = placed(model, x[:8])
+    with as_it_was(model), contained():
+        return any(_answers_vary(model, few, seed) for seed in range(4))
+
+
+@torch.no_grad()
+def _answers_vary(model: nn.Module, x: Tensor, seed: int) -> bool:
+    """Whether it answers so in eight calls: what draws one of a few often comes to the same."""
+    with seeded(seed):  # the global generators stay as they were
+        first = answer(model, x)
+        return any(not torch.equal(answer(model, x), first) for _ in range(7))

@@ -1,0 +1,126 @@
+"""Measurements that a checklist rests on: each a value an image, and no attack.
+
+A measurement is called as an attack is, and leaves the images as they are; what it measures is
+recorded beside their figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scoreopt_defense.attacks.losses import divisors
+from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.diagnostics import input_gradient, optimization_curves
+from scoreopt_defense.evaluation.judging.asking import answer
+from scoreopt_defense.purifiers import ScoreOpt
+
+__all__ = ["Bare", "Descent", "Gradients", "Measurement", "gradient_modes", "strongest_mode"]
+
+# The modes by what they found here, strongest first: docs/robustness.md.
+_STRONGEST = ("smoothed", "exact", "one-shot", "bpda", "as-it-is")
+
+
+def gradient_modes(model: nn.Module) -> tuple[str, ...]:
+    """The modes that differ: without an optimiser to smooth, smoothed is exact."""
+    if not isinstance(model, DefendedModel):
+        return ("as-it-is",)
+    optimizer = getattr(model.purifier.settings, "optimizer", None)
+    return tuple(
+        mode
+        for mode in model.purifier.modes
+        if mode != "smoothed" or hasattr(optimizer, "smoothed")
+    )
+
+
+def strongest_mode(model: nn.Module) -> str:
+    """Of :func:`gradient_modes` the one that an attack finds most in."""
+    modes = gradient_modes(model)
+    return next((mode for mode in _STRONGEST if mode in modes), modes[0])
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Base of measurements: :meth:`measure` says what of each image."""
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return x
+
+    def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Values by name, each of shape ``(B,)``."""
+        raise NotImplementedError
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Gradients(Measurement):
+    """The input gradient in each mode: is it finite, and of how many pixels is it zero."""
+
+    def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        found = {}
+        for mode in gradient_modes(model):
+            if isinstance(model, DefendedModel):
+                gradient = input_gradient(model.with_gradient(mode), x, y)
+            else:
+                gradient = _own_gradient(model, x, y)
+            flat = gradient.flatten(1)
+            found[f"{mode}: zero"] = (flat == 0).float().mean(1)
+            found[f"{mode}: finite"] = flat.isfinite().all(1).float()
+        return found
+
+
+def _own_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Zero where the model cuts the graph."""
+    leaf = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits = model(leaf.clone())
+        loss = F.cross_entropy(logits / divisors(logits.detach(), y), y, reduction="sum")
+    if not loss.requires_grad:
+        return torch.zeros_like(x)
+    (found,) = torch.autograd.grad(loss, leaf, allow_unused=True)
+    return torch.zeros_like(x) if found is None else found
+
+
+@dataclass(frozen=True)
+class Descent(Measurement):
+    """The loss that the purifier minimises, at its first step and after its last.
+
+    ScoreOpt-N has one draw of noise, and its own loss under it is followed from the first step to
+    the last. ScoreOpt-O draws anew each step; its image's Diff loss is taken under fixed noise.
+    """
+
+    @staticmethod
+    def fits(model: nn.Module) -> bool:
+        """Whether the model has a purifier that descends."""
+        return (
+            isinstance(model, DefendedModel)
+            and isinstance(model.purifier, ScoreOpt)
+            and model.purifier.steps > 1
+        )
+
+    def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        assert isinstance(model, DefendedModel)
+        assert isinstance(model.purifier, ScoreOpt)
+        if model.purifier.variant == "O":
+            loss = optimization_curves(model.purifier, model.classifier, x, y).loss
+            return {"loss before": loss[0], "loss after": loss[-1]}
+        steps: list[dict[str, Any]] = []
+        model.purifier.replace(max_batch=None)(x, callback=steps.append)
+        first = [step["loss"] for step in steps if step["i"] == 0]
+        return {"loss before": first[0], "loss after": first[-1]}
+
+
+@dataclass(frozen=True)
+class Bare(Measurement):
+    """Whether the classifier alone gets an image right."""
+
+    def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        assert isinstance(model, DefendedModel)
+        with torch.no_grad():
+            return {"right": (answer(model.classifier, x).argmax(1) == y).float()}
