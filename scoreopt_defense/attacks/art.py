@@ -19,6 +19,8 @@ __all__ = ["ARTPGD"]
 class ARTPGD(ProjectedGradientAttack):
     """As :class:`~scoreopt_defense.attacks.PGD`, by ART, in float32."""
 
+    libraries: ClassVar[tuple[str, ...]] = ("art",)
+
     float32_only: ClassVar[bool] = True
 
     @property

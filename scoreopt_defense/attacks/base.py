@@ -31,6 +31,8 @@ class Attack(Settings, ABC):
 
     #: Whether it can begin elsewhere than its library does: :meth:`perturb` then has ``start=``.
     takes_start: ClassVar[bool] = False
+    #: Modules of the libraries that it hands its work to: their versions tell results apart.
+    libraries: ClassVar[tuple[str, ...]] = ()
 
     preset: str | None = None
 

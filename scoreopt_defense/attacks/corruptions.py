@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ class Corruptions(Attack):
     Reference:
         Hendrycks and Dietterich, ICLR 2019; Michaelis et al., 2019 (the library).
     """
+
+    libraries: ClassVar[tuple[str, ...]] = ("imagecorruptions",)
 
     corruption: str = "gaussian_noise"
     severity: int = 5

@@ -31,6 +31,8 @@ class FoolboxPGD(ProjectedGradientAttack):
             :mod:`scoreopt_defense.attacks.losses`.
     """
 
+    libraries: ClassVar[tuple[str, ...]] = ("foolbox",)
+
     takes_start: ClassVar[bool] = True
 
     loss: str = "cross-entropy"
@@ -77,6 +79,8 @@ class Noise(BoundedAttack):
         norm, eps, restarts: as in :class:`~scoreopt_defense.attacks.bounded.BoundedAttack`; the
             model is asked only to choose among restarts.
     """
+
+    libraries: ClassVar[tuple[str, ...]] = ("foolbox",)
 
     gradient: Gradient | View = NoGradient()
     eot: int = 1

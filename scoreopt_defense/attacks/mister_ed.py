@@ -37,6 +37,8 @@ class StAdv(BoundedAttack):
         Xiao et al., ICLR 2018; Laidlaw and Feizi, NeurIPS 2019 (the code).
     """
 
+    libraries: ClassVar[tuple[str, ...]] = ("recoloradv",)
+
     norms: ClassVar[tuple[str, ...]] = ("flow",)
     float32_only: ClassVar[bool] = True
     scale_free: ClassVar[bool] = False

@@ -35,6 +35,8 @@ class PGD(ProjectedGradientAttack):
         Madry et al., ICLR 2018; Athalye et al., ICML 2018 (BPDA, EOT).
     """
 
+    libraries: ClassVar[tuple[str, ...]] = ("torchattacks",)
+
     def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         kind = {"linf": _library().PGD, "l2": _library().PGDL2}[self.norm]
         alpha, start = self.step_size * self.eps, self.random_start
@@ -45,6 +47,8 @@ class PGD(ProjectedGradientAttack):
 @dataclass(frozen=True, kw_only=True)
 class _AutoPGD(BoundedAttack):
     """APGD, once for each of some losses; their strongest candidate is kept."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torchattacks",)
 
     steps: int = 100
 
@@ -151,6 +155,8 @@ class SPSA(BoundedAttack):
         Uesato et al., ICML 2018.
     """
 
+    libraries: ClassVar[tuple[str, ...]] = ("torchattacks",)
+
     norms: ClassVar[tuple[str, ...]] = ("linf",)
 
     gradient: Gradient | View = NoGradient()
@@ -199,6 +205,8 @@ class Square(BoundedAttack):
     Reference:
         Andriushchenko et al., ECCV 2020.
     """
+
+    libraries: ClassVar[tuple[str, ...]] = ("torchattacks",)
 
     gradient: Gradient | View = NoGradient()
     eot: int = 8

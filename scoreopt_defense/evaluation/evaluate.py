@@ -22,6 +22,7 @@ from scoreopt_defense.evaluation.judging.threat_model import bound_of
 from scoreopt_defense.evaluation.plan import CLEAN, Materials, Plan
 from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Suite
 from scoreopt_defense.evaluation.record.lock import Held
+from scoreopt_defense.evaluation.record.recognised import changed
 from scoreopt_defense.evaluation.record.results import Result
 from scoreopt_defense.evaluation.record.store import Store
 from scoreopt_defense.evaluation.run import workers as crews
@@ -143,7 +144,10 @@ def evaluate_plan(
     progress = progress or Progress()
     store = _opened(out, wait, progress)
     try:
+        before = store.plan(name) if name in store.views() else None
         plan = store.adopt(plan, name)
+        for line in changed(before, plan) if before else ():
+            progress.note(line)
         if retry_failed:
             results = store.read({unit.key for unit in plan.units()})
             store.forget(keys=[result.key for result in results if result.error])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from scoreopt_defense.evaluation.plan.behaviour import unlike
 from scoreopt_defense.evaluation.plan.plan import Plan
 from scoreopt_defense.evaluation.record.rows import KnownDefence, KnownTask
 
-__all__ = ["recognised"]
+__all__ = ["changed", "recognised"]
 
 
 def recognised(
@@ -45,3 +45,19 @@ def recognised(
                 ))  # fmt: skip
             draws[label, task] = went_by[content]
     return plan.known(ids, draws), new
+
+
+def changed(before: Plan, now: Plan) -> Iterator[str]:
+    """Of two plans of one name: which defences are others than before, and why."""
+    for label in before.defences.keys() & now.defences.keys():
+        was, is_now = before.defences[label], now.defences[label]
+        if was.id == is_now.id:
+            continue
+        if was.about != is_now.about:
+            why = "other settings or weights"
+        elif was.versions != is_now.versions:
+            other = {*was.versions.items()} ^ {*is_now.versions.items()}
+            why = f"other versions of {', '.join(sorted({library for library, _ in other}))}"
+        else:
+            why = str(unlike(was.behaviour, is_now.behaviour))
+        yield f"{label} is another defence than before ({why}): what is recorded of that stays"
