@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, bootstrap, norm
 
+from scoreopt_defense.evaluation.record.differences import chance_of_more, paired, paired_all
 from scoreopt_defense.evaluation.record.statistics import (
-    chance_of_more,
     deviation,
     majority,
-    paired,
-    paired_all,
     proportion,
     survival,
     weakest,

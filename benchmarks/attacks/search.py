@@ -41,9 +41,9 @@ from benchmarks.common.results_file import rounded, weights, write
 from scoreopt_defense import DefendedModel, ScoreOpt, data, pretrained
 from scoreopt_defense.attacks import APGD, PGD, Attack, FoolboxPGD, ProjectedGradientAttack
 from scoreopt_defense.evaluation import evaluate
+from scoreopt_defense.evaluation.record.differences import difference
 from scoreopt_defense.evaluation.record.export import to_json
 from scoreopt_defense.evaluation.record.results import Result
-from scoreopt_defense.evaluation.record.statistics import difference
 from scoreopt_defense.evaluation.record.store import Store
 from scoreopt_defense.evaluation.run.progress import progress
 from scoreopt_defense.evaluation.run.scheduler import Stopped

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scoreopt_defense import pretrained
 from scoreopt_defense.evaluation.plan.environment import machine
-from scoreopt_defense.evaluation.record.statistics import Difference
+from scoreopt_defense.evaluation.record.differences import Difference
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.common.results_file import RESULTS
-from scoreopt_defense.evaluation.record.statistics import Difference, difference
+from scoreopt_defense.evaluation.record.differences import Difference, difference
 
 __all__ = ["budget", "less", "markdown", "percent", "points", "results", "shares"]
 

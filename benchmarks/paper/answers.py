@@ -23,7 +23,7 @@ from benchmarks.paper.drawing import (
     suite_of,
     worst_case,
 )
-from scoreopt_defense.evaluation.record.statistics import Difference
+from scoreopt_defense.evaluation.record.differences import Difference
 
 #: In the paper's order.
 ORDER = (

@@ -150,7 +150,7 @@ def evaluate_plan(
             progress.note(line)
         if retry_failed:
             results = store.read({unit.key for unit in plan.units()})
-            store.forget(keys=[result.key for result in results if result.error])
+            store.forget([result.key for result in results if result.error])
         run(plan, materials, store, crew, progress)
     except BaseException:
         store.close()

@@ -1,4 +1,4 @@
-"""What a plan consists of, as JSON has it: defences, and what is done with them."""
+"""What a plan consists of: defences, what is done with them, and units of that work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scoreopt_defense.evaluation.plan.environment import versions
 from scoreopt_defense.evaluation.plan.fingerprint import json_digest, of_attack
 from scoreopt_defense.evaluation.plan.tasks import Judge, Probe, Task
 
-__all__ = ["Defence", "Planned"]
+__all__ = ["Defence", "Planned", "Unit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +103,36 @@ class Planned:
     def attacks(self) -> bool:
         """Whether it does anything to the images."""
         return self.kind != "judge" and self.attack != {"kind": "Clean"}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The unit of work: one task, done with one defence on one batch of images.
+
+    Attributes:
+        key: a digest of all that its result depends on.
+        defence, attack: their names; an attack is any task here.
+        fingerprint, content: what a record knows these two by, whatever they are called.
+        images: first image and the one after the last.
+        seed: of everything random in it.
+        needs: keys of the units that it begins from.
+    """
+
+    key: str
+    defence: str
+    attack: str
+    fingerprint: str
+    content: str
+    trial: int
+    images: tuple[int, int]
+    seed: int
+    needs: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many images it has."""
+        return self.images[1] - self.images[0]
+
+    def __str__(self) -> str:
+        first, end = self.images
+        return f"{self.attack} on {self.defence}, trial {self.trial}, images {first} to {end - 1}"

@@ -25,49 +25,16 @@ from scoreopt_defense.evaluation.plan.fingerprint import (
     key_of,
 )
 from scoreopt_defense.evaluation.plan.materials import Materials
-from scoreopt_defense.evaluation.plan.parts import Defence, Planned
+from scoreopt_defense.evaluation.plan.parts import Defence, Planned, Unit
 from scoreopt_defense.evaluation.plan.tasks import CLEAN
 from scoreopt_defense.noise import derive
 
-__all__ = ["MOST_THREADS", "Plan", "Unit"]
+__all__ = ["MOST_THREADS", "Plan"]
 
 _FORMAT = "3"  # of keys
 _MOST_UNITS = 10**7  # of ImageNet's 50,000 images that is 6,000 cells of batches of 32
 # of a worker; far more of them cannot be started, and torch does not survive it
 MOST_THREADS = 1024
-
-
-@dataclass(frozen=True)
-class Unit:
-    """The unit of work: one task, done with one defence on one batch of images.
-
-    Attributes:
-        key: a digest of all that its result depends on.
-        defence, attack: their names; an attack is any task here.
-        fingerprint, content: what a record knows these two by, whatever they are called.
-        images: first image and the one after the last.
-        seed: of everything random in it.
-        needs: keys of the units that it begins from.
-    """
-
-    key: str
-    defence: str
-    attack: str
-    fingerprint: str
-    content: str
-    trial: int
-    images: tuple[int, int]
-    seed: int
-    needs: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """How many images it has."""
-        return self.images[1] - self.images[0]
-
-    def __str__(self) -> str:
-        first, end = self.images
-        return f"{self.attack} on {self.defence}, trial {self.trial}, images {first} to {end - 1}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ def contents(store: Store) -> list[list[list[str]]]:
                      str(plan.trials)])  # fmt: skip
     units: dict[str, Counter[str]] = {"defences": Counter(), "tasks": Counter()}
     failed, images = Counter[str](), Counter[str]()
-    size = {path: store.size(path) for path in {r.adversarial for r in store.read()} if path}
+    size = {path: store.pixels.size(path) for path in {r.adversarial for r in store.read()} if path}
     for result in store.read():
         for kind, of in (("defences", result.defence), ("tasks", result.task)):
             units[kind][of] += 1
@@ -81,16 +81,17 @@ def take_out(
     """
     plans = {name: Plan.from_json(view.plan) for name, view in store.views().items()}
     called = _names(plans)
-    of = {
-        "defence": _meant("defence", defences, [row.id for row in store.defences()], called),
-        "attack": _meant("attack", attacks, [row.content for row in store.tasks()], called),
-    }
+    whose = _meant("defence", defences, [row.id for row in store.defences()], called)
+    which = _meant("attack", attacks, [row.content for row in store.tasks()], called)
     for name in views:
         if name not in plans:
             raise ValueError(f"view must be one of {list(plans)}, got {name!r}")
         store.forget_view(name)
-    keys = [result.key for result in store.read() if result.error] if failed else []
-    return store.forget(defences=of["defence"], tasks=of["attack"], keys=keys)
+    return store.forget(
+        result.key
+        for result in list(store.read())
+        if result.defence in whose or result.task in which or (failed and result.error)
+    )
 
 
 def _meant(

@@ -10,16 +10,16 @@ from functools import cached_property
 import numpy as np
 
 from scoreopt_defense._checks import check_choice
-from scoreopt_defense.evaluation.plan.plan import Plan, Unit
+from scoreopt_defense.evaluation.plan.parts import Unit
+from scoreopt_defense.evaluation.plan.plan import Plan
 from scoreopt_defense.evaluation.plan.tasks import CLEAN
+from scoreopt_defense.evaluation.record.differences import Difference, difference
 from scoreopt_defense.evaluation.record.judged import Judged, of_images, over_images
 from scoreopt_defense.evaluation.record.rows import Judgement, UnitResult, View
 from scoreopt_defense.evaluation.record.statistics import (
-    Difference,
     Proportion,
     Survival,
     deviation,
-    difference,
     majority,
     survival,
 )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,23 +11,14 @@ import numpy as np
 from scoreopt_defense._optional import optional
 
 __all__ = [
-    "Difference",
     "Proportion",
     "Survival",
-    "aligned",
-    "chance_of_more",
     "deviation",
-    "difference",
     "majority",
-    "paired",
-    "paired_all",
     "proportion",
     "survival",
     "weakest",
 ]
-
-_RESAMPLES, _AT_ONCE = 9999, 1000
-_MANY = 2000  # images, from which on equal gaps are resampled together: the same law, in less time
 
 
 def _scipy() -> Any:
@@ -178,127 +168,3 @@ def weakest(right: np.ndarray, lead: np.ndarray) -> np.ndarray:
     singly = np.where(there, right.mean(2), by_image)
     choices = np.concatenate([by_image[None], singly])
     return choices[np.nanmean(choices, axis=1).argmin()]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean of a - b over the same images, its interval, and a p-value for "no difference".
-
-    Attributes:
-        only_a, only_b: images that only the one gets right, by majority: McNemar's two counts.
-        p: of McNemar's exact test on them.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    only_a: int
-    only_b: int
-    p: float
-
-
-def paired(a: np.ndarray, b: np.ndarray, *, confidence: float = 0.95, seed: int = 0) -> Difference:
-    """Two defences on the same images.
-
-    Args:
-        a, b: each image's share of right purifications, in [0, 1], shape ``(n,)``.
-        confidence: of the interval, a percentile bootstrap over images (9,999 resamples).
-        seed: of the bootstrap.
-
-    Reference:
-        McNemar, Psychometrika 1947; Efron, Annals of Statistics 1979.
-    """
-    return paired_all([(a, b)], confidence=confidence, seed=seed)[0]
-
-
-def paired_all(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, confidence: float = 0.95, seed: int = 0
-) -> list[Difference]:
-    """As :func:`paired`, of many; those of as many images share their resamples."""
-    both = [tuple(np.asarray(side, dtype=float) for side in pair) for pair in pairs]
-    gaps = [a - b for a, b in both]
-    for gap in gaps:
-        if gap.ndim != 1 or not len(gap):
-            raise ValueError(f"a and b must be of one shape (n,), n at least 1, got {gap.shape}")
-    ends = [(float(gap.mean()),) * 2 for gap in gaps]  # of gaps that are all equal
-    sizes: dict[int, list[int]] = defaultdict(list)
-    tails = [50 * (1 - confidence), 50 * (1 + confidence)]
-    for place, gap in enumerate(gaps):
-        if np.ptp(gap) > 0 and len(gap) > _MANY:
-            values, counts = np.unique(gap, return_counts=True)
-            drawn = np.random.default_rng(seed).multinomial(len(gap), counts / len(gap), _RESAMPLES)
-            low, high = np.percentile(drawn @ values / len(gap), tails).tolist()
-            ends[place] = low, high
-        elif np.ptp(gap) > 0:
-            sizes[len(gap)].append(place)
-    for size, places in sizes.items():
-        of_size = np.stack([gaps[place] for place in places], axis=1)
-        means = np.concatenate([counts @ of_size / size for counts in _resampled(size, seed)])
-        found = np.percentile(means, tails, axis=0)
-        for place, (low, high) in zip(places, found.T.tolist()):
-            ends[place] = low, high
-    return [_difference(a, b, *end) for (a, b), end in zip(both, ends)]
-
-
-def _resampled(size: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each of so many images is drawn, a row a resample."""
-    generator = np.random.default_rng(seed)
-    for first in range(0, _RESAMPLES, _AT_ONCE):
-        rows = min(_AT_ONCE, _RESAMPLES - first)
-        cells = generator.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
-        counts = np.bincount(cells.ravel(), minlength=rows * size)
-        yield counts.reshape(rows, size).astype(float)
-
-
-def _difference(a: np.ndarray, b: np.ndarray, low: float, high: float) -> Difference:
-    only_a = int(((a > 0.5) & (b <= 0.5)).sum())
-    only_b = int(((b > 0.5) & (a <= 0.5)).sum())
-    p = float(_scipy().binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    return Difference(float((a - b).mean()), low, high, len(a), only_a, only_b, p)
-
-
-def difference(a: dict[int, float], b: dict[int, float], *, confidence: float = 0.95) -> Difference:
-    """Shares by image less others, over the images that both have.
-
-    Raises:
-        ValueError: if they have none in common.
-    """
-    return paired(*aligned(a, b), confidence=confidence)
-
-
-def aligned(a: dict[int, float], b: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
-    """The shares of the images that both have, in one order; empty if there are none."""
-    both = sorted(a.keys() & b.keys())
-    return np.array([a[image] for image in both]), np.array([b[image] for image in both])
-
-
-def chance_of_more(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> float:
-    """How likely it is that ``a`` comes out so much higher than ``b``, if neither is higher.
-
-    The share of the ways to swap the two of an image, some images' or none, in which the mean
-    difference is as large: a sign-flip test, one-sided. It rejects no oftener than it says at any
-    number of images, where a bootstrap's interval of few is too narrow.
-
-    Args:
-        a, b: of each image, shape ``(n,)``.
-        seed: of the 9,999 ways that are tried where there are more.
-
-    Reference:
-        Fisher, The Design of Experiments, 1935, section 21.
-    """
-    gaps = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    least = gaps.sum() - 1e-9 * np.abs(gaps).sum()  # sums of the same numbers in another order
-    if 2 ** len(gaps) <= _RESAMPLES:
-        ways = np.arange(2 ** len(gaps))[:, None] >> np.arange(len(gaps))
-        return float(((1 - 2 * (ways & 1)) @ gaps >= least).mean())
-    generator, above = np.random.default_rng(seed), 1  # the one that is there
-    if len(gaps) > _MANY:
-        values, counts = np.unique(gaps, return_counts=True)
-        more = generator.binomial(counts, 0.5, (_RESAMPLES, len(counts)))
-        above += int(((2 * more - counts) @ values >= least).sum())
-        return above / (_RESAMPLES + 1)
-    for first in range(0, _RESAMPLES, _AT_ONCE):
-        ways = generator.integers(0, 2, (min(_AT_ONCE, _RESAMPLES - first), len(gaps)))
-        above += int(((1.0 - 2 * ways) @ gaps >= least).sum())
-    return above / (_RESAMPLES + 1)

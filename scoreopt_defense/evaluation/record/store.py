@@ -7,9 +7,6 @@ them before. One file of SQLite's, and one of safetensors for each batch of imag
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -18,12 +15,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import safetensors.numpy
 
-from scoreopt_defense._files import replacing
 from scoreopt_defense.evaluation.plan.environment import machine
 from scoreopt_defense.evaluation.plan.plan import Plan
 from scoreopt_defense.evaluation.record.lock import Lock
+from scoreopt_defense.evaluation.record.pixels import Pixels
 from scoreopt_defense.evaluation.record.recognised import recognised
 from scoreopt_defense.evaluation.record.rows import (
     KnownDefence,
@@ -66,9 +62,8 @@ class Store:
 
     def __init__(self, folder: str | Path | None = None, *, writing: bool = False) -> None:
         self.folder = None if folder is None else Path(folder)
-        self._in_memory: dict[str, np.ndarray] = {}
+        self.pixels = Pixels(None if self.folder is None else self.folder / _IMAGES)
         self._lock: Lock | None = None
-        self._unsynced: list[Path] = []
         self._committed = 0.0
         with self._errors(), contextlib.ExitStack() as undo:
             undo.callback(self._release)
@@ -82,10 +77,9 @@ class Store:
             return sqlite3.connect(":memory:")
         file = self.folder / RECORD
         if writing:
-            (self.folder / _IMAGES).mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(self.folder)
-            for left in (self.folder / _IMAGES).glob("*.part"):  # of a run that was killed
-                left.unlink()
+            self.pixels.make()
             database = sqlite3.connect(file, timeout=60)
             database.execute("PRAGMA synchronous=FULL")
             return database
@@ -230,35 +224,15 @@ class Store:
         """
         with self._errors():
             if images is not None:
-                self._write(str(result.adversarial), images)
+                self.pixels.write(str(result.adversarial), images)
             self._insert(result)
             if time.monotonic() - self._committed > _TOGETHER:
                 self._commit()
 
-    def _write(self, name: str, images: np.ndarray) -> None:
-        if self.folder is None:
-            self._in_memory[name] = images
-            return
-        path = self._path(name)
-        if path.exists():  # the same pixels, such as clean ones of another defence
-            return
-        with replacing(path) as temporary:
-            temporary.write_bytes(safetensors.numpy.save({"x": images}))
-        self._unsynced.append(path)
-
     def _commit(self) -> None:
-        for path in self._unsynced:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        self._unsynced.clear()
+        self.pixels.sync()
         self._database.commit()
         self._committed = time.monotonic()
-
-    def _path(self, name: str) -> Path:
-        assert self.folder is not None
-        if not name.isalnum():
-            raise StoreError(f"{self.folder}: a result's images are called {name!r}")
-        return self.folder / _IMAGES / f"{name}.safetensors"
 
     def adversarial(self, result: UnitResult) -> np.ndarray:
         """A unit's adversarial images, shape ``(B, C, H, W)``, in [0, 1].
@@ -266,75 +240,35 @@ class Store:
         Raises:
             StoreError: naming the file, if it is missing or damaged.
         """
-        name = str(result.adversarial)
-        if self.folder is None:
-            return self._in_memory[name]
-        path = self._path(name)
-        try:
-            images = safetensors.numpy.load_file(path)["x"]
-            if images_digest(images) != name:
-                raise ValueError("other pixels than were recorded")
-        except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
-            raise StoreError(
-                f"{path} is missing or damaged ({error}): restore a copy, or forget the result "
-                "and evaluate again"
-            ) from error
-        return images
+        return self.pixels.read(str(result.adversarial))
 
-    def size(self, name: str) -> int:
-        """Bytes of the images that are kept by this name; 0 if they are gone."""
-        if self.folder is None:
-            return self._in_memory[name].nbytes
-        path = self._path(name)
-        return path.stat().st_size if path.exists() else 0
-
-    def forget(
-        self,
-        *,
-        defences: Iterable[str] = (),
-        tasks: Iterable[str] = (),
-        keys: Iterable[str] = (),
-    ) -> int:
-        """Delete results, those that began from them, and images that no other has.
-
-        Args:
-            defences, tasks, keys: fingerprints, digests of contents, and results' keys.
+    def forget(self, keys: Iterable[str]) -> int:
+        """Delete results, those that began from them, and what no other result has.
 
         Returns:
             How many results are gone.
         """
-        whose, which, these = set(defences), set(tasks), set(keys)
         with self._errors():
             rows = list(self._rows(UnitResult, "units"))
-            lost = {
-                row.key
-                for row in rows
-                if row.defence in whose or row.task in which or row.key in these
-            }
-            lost |= _dependents(lost, {row.key: row.needs for row in rows})
+            lost = _with_dependents(keys, {row.key: row.needs for row in rows})
             kept = {row.adversarial for row in rows if row.key not in lost}
-            gone = {"units": ("key", lost), "defences": ("id", whose), "tasks": ("content", which)}
-            for table, (column, names) in gone.items():
-                self._database.executemany(
-                    f'DELETE FROM {table} WHERE "{column}" = ?', [(name,) for name in names]
+            gone = [(key,) for key in lost]
+            self._database.executemany('DELETE FROM units WHERE "key" = ?', gone)
+            for table, key, of in (("defences", "id", "defence"), ("tasks", "content", "task")):
+                self._database.execute(
+                    f"DELETE FROM {table} WHERE {key} NOT IN (SELECT {of} FROM units)"
                 )
             self._commit()
             for row in rows:
                 if row.adversarial and row.adversarial not in kept:
-                    self._delete(row.adversarial)
-        return len(lost)
+                    self.pixels.delete(row.adversarial)
+        return sum(row.key in lost for row in rows)
 
     def forget_view(self, name: str) -> None:
         """Forget that this plan was put to it; results stay."""
         with self._errors():
             self._database.execute("DELETE FROM views WHERE name = ?", [name])
             self._commit()
-
-    def _delete(self, name: str) -> None:
-        if self.folder is None:
-            self._in_memory.pop(name, None)
-        else:
-            self._path(name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the file; nothing is lost without it."""
@@ -360,15 +294,9 @@ class Store:
             raise StoreError(f"{self.folder}: {said_plainly(error, RECORD)}") from error
 
 
-def _dependents(lost: Collection[str], needs: Mapping[str, Collection[str]]) -> set[str]:
-    """Keys of what began, directly or not, from results that are lost."""
+def _with_dependents(lost: Iterable[str], needs: Mapping[str, Collection[str]]) -> set[str]:
+    """Keys, and those of what began, directly or not, from their results."""
     found = set(lost)
     while more := {k for k, of in needs.items() if k not in found and not found.isdisjoint(of)}:
         found |= more
     return found
-
-
-def images_digest(images: np.ndarray) -> str:
-    """What adversarial images are kept by."""
-    about = json.dumps([str(images.dtype), images.shape]).encode()
-    return hashlib.sha256(about + np.ascontiguousarray(images).tobytes()).hexdigest()[:40]

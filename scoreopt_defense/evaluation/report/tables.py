@@ -8,14 +8,10 @@ from typing import Any
 
 from scoreopt_defense.evaluation.plan import CLEAN, Plan
 from scoreopt_defense.evaluation.plan.behaviour import unlike
+from scoreopt_defense.evaluation.record.differences import Difference, aligned, paired_all
 from scoreopt_defense.evaluation.record.figures import Cell
 from scoreopt_defense.evaluation.record.results import Result
-from scoreopt_defense.evaluation.record.statistics import (
-    Difference,
-    Proportion,
-    aligned,
-    paired_all,
-)
+from scoreopt_defense.evaluation.record.statistics import Proportion
 from scoreopt_defense.evaluation.suite.overall import Overall
 
 __all__ = [

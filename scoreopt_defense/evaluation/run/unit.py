@@ -21,8 +21,8 @@ from scoreopt_defense.evaluation.judging import Judging, judge
 from scoreopt_defense.evaluation.judging.fresh import placed, reseeded
 from scoreopt_defense.evaluation.plan import Materials, Unit
 from scoreopt_defense.evaluation.plan.tasks import Judge, Task
+from scoreopt_defense.evaluation.record.pixels import digest_of
 from scoreopt_defense.evaluation.record.rows import UnitResult
-from scoreopt_defense.evaluation.record.store import images_digest
 from scoreopt_defense.evaluation.suite.carry_over import Carried
 from scoreopt_defense.noise import derive, seeded
 
@@ -83,7 +83,7 @@ def execute(
             images, error = None, said(problem)
     result = _result(
         unit, materials.y, places=places, error=error,
-        adversarial=None if images is None else images_digest(images),
+        adversarial=None if images is None else digest_of(images),
         denoiser_calls=calls["denoiser"], classifier_calls=calls["classifier"],
         seconds=time.perf_counter() - started, **found,
     )  # fmt: skip

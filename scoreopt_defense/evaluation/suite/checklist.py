@@ -8,13 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from scoreopt_defense.evaluation.plan.tasks import CLEAN
+from scoreopt_defense.evaluation.record.differences import aligned, chance_of_more, difference
 from scoreopt_defense.evaluation.record.figures import Figures
-from scoreopt_defense.evaluation.record.statistics import (
-    aligned,
-    chance_of_more,
-    difference,
-    proportion,
-)
+from scoreopt_defense.evaluation.record.statistics import proportion
 from scoreopt_defense.evaluation.suite.controls import CHECKS, noise_of_size
 
 __all__ = ["Check", "Checked", "checklist"]
