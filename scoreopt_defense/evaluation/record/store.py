@@ -6,11 +6,10 @@ them before. One file of SQLite's, and one of safetensors for each batch of imag
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,8 +34,7 @@ from scoreopt_defense.evaluation.record.store_error import StoreError, said_plai
 __all__ = ["RECORD", "Store", "StoreError"]
 
 RECORD, _IMAGES = "record.sqlite", "images"
-_FORMAT = 3
-_OLD = "run.sqlite"  # of formats 1 and 2
+_FORMAT, _OLD = 3, "run.sqlite"  # of formats 1 and 2
 _TABLES = {"units": UnitResult, "defences": KnownDefence, "tasks": KnownTask, "views": View}
 _TOGETHER = 1.0  # second, within which what is added waits for the disk once
 _FEW = 500  # keys that are asked for one by one; of more, all rows are looked through
@@ -45,7 +43,7 @@ Row = TypeVar("Row")
 
 
 class Store:
-    """A record; a run stopped at any moment keeps whole units, all but those of its last second.
+    """A record; a run that is stopped keeps whole units, all but those of its last second.
 
     One process writes, until :meth:`close` or :meth:`unlock`; any may read meanwhile (write-ahead
     log).
@@ -65,7 +63,7 @@ class Store:
         self.pixels = Pixels(None if self.folder is None else self.folder / _IMAGES)
         self._lock: Lock | None = None
         self._committed = 0.0
-        with self._errors(), contextlib.ExitStack() as undo:
+        with self._errors(), ExitStack() as undo:
             undo.callback(self._release)
             self._database = self._open(writing=writing)
             undo.callback(self._database.close)
@@ -86,17 +84,17 @@ class Store:
         if not file.is_file():
             if (self.folder / _OLD).is_file():
                 raise StoreError(
-                    f"{self.folder} holds a record of an earlier format ({_OLD}): read it with "
-                    "version 0.1 of before, as in its own scoreopt export --csv; to evaluate again "
-                    "begins a new record beside it"
+                    f"{self.folder} holds a record of an earlier format ({_OLD}): the version that "
+                    "made it reads it; to evaluate again begins a new record beside it"
                 )
             raise StoreError(f"there is no record in {self.folder}: expected {RECORD}")
+        where = file.absolute().as_uri()
         try:
-            database = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+            database = sqlite3.connect(f"{where}?mode=ro", uri=True)
             database.execute("SELECT name FROM views")
+            return database
         except sqlite3.OperationalError:  # a log cannot be made on a medium that is read-only
-            database = sqlite3.connect(f"{file.absolute().as_uri()}?immutable=1", uri=True)
-        return database
+            return sqlite3.connect(f"{where}?immutable=1", uri=True)
 
     def unlock(self) -> None:
         """Let others write, what is added being on the disk."""
