@@ -467,7 +467,7 @@ def test_another_process_that_writes_is_said_at_once_and_readers_are_let_in(tmp_
     assert said_here in said
     assert "wait until it has ended, or give another folder" in said_here
     assert views == ["evaluation"]
-    (tmp_path / "images" / "00aa.safetensors.12-ab.part").touch()  # of a killed one
+    (tmp_path / "images" / ".00aa11bb22cc33dd.part").touch()  # of a killed one
     assert found(run(tmp_path, **BASE)) == found(result) == found(run(None, **BASE))
     assert not list(tmp_path.rglob("*.part"))
 

@@ -34,11 +34,13 @@ from toy_evaluation import (
 )
 
 from benchmarks.common.table_text import shares
-from scoreopt_defense.evaluation import AnyStep, Judging, Stopped, Store, Unit, evaluate, runner
-from scoreopt_defense.evaluation import progress as display
+from scoreopt_defense.evaluation import AnyStep, Judging, Stopped, Store, Unit, evaluate
 from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.record.export import right_counts
+from scoreopt_defense.evaluation.record.rows import UnitResult
+from scoreopt_defense.evaluation.run import progress as display
+from scoreopt_defense.evaluation.run import scheduler
 from scoreopt_defense.evaluation.run.progress import Bars, Lines, Progress
 from scoreopt_defense.evaluation.run.unit import Outcome
 from scoreopt_defense.evaluation.run.workers import Crew
@@ -59,20 +61,20 @@ def whole():
 
 
 def recorded(out: Path) -> int:
-    if not (out / "run.sqlite").exists():
+    if not (out / "record.sqlite").exists():
         return 0
-    with sqlite3.connect(out / "run.sqlite", timeout=60) as database:
+    with sqlite3.connect(out / "record.sqlite", timeout=60) as database:
         try:
             return database.execute("SELECT count(*) FROM units").fetchone()[0]
         except sqlite3.OperationalError:
             return 0
 
 
-def killed_until_done(forked, out: Path, kills: int, options: dict) -> list[int]:
+def killed_until_done(forked, out: Path, kills: int, *how) -> list[int]:
     """Start, kill after a while, start again; how many units were recorded at each kill."""
     generator, counts = random.Random(0), []
     for _ in range(kills):
-        process = forked.Process(target=run_here, args=(str(out), options))
+        process = forked.Process(target=run_here, args=(str(out), *how))
         process.start()
         before, most = recorded(out), generator.randint(0, 3)
         deadline = time.monotonic() + 60
@@ -90,7 +92,16 @@ def test_a_run_that_is_killed_goes_on_to_the_identical_result(forked, kills, tmp
     options = {"pause": 0.01, "trials": 2 * kills // 5}  # more units than the kills let through
     counts = killed_until_done(forked, tmp_path, kills, options)
     assert counts == sorted(counts)
-    assert 0 < counts[0] < counts[-1]
+    assert 0 < counts[0] < counts[-1] < 27 * options["trials"]
+    assert found(run(tmp_path, **options)) == found(run(None, **options))
+
+
+def test_a_kill_loses_the_units_of_a_moment_and_none_before(forked, tmp_path):
+    """As of a run of quick units, many of which are put on the disk together."""
+    options = {"pause": 0.02, "trials": 6}
+    counts = killed_until_done(forked, tmp_path, 4, options, 0.2)
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1] < 27 * 6
     assert found(run(tmp_path, **options)) == found(run(None, **options))
 
 
@@ -134,8 +145,8 @@ def test_a_unit_that_kills_its_worker_is_recorded_and_the_others_are_done():
     y = torch.tensor([0, 1, 2, 0, 0, 1, 2, 3])  # deadly on the second batch of four
     result = run(None, workers=2, images=(x, y), **options)
     (failure,) = result.failures
-    assert (failure["attack"], failure["first"]) == ("deadly", 4)
-    assert "its worker was lost 2 times" in failure["error"]
+    assert (failure.unit.attack, failure.unit.images) == ("deadly", (4, 8))
+    assert "its worker was lost 2 times" in failure.error
     alone = run(None, images=(x, y), **options | {"attacks": {"ascent": Ascent()}})
     assert result.cell("noisy", "ascent").accuracy == alone.cell("noisy", "ascent").accuracy
 
@@ -204,7 +215,7 @@ def test_a_dask_scheduler_that_is_killed_is_said_and_not_waited_for(tmp_path):
 
 def test_workers_that_are_lost_in_silence_are_not_waited_for(monkeypatch):
     """A cluster's: no future of theirs ever ends."""
-    monkeypatch.setattr(runner, "LOOK", 0.01)
+    monkeypatch.setattr(scheduler, "LOOK", 0.01)
     looks = []
 
     def width():
@@ -222,7 +233,7 @@ def test_workers_that_are_lost_in_silence_are_not_waited_for(monkeypatch):
     monkeypatch.setattr(Crew, "open", lambda crew: crew.opened())
     plan = Plan.of(materials)
     with pytest.raises(ConnectionError, match="lost"):
-        runner.run(plan, materials, Store(None, plan), crew, Progress())
+        scheduler.run(plan, materials, Store(), crew, Progress())
     assert len(looks) == 4
 
 
@@ -231,30 +242,20 @@ def test_one_cell_alone_is_the_same_cell_within_a_run(whole):
         None, defences={"scoreopt": defences()["scoreopt"]}, attacks={"long": Ascent(steps=3)}
     )
     cell = {"defence": "scoreopt", "attack": "long"}
-    assert [row for row in found(alone) if cell.items() <= row.items() and "image" in row] == [
-        row | {"adversarial": other["adversarial"]}
-        for row, other in zip(
-            (r for r in whole if cell.items() <= r.items() and "image" in r),
-            (r for r in found(alone) if cell.items() <= r.items() and "image" in r),
-            strict=True,
-        )
-    ]
     of_cell = [
-        [row["bytes"] for row in rows if cell.items() <= row.items() and "bytes" in row]
-        for rows in (found(alone), whole)
+        [row for row in rows if cell.items() <= row.items()] for rows in (found(alone), whole)
     ]
     assert of_cell[0] == of_cell[1]
-    assert of_cell[0]
+    assert all(row["bytes"] for row in of_cell[0])
+    assert len(of_cell[0]) == 6
 
 
 def test_trials_attacks_and_batches_have_noise_of_their_own():
     x, y = images(1)
-    result = run(
-        None, images=(x.repeat(4, 1, 1, 1), y.repeat(4)), batch=2,
-        attacks={"a": Ascent(steps=0), "b": Ascent(steps=0)},
-    )  # fmt: skip
-    starts = [row["bytes"] for row in found(result) if row.get("attack") in ("a", "b")
-              and row["defence"] == "noisy" and "bytes" in row]  # fmt: skip
+    attacks = {"a": Ascent(steps=0), "b": Ascent(steps=0, pause=1e-9)}
+    result = run(None, images=(x.repeat(4, 1, 1, 1), y.repeat(4)), batch=2, attacks=attacks)
+    starts = [row["bytes"] for row in found(result)
+              if row["attack"] in attacks and row["defence"] == "noisy"]  # fmt: skip
     assert len(starts) == len(set(starts)) == 2 * 2 * 2
     other = run(None, images=(x, y), attacks={"a": Ascent(steps=0)}, seed=1)
     assert found(other)[-1]["bytes"] not in starts
@@ -288,7 +289,7 @@ def test_a_failure_is_that_units_and_the_run_goes_on(how, said, tmp_path, capsys
     options = {"batch": 4, "judging": Judging(purifications=2)}
     result = evaluate({"m": model}, (x, y), attacks, out=tmp_path, progress=Lines(), **options)
     (failure,) = result.failures
-    assert failure["error"].startswith(said)
+    assert failure.error.startswith(said)
     assert "failed: bad on m, trial 0, images 4 to 7" in capsys.readouterr().err
     bad, good = (result.cell("m", name) for name in ("bad", "ascent"))
     assert (bad.failed, bad.accuracy.n) == (4, 4)
@@ -319,7 +320,7 @@ def test_a_defence_that_fails_is_recorded_too(capsys):
             return x.flatten(1)[:, :4] * (float("nan") if len(x) == 2 else 1)
 
     result = evaluate(Broken(), images(4), batch=2, progress=Lines(every=0.0))
-    assert "logits that are not finite" in result.failures[0]["error"]
+    assert "logits that are not finite" in result.failures[0].error
     said = capsys.readouterr().err
     assert "1 units left\n" in said  # and no time, as none is known
 
@@ -339,15 +340,15 @@ def test_counts_are_of_the_judgements_that_were_made(criterion):
     )  # fmt: skip
     made = 1 if criterion == "any-step" else 3
     counts = result.counts("DefendedModel", "some")
-    failed = {unit["first"] for unit in result.failures}
-    rows = [row for row in result.rows("DefendedModel", "some") if row["predicted"]]
+    failed = {failure.unit.images[0] for failure in result.failures}
+    judged = result.judgements("DefendedModel", "some")
     for image, (right, of) in counts.items():
-        own = [row for row in rows if row["image"] == image]
+        own = [judgement for judgement in judged if judgement.image == image]
         assert of == made * len(own)
         assert (of < 6 * made) == (image // 4 * 4 in failed)
         assert right / of == pytest.approx(result.shares("DefendedModel", "some")[image])
         if criterion == "final":
-            assert right == sum((np.array(r["predicted"]) == r["label"]).sum() for r in own)
+            assert right == sum((one.predicted == one.label).sum() for one in own)
     assert len({of for _, of in counts.values()}) > 1
     written = right_counts(result, "DefendedModel", "some")
     assert shares(written) == {i: right / of for i, (right, of) in counts.items()}
@@ -360,7 +361,7 @@ def test_a_unit_that_does_not_fit_is_done_in_parts_and_says_so(error, capsys):
         None, attacks=attacks, images=images(10), batch=5, trials=1, progress=Lines(),
         defences={"noisy": Noisy().eval()},
     )  # fmt: skip
-    parts = {(u["attack"], u["parts"]) for u in result.store.units()}
+    parts = {(unit.attack, done.parts) for unit, done in result.units()}
     assert parts == {("clean", 1), ("greedy", 3)}  # 5 images: 3 and 2; 3 again: 2 and 1
     assert not result.failures
     assert "out of memory: greedy on noisy" in capsys.readouterr().err
@@ -369,7 +370,9 @@ def test_a_unit_that_does_not_fit_is_done_in_parts_and_says_so(error, capsys):
 
 def test_one_image_that_does_not_fit_is_a_failure():
     result = run(None, attacks={"greedy": Greedy(most=0)}, images=images(2), trials=1)
-    assert {f["error"] for f in result.failures} == {"OutOfMemoryError: CUDA out of memory"}
+    assert {failure.error for failure in result.failures} == {
+        "OutOfMemoryError: CUDA out of memory"
+    }
 
 
 class Interrupting(Progress):
@@ -437,11 +440,9 @@ def test_what_an_attack_leaves_behind_does_not_reach_the_next_unit():
         for some in (attacks, {"ascent": Ascent()})
     )
     assert torch.equal(*(torch.from_numpy(r.adversarial("net", "ascent")) for r in (after, alone)))
-    margins = [
-        [row["margin"] for row in result.store.rows() if row["attack"] == "ascent"]
-        for result in (after, alone)
-    ]
-    assert margins[0] == margins[1]
+    leads = [[row["lead"] for row in found(result) if row["attack"] == "ascent"]
+             for result in (after, alone)]  # fmt: skip
+    assert leads[0] == leads[1]
 
 
 def test_the_rows_that_networks_see_are_counted():
@@ -509,13 +510,15 @@ def test_any_step_is_the_share_that_nothing_broke():
     judging = Judging(criterion=AnyStep(confirm=10), purifications=2)
     result = run(None, judging=judging, trials=1)
     for defence in result.plan.defences:
-        broken = [row for row in result.store.rows() if row["defence"] == defence and row["broken"]]
+        lost = {
+            attack: {one.image for one in result.judgements(defence, attack) if one.broken}
+            for attack in result.plan.tasks
+        }
         cell = result.cell(defence, "ascent")
-        lost = {row["image"] for row in broken if row["attack"] == "ascent"}
         assert cell.robust == cell.unbroken
-        assert cell.unbroken.value == pytest.approx(1 - len(lost) / 12)
+        assert cell.unbroken.value == pytest.approx(1 - len(lost["ascent"]) / 12)
         weakest = result.weakest(defence)
-        assert weakest.value == pytest.approx(1 - len({row["image"] for row in broken}) / 12)
+        assert weakest.value == pytest.approx(1 - len(set().union(*lost.values())) / 12)
 
 
 class Told(Progress):
@@ -525,36 +528,18 @@ class Told(Progress):
         self.events = []
 
     def begin(self, unit):
-        self.events.append(("begin", unit.index))
+        self.events.append(("begin", unit.key))
 
     def advance(self, outcome):
-        self.events.append(("advance", outcome.unit.index))
+        self.events.append(("advance", outcome.unit.key))
 
 
 def test_each_unit_is_begun_and_then_recorded():
     told = Told()
     run(None, progress=told)
-    indices = [index for _, index in told.events[::2]]
-    assert told.events == [(said, i) for i in indices for said in ("begin", "advance")]
-    assert len(set(indices)) == len(indices) > 4
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_whoever_watches_sees_the_rows_of_each_unit(workers):
-    class Watching(Told):
-        def watch(self, seen):
-            self.seen = seen
-
-        def advance(self, outcome):
-            self.events.append((self.seen[outcome.unit.index], sum(outcome.calls.values())))
-
-        def begin(self, unit):
-            pass
-
-    told = Watching()
-    run(None, progress=told, workers=workers, trials=1)
-    assert all(seen == counted > 0 for seen, counted in told.events)
-    assert set(told.seen) == {seen for seen, _ in told.events}  # each in its own place
+    keys = [key for _, key in told.events[::2]]
+    assert told.events == [(said, key) for key in keys for said in ("begin", "advance")]
+    assert len(set(keys)) == len(keys) == 54
 
 
 def test_the_time_left_goes_by_what_an_image_of_each_cell_took():
@@ -585,38 +570,54 @@ def bars(monkeypatch):
 
 
 def test_bars_show_the_run_the_attack_and_how_far_a_batch_is(bars, monkeypatch):
-    advance, ends = bars.advance, []
+    advance, totals = bars.advance, []
 
     def looked_at(outcome):
         bars.bars.refresh()
-        task = bars.bars.tasks[-1]
-        assert task.completed == sum(outcome.calls.values())
-        ends.append((task.completed, task.total))
+        totals.append(bars.bars.tasks[-1].total)
         advance(outcome)
 
     monkeypatch.setattr(bars, "advance", looked_at)
     run(None, progress=bars)
     said = bars.screen.getvalue()
     assert "all" in said
-    assert "images 0 to 3, by network rows" in said
-    # 3 batches of 2 trials a cell, which spend the same; the first of a cell has no end yet
-    assert all(total is None for _, total in ends[::6])
-    assert all(total == done for place, (done, total) in enumerate(ends) if place % 6)
+    assert "images 0 to 3, about, by seconds" in said
+    # 3 batches of 2 trials a cell; the first of a cell has no end yet
+    assert all((total is None) == (place % 6 == 0) for place, total in enumerate(totals))
+    assert len(totals) == 54
+    assert bars.bars.tasks[0].completed == bars.bars.tasks[0].total == 54
     assert not bars.flying
     assert not bars.cells
 
 
-def test_bars_of_a_cluster_are_as_far_as_their_seconds_are(bars, monkeypatch):
+def test_a_batch_is_as_far_as_its_seconds_are(bars, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
-    bars.watch(None)
+    whole, half, odd = (
+        Unit(f"{end}", "d", "a", "", "", 0, (first, end), 0)
+        for first, end in ((0, 4), (4, 6), (6, 7))
+    )
+    nothing = np.zeros(0, dtype=int)
+
+    def took(unit, seconds, error=None):
+        done = UnitResult(
+            key=unit.key, defence="", task="", images=unit.size, places=nothing, labels=nothing,
+            seconds=seconds, error=error,
+        )  # fmt: skip
+        bars.advance(Outcome(unit, done))
+
     bars.left = {("a", "d"): 3}
     bars.run = bars.bars.add_task("all", total=3)
-    whole, half = Unit(0, "d", "a", 0, (0, 4)), Unit(1, "d", "a", 0, (4, 6))
-    bars.advance(Outcome(whole, seconds=40.0))
+    took(whole, 40.0)
     bars.begin(half)
     now[0] += 5.2
     bars.bars.get_renderable()
     task = bars.bars.tasks[-1]
     assert (task.completed, task.total) == (5, 20)
     assert task.description == "  a on d, trial 0, images 4 to 5, about, by seconds"
+    took(half, 1.0, "RuntimeError: it failed at once")  # which says nothing of the next
+    bars.begin(odd)
+    bars.bars.get_renderable()
+    assert (bars.bars.tasks[-1].completed, bars.bars.tasks[-1].total) == (0, 10)
+    bars.begin(odd)  # once more, as its worker was lost
+    assert len(bars.flying) == 1

@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from scoreopt_defense._files import replacing
 from scoreopt_defense.evaluation import Judging, Result, Store, StoreError
 from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.plan import Plan
+from scoreopt_defense.evaluation.record import store as storing
 from scoreopt_defense.evaluation.record.export import to_csv, to_json, to_parquet
 from scoreopt_defense.evaluation.report import write
 from scoreopt_defense.evaluation.report.reload import reload
@@ -133,6 +135,43 @@ def test_a_damaged_store_is_said_and_left(damage, finished):
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut short", "empty", "other pixels"])
+def test_images_that_are_damaged_are_said_and_mended_by_doing_their_unit_again(damage, finished):
+    """Empty ones are what is left of a file that a power failure met before it was on the disk."""
+    with Store(finished) as store:
+        [done] = store.read([unit.key for unit in store.plan().units()][-1:])
+    path = finished / "images" / f"{done.adversarial}.safetensors"
+    content = path.read_bytes()
+    pixels = content[:-4] + b"\0\0\0\0"
+    path.write_bytes(
+        {"cut short": content[:-8], "empty": b"", "other pixels": pixels}.get(damage, b"")
+    )
+    if damage == "gone":
+        path.unlink()
+    with (
+        Store(finished) as store,
+        pytest.raises(StoreError, match=rf"{path} is missing or damaged .*: restore a copy, or"),
+    ):
+        Result(store).adversarial("noisy", "ascent")
+    database = sqlite3.connect(finished / "record.sqlite")
+    with database:
+        database.execute('DELETE FROM units WHERE "key" = ?', [done.key])
+    database.close()
+    assert found(run(finished, **SMALL)) == found(run(None, **SMALL))
+    assert path.read_bytes() == content
+
+
+def test_a_unit_that_took_long_is_on_the_disk_as_soon_as_it_is_recorded(tmp_path):
+    """Whatever took seconds is not lost with those of the last one."""
+    result = run(None, **SMALL)
+    with Store(tmp_path, writing=True) as store:
+        store.adopt(result.plan)
+        for count, (_, done) in enumerate(result.units()):
+            store.add(replace(done, seconds=2.0), result.store.adversarial(done))
+            with Store(tmp_path) as reader:
+                assert len(reader.done()) == count + 1
+
+
 def mounted(folder, *options):
     if os.getuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root can mount a small disk")
@@ -141,10 +180,11 @@ def mounted(folder, *options):
         pytest.skip("no tmpfs can be mounted here")
 
 
-def test_a_full_disk_loses_nothing(tmp_path):
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(storing, "_TOGETHER", -1.0)  # each unit is on the disk at once
     out = tmp_path / "disk"
     out.mkdir()
-    mounted(out, "-o", "size=320k")
+    mounted(out, "-o", "size=256k")
     try:
         with pytest.raises(StoreError, match="the disk is full: free some space and start again"):
             run(out, **SMALL | {"batch": 1, "trials": 4})

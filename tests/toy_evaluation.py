@@ -17,6 +17,7 @@ from toys import bent, labels, smooth_classifier
 
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt
 from scoreopt_defense.evaluation import Judging, Result, Store, Unit, evaluate
+from scoreopt_defense.evaluation.record import store as storing
 from scoreopt_defense.evaluation.record.rows import UnitResult
 
 EPS = 0.1
@@ -152,7 +153,12 @@ def _of_unit(store: Store, unit: Unit, done: UnitResult) -> dict[str, Any]:
     return named | whose | values | {"bytes": images}
 
 
-def run_here(out: str, options: dict[str, Any]) -> None:
-    """For a process of its own, to be killed."""
+def run_here(out: str, options: dict[str, Any], together: float = 0.0) -> None:
+    """For a process of its own, to be killed.
+
+    Args:
+        together: seconds, within which units are put on the disk together.
+    """
     torch.set_num_threads(1)
+    storing._TOGETHER = together
     run(Path(out), **options)
