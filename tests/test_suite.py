@@ -278,6 +278,22 @@ class TestOwnOrder:
         ]
         assert shown == [(*of, 100 * left) for *of, left in stages]
 
+    @pytest.mark.parametrize(
+        ("much", "status", "said"),
+        [(0.6, "pass", "1 of 1 checks passed"), (0.0, "FAIL", "1 of 1 checks FAIL")],
+    )
+    def test_its_probe_is_what_its_role_says(self, much: float, status: str, said: str) -> None:
+        probe = Probe(attack=Add(much), images=4, role="unbounded")
+        suite = Given({"push": Attack(attack=Add(0.1)), "far": probe})
+        result = evaluate(
+            {"d": Threshold().eval()}, dark(0.1, 0.2, 0.3, 0.4, 0.45), suites={"mine": suite}
+        )
+        assert [stage.label for stage in result.worst_case("d", "mine").stages] == ["push"]
+        (check,) = (c for c in checklist(result, "d", "mine") if c.passed is not None)
+        assert (check.name, check.status) == ("an unbounded attack reaches 0 %", status)
+        assert "% of 4 images left" in check.figure
+        assert f"({said}" in str(result)
+
     @pytest.mark.parametrize("before", ["nowhere", "itself", "later"])
     def test_what_begins_from_nothing_before_it_is_refused(self, before: str) -> None:
         suite = Given({
