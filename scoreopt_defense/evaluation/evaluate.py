@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count, check_flag
-from scoreopt_defense.attacks.protocols import Attacking
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation import named
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.judging.asking import check_defence
-from scoreopt_defense.evaluation.judging.threat_model import bound_of
+from scoreopt_defense.evaluation.judging.threat_model import check_attack
 from scoreopt_defense.evaluation.plan import CLEAN, Materials, Plan
 from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Suite
 from scoreopt_defense.evaluation.record.lock import Held
@@ -234,6 +233,8 @@ def _suites(suites: Mapping[str, Suite] | Iterable[str] | str) -> dict[str, Suit
         for name in suites:
             check_choice("suite", name, SUITES)
         suites = {name: SUITES[name]() for name in suites}
+    if CHECKS in suites:
+        raise ValueError(f"no suite may be called {CHECKS!r}, as the checks of other attacks are")
     for name, suite in suites.items():
         if not isinstance(suite, Suite):
             raise TypeError(f"suite {name!r} must be a Suite, got {type(suite).__name__}")
@@ -255,15 +256,7 @@ def _by_name(attacks: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
         raise ValueError(f"no attack may be called {CLEAN!r}: the clean images are always judged")
     found = {name: named.attack(a) if isinstance(a, str) else a for name, a in attacks.items()}
     for name, attack in found.items():
-        if not isinstance(attack, Attacking):
-            raise TypeError(
-                f"attack {name!r} must have run(model, x, y) and as_dict(), got "
-                f"{type(attack).__name__}"
-            )
-        try:
-            bound_of(attack)
-        except ValueError as error:
-            raise ValueError(f"attack {name!r}: {error}") from None
+        check_attack(f"attack {name!r}", attack)
     return found
 
 

@@ -10,7 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["bound_of", "check_attacked", "inside", "named_bound", "norm_of", "reaches"]
+from scoreopt_defense.attacks.protocols import Attacking
+
+__all__ = [
+    "bound_of",
+    "check_attack",
+    "check_attacked",
+    "inside",
+    "named_bound",
+    "norm_of",
+    "reaches",
+]
 
 _KNOWN = "'linf', 'l2' or 'l1', or 'flow' for a bound that is no distance of pixels"
 _P = {"inf": math.inf, "infinity": math.inf, "infty": math.inf, "∞": math.inf}
@@ -128,6 +138,25 @@ def named_bound(attack: Any) -> tuple[str, float] | None:
     if bound is None or bound[1] == math.inf:
         return None
     return ("linf" if bound[0] == math.inf else f"l{bound[0]:g}"), bound[1]
+
+
+def check_attack(what: str, attack: Any) -> None:
+    """That it can be run, and is held to what it says.
+
+    Args:
+        what: the attack, in words.
+
+    Raises:
+        TypeError, ValueError: otherwise.
+    """
+    if not isinstance(attack, Attacking):
+        raise TypeError(
+            f"{what} must have run(model, x, y) and as_dict(), got {type(attack).__name__}"
+        )
+    try:
+        bound_of(attack)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
 
 
 def check_attacked(attack: Any, x: Tensor, attacked: Any) -> Tensor:

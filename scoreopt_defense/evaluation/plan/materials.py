@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_labels, check_unit_images
 from scoreopt_defense.evaluation.judging.criteria import Judging
+from scoreopt_defense.evaluation.judging.threat_model import check_attack
 from scoreopt_defense.evaluation.plan.tasks import Suite, Task
 
 __all__ = ["Materials"]
@@ -61,8 +62,9 @@ class Materials:
             listed: whether it is one that the user asked for, with a figure of its own.
 
         Raises:
-            ValueError: if one of its tasks has a name that is taken, or begins from what does not
-                come before it.
+            ValueError: if one of its tasks has a name that is taken, begins from what does not
+                come before it, or would be held to nothing.
+            TypeError: of what is no task, or no attack.
         """
         labelled = {d: suite.tasks(model, self.x) for d, model in self.defences.items()}
         labels = {_name(name, label): label for of_it in labelled.values() for label in of_it}
@@ -86,6 +88,9 @@ def _named(suite: str, tasks: Mapping[str, Task], what: str) -> dict[str, Task]:
     """The tasks by the names that they have in a plan."""
     named: dict[str, Task] = {}
     for label, task in tasks.items():
+        if not isinstance(task, Task):
+            raise TypeError(f"{label!r} of {what} must be a Task, got {type(task).__name__}")
+        check_attack(f"{label!r} of {what}", task.attack)
         before = [_name(suite, earlier) for earlier in task.begins_from]
         if missing := [earlier for earlier in before if earlier not in named]:
             raise ValueError(

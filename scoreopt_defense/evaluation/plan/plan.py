@@ -44,7 +44,7 @@ class Plan:
     Args:
         defences: by name.
         tasks: by name, and of each by the defence that it is done with; in the order of the work.
-        images: shape of all, and a digest of each batch, labels included.
+        images: shape and digest of all, and a digest of each batch, labels included.
         trials: repetitions with other seeds.
         batch: images a unit. The batches are fixed: kernels differ in their last bits with the
             batch, and an attack's sign makes a pixel of it.
@@ -94,6 +94,7 @@ class Plan:
             },
             images={
                 "shape": list(x.shape),
+                "whole": digest(x, y),
                 "sha256": [digest(x[i : i + batch], y[i : i + batch]) for i in ends],
             },
             judging=as_json(materials.judging.as_dict()),
@@ -124,12 +125,9 @@ class Plan:
         return {n for n, of in self.tasks.items() if any(t.kind == "judge" for t in of.values())}
 
     def of_suite(self, suite: str, defence: str, kind: str) -> dict[str, Planned]:
-        """A suite's tasks of one kind with one defence, by name, in order."""
-        return {
-            name: of[defence]
-            for name, of in self.tasks.items()
-            if defence in of and of[defence].suite == suite and of[defence].kind == kind
-        }
+        """A suite's tasks of one kind with one defence, by name, in its own order."""
+        of_it = ((name, self.tasks[name][defence]) for name in self.contents(defence))
+        return {name: t for name, t in of_it if (t.suite, t.kind) == (suite, kind)}
 
     def units(self) -> Iterator[Unit]:
         """All units, task by task."""
@@ -151,7 +149,11 @@ class Plan:
             if (where := (name, defence, trial, place)) not in made:
                 task = self.tasks[name][defence]
                 images, pixels = batches[task.images][place]
-                needs = tuple(unit(n, defence, trial, place).key for n in task.begins_from)
+                needs = tuple(
+                    unit(n, defence, trial, place).key
+                    for n in task.begins_from
+                    if place < len(batches[self.tasks[n][defence].images])
+                )
                 seed = seeds(task.draws, trial, images[0])
                 who = self.defences[defence].id, contents[defence][name]
                 text = " ".join([shared, *who, pixels, f"{images} {seed}", *needs])
@@ -176,9 +178,20 @@ class Plan:
     def contents(self, defence: str) -> dict[str, str]:
         """Digests of what each task does with a defence, by name, whatever it is called.
 
+        Each stands after those that it begins from, also where the defences' orders differ.
+
         Raises:
             ValueError: if a task begins from itself, or from what is not done with the defence.
         """
+        if defence not in self._contents:
+            self._contents[defence] = self._contents_of(defence)
+        return self._contents[defence]
+
+    @cached_property
+    def _contents(self) -> dict[str, dict[str, str]]:
+        return {}
+
+    def _contents_of(self, defence: str) -> dict[str, str]:
         found: dict[str, str] = {}
         under_way: set[str] = set()
 
@@ -240,6 +253,8 @@ class Plan:
         if len(shape) != 4 or not all(isinstance(n, int) and n > 0 for n in shape):
             raise ValueError(f"images of shape {shape}")
         batches = -(-plan.count // plan.batch)
+        if not isinstance(plan.images["whole"], str):
+            raise ValueError(f"a digest {plan.images['whole']!r} of all images")
         if len(plan.images["sha256"]) != batches:
             raise ValueError(f"{len(plan.images['sha256'])} digests of {batches} batches")
         cells = sum(len(by_defence) for by_defence in plan.tasks.values()) * plan.trials
@@ -255,12 +270,11 @@ class Plan:
         """What it is about, for people and other programs."""
         defences = self.defences.items()
         tasks = [task for of in self.tasks.values() for task in of.values()]
-        pixels = json_digest(*self.images["sha256"])
         made_with = [d.versions for _, d in defences] + [task.versions for task in tasks]
         return {
             "defences": {name: dict(defence.about) for name, defence in defences},
             "attacks": self.attacks,
-            "images": {"shape": self.images["shape"], "sha256": pixels},
+            "images": {"shape": self.images["shape"], "sha256": self.images["whole"]},
             "trials": self.trials, "batch": self.batch, "seed": self.seed, "threads": self.threads,
             "judging": self.judging, "suites": self.suites,
             "versions": {library: said for of in made_with for library, said in of.items()},

@@ -73,7 +73,8 @@ def run_page(
         started=_started(result.view), others=_others(store, plan),
         units=(sum(1 for _ in result.units()), sum(1 for _ in plan.units())),
         standings=rows, compared=within_run(result), budgets=spent, gallery=shown,
-        stages={s: len({n for d in plan.defences for n in plan.of_suite(s, d, "attack")})
+        stages={s: len({n for d in plan.defences
+                        for n, task in plan.of_suite(s, d, "attack").items() if task.attacks})
                 for s in plan.suites},
         probed=min(PROBED, plan.count), checks=CHECKS,
         plan_text=json.dumps(plan.summary(), indent=2, ensure_ascii=False), loaded=loaded,

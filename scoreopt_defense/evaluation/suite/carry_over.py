@@ -73,12 +73,15 @@ def carried(x: np.ndarray, first: int, found: Iterable[tuple[Judged, np.ndarray]
     Args:
         x: its clean images.
         first: index of the first of them in the run.
-        found: of each unit before it, what was judged and the images that it left of all.
+        found: of each unit before it, what was judged and the images that it left of all; one
+            may have met fewer images, or more.
     """
     images, standing = x.copy(), np.ones(len(x), dtype=bool)
     least = [Harm(2.0, 0.0, 2.0)] * len(x)  # nothing found yet
     for judged, attacked in found:
         for place, done in zip((judged.images - first).tolist(), harms(judged)):
+            if place >= len(x):
+                continue
             standing[place] &= done.left > 0
             if done < least[place]:
                 least[place], images[place] = done, attacked[place]
