@@ -27,7 +27,7 @@ from scoreopt_defense.evaluation import AnyStep, Judging, Result, Store, Suite, 
 from scoreopt_defense.evaluation.evaluate import evaluate_plan, materials_of
 from scoreopt_defense.evaluation.plan import CLEAN, Plan
 from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Judge, Worst
-from scoreopt_defense.evaluation.record.budgets import budgets, not_run
+from scoreopt_defense.evaluation.record.allowances import allowances, not_run
 from scoreopt_defense.evaluation.record.export import to_csv, to_json
 from scoreopt_defense.evaluation.report import comparison_page, run_page, write
 from scoreopt_defense.evaluation.report import gallery as galleries
@@ -35,7 +35,6 @@ from scoreopt_defense.evaluation.report import page as pages
 from scoreopt_defense.evaluation.report import reload as reloading
 from scoreopt_defense.evaluation.report.curves import resubmissions, sweeps
 from scoreopt_defense.evaluation.report.figures import figure
-from scoreopt_defense.evaluation.report.png import png
 from scoreopt_defense.evaluation.report.reload import Reloaded, reload
 from scoreopt_defense.evaluation.report.tables import standings, times_sent
 from scoreopt_defense.evaluation.run.estimate import estimate
@@ -299,14 +298,6 @@ def test_the_page_stays_small_whatever_the_images(monkeypatch):
     assert "smaller than they are" in page
 
 
-def test_png_is_what_pillow_reads():
-    image = pytest.importorskip("PIL.Image")
-    for channels in (1, 3):
-        levels = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
-        read = np.asarray(image.open(io.BytesIO(png(levels))))
-        assert (read.reshape(levels.shape) == levels).all()
-
-
 def test_the_gallery_shows_the_records_images_and_the_amplified_difference(finished):
     image = pytest.importorskip("PIL.Image")
 
@@ -406,7 +397,7 @@ def test_the_papers_budget_stands_beside_the_one_used():
 
     attacks = {"cut": library.attack("pgd-eot-linf", steps=1, eot=2), "own": PGD(steps=1)}
     result = run(None, attacks=attacks, trials=1)
-    cut, own = budgets(result.plan)
+    cut, own = allowances(result.plan)
     assert (own.kind, own.queries) == ("PGD", None)
     assert (cut.queries, cut.paper_queries, cut.is_cut) == (2, 400, True)
     assert {name: values for name, *values in cut.changed} == {
@@ -607,7 +598,7 @@ class TestSuite:
         assert sweeps(again) == []  # the probes differ in eps, steps and EOT alone
         found = galleries.gallery(again, Reloaded(), count=2)
         assert {wall.cell.attack for wall in found.walls} == {"weak", "adaptive"}
-        rows = {row.attack: row for row in budgets(plan)}
+        rows = {row.attack: row for row in allowances(plan)}
         none = {CLEAN, "adaptive/no attack", "adaptive"}
         assert rows.keys() == plan.attacks.keys() - none
         assert not rows.pop("weak").suite
@@ -621,7 +612,7 @@ class TestSuite:
         assert {"stadv", "pgd-eot-l2"} <= {*not_run(plan)}
 
     def test_a_stages_budget_stands_beside_that_of_the_papers_kind(self, suite_run, suite_html):
-        rows = [row for row in budgets(suite_run.plan) if row.suite and not row.is_probe]
+        rows = [row for row in allowances(suite_run.plan) if row.suite and not row.is_probe]
         found = {(r.kind, r.settings["gradient"], r.settings["eot"]): r for r in rows}
         bpda = found["FoolboxPGD", "bpda", "2"]
         assert (bpda.queries, bpda.paper_queries) == (8, 750)

@@ -738,7 +738,7 @@ class TestAttacksOfTheSuite:
         x = torch.full((16, 3, 8, 8), 0.5)
         torch.manual_seed(0)
         y = torch.zeros(16, dtype=torch.int64)
-        change = attacks.Noise(norm=norm, eps=0.1).run(smooth_classifier(x.dtype), x, y) - x
+        change = attacks.RandomNoise(norm=norm, eps=0.1).run(smooth_classifier(x.dtype), x, y) - x
         if norm == "l2":
             torch.testing.assert_close(change.flatten(1).norm(dim=1), torch.full((16,), 0.1))
         else:

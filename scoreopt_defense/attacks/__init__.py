@@ -60,7 +60,7 @@ from scoreopt_defense.attacks.base import Attack
 from scoreopt_defense.attacks.boundary import Boundary
 from scoreopt_defense.attacks.bounded import BoundedAttack, ProjectedGradientAttack
 from scoreopt_defense.attacks.corruptions import TABLE_5, Corruptions
-from scoreopt_defense.attacks.foolbox import FoolboxPGD, Noise
+from scoreopt_defense.attacks.foolbox import FoolboxPGD, RandomNoise
 from scoreopt_defense.attacks.mister_ed import StAdv
 from scoreopt_defense.attacks.protocols import Attacking, Measuring, Startable, can_start
 from scoreopt_defense.attacks.torchattacks import APGD, PGD, SPSA, AutoAttack, Square
@@ -85,7 +85,7 @@ __all__ = [
     "Corruptions",
     "FoolboxPGD",
     "Measuring",
-    "Noise",
+    "RandomNoise",
     "ProjectedGradientAttack",
     "Shortened",
     "Square",
@@ -106,7 +106,7 @@ KINDS: Mapping[str, type[Attack]] = MappingProxyType(
         kind.__name__: kind
         for kind in (
             *(PGD, APGD, SPSA, AutoAttack, Square, StAdv, ARTPGD, FoolboxPGD, Corruptions),
-            *(Boundary, Noise),
+            *(Boundary, RandomNoise),
         )
     }
 )

@@ -14,7 +14,7 @@ from scoreopt_defense.attacks.losses import LOSSES
 from scoreopt_defense.attacks.views import View
 from scoreopt_defense.gradients import Gradient, NoGradient
 
-__all__ = ["FoolboxPGD", "Noise"]
+__all__ = ["FoolboxPGD", "RandomNoise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def _hooked(kind: Any, loss: str, start: Tensor | None) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise(BoundedAttack):
+class RandomNoise(BoundedAttack):
     """Random noise of an attack's size, which an attack must outdo: uniform, and Gaussian in l2.
 
     Args:

@@ -96,11 +96,11 @@ def _cores() -> int:
 
 
 def _foretell(plan: Any, materials: Any, workers: int) -> None:
-    from scoreopt_defense.evaluation.record.budgets import budgets
+    from scoreopt_defense.evaluation.record.allowances import allowances
     from scoreopt_defense.evaluation.run.estimate import estimate
     from scoreopt_defense.evaluation.run.progress import duration
 
-    allowed = {budget.attack: (budget.queries, budget.paper_queries) for budget in budgets(plan)}
+    allowed = {budget.attack: (budget.queries, budget.paper_queries) for budget in allowances(plan)}
 
     def queries(attack: str) -> list[str]:
         counts = allowed.get(attack, (None, None))

@@ -198,7 +198,7 @@ def materials_of(
             )
     alone = _by_name(attacks)
     tasks = {
-        attack: dict.fromkeys(defences, Attack(attack=what, draws=attack))
+        attack: dict.fromkeys(defences, Attack(attack=what))
         for attack, what in ({CLEAN: Clean()} | alone).items()
     }
     materials = Materials(dict(defences), tasks, *_arrays(images), judging)

@@ -9,10 +9,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import check_labels, check_unit_images
+from scoreopt_defense._checks import check_count, check_labels, check_unit_images
 from scoreopt_defense.evaluation.judging.criteria import Judging
 from scoreopt_defense.evaluation.judging.threat_model import check_attack
-from scoreopt_defense.evaluation.plan.tasks import Suite, Task
+from scoreopt_defense.evaluation.plan.tasks import Judge, Suite, Task
 
 __all__ = ["Materials"]
 
@@ -69,6 +69,8 @@ class Materials:
         labelled = {d: suite.tasks(model, self.x) for d, model in self.defences.items()}
         labels = {_name(name, label): label for of_it in labelled.values() for label in of_it}
         by_defence = {d: _named(name, of_it, what) for d, of_it in labelled.items()}
+        if listed and not all(isinstance(of_it.get(name), Judge) for of_it in by_defence.values()):
+            raise ValueError(f"{what} must have a Judge called '', which is its figure")
         tasks: dict[str, dict[str, Task]] = {task: {} for task in _order(by_defence)}
         for defence, of_it in by_defence.items():
             for task, about in of_it.items():
@@ -91,6 +93,8 @@ def _named(suite: str, tasks: Mapping[str, Task], what: str) -> dict[str, Task]:
         if not isinstance(task, Task):
             raise TypeError(f"{label!r} of {what} must be a Task, got {type(task).__name__}")
         check_attack(f"{label!r} of {what}", task.attack)
+        if task.images is not None:
+            check_count(f"images of {label!r} of {what}", task.images)
         before = [_name(suite, earlier) for earlier in task.begins_from]
         if missing := [earlier for earlier in before if earlier not in named]:
             raise ValueError(
@@ -98,7 +102,7 @@ def _named(suite: str, tasks: Mapping[str, Task], what: str) -> dict[str, Task]:
                 f"are {list(named)}"
             )
         name = _name(suite, label)
-        named[name] = replace(task, begins_from=tuple(before), draws=task.draws or name)
+        named[name] = replace(task, begins_from=tuple(before))
     return named
 
 

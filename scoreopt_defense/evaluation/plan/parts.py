@@ -51,6 +51,7 @@ class Planned:
         bound: norm and eps that it is held to; None: it may return any image.
         begins_from, images, confirm, role, draws: as of
             :class:`~scoreopt_defense.evaluation.plan.tasks.Task`, by the plan's names.
+        repeats: whether its ``draws`` tell it from tasks that are like it otherwise.
         suite, label: what it is part of, and what it is called there; empty if it stands by itself.
     """
 
@@ -63,6 +64,7 @@ class Planned:
     confirm: int = 0
     role: str = ""
     draws: str = ""
+    repeats: bool = False
     suite: str = ""
     label: str = ""
 
@@ -79,6 +81,7 @@ class Planned:
             confirm=task.confirm,
             role=task.role,
             draws=task.draws or name,
+            repeats=bool(task.draws),
             suite=suite,
             label=label,
         )

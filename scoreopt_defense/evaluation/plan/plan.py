@@ -203,7 +203,7 @@ class Plan:
                 under_way.add(name)
                 before = [content(earlier) for earlier in task.begins_from]
                 about = task.attack, task.versions, task.bound, task.confirm, task.kind == "judge"
-                found[name] = json_digest(*about, before)
+                found[name] = json_digest(*about, before, task.draws if task.repeats else None)
             return found[name]
 
         for name, of in self.tasks.items():

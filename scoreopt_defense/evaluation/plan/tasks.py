@@ -73,7 +73,8 @@ class Task:
         confirm: further purifications of an image that all judged ones got wrong, which count as
             well before it is taken.
         role: what a checklist knows it by.
-        draws: what its random numbers go by: its name in the plan, by default.
+        draws: what its random numbers go by: its name in the plan, by default. Tasks that are alike
+            otherwise are one, unless they say here that they are not.
     """
 
     attack: Any

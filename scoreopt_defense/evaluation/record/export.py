@@ -12,7 +12,7 @@ from typing import Any
 
 from scoreopt_defense._files import replacing
 from scoreopt_defense._optional import optional
-from scoreopt_defense.evaluation.record.budgets import budgets
+from scoreopt_defense.evaluation.record.allowances import allowances
 from scoreopt_defense.evaluation.record.results import Result
 from scoreopt_defense.evaluation.record.statistics import Proportion
 from scoreopt_defense.evaluation.suite.checklist import Checked
@@ -89,7 +89,9 @@ def to_json(result: Result, path: str | Path) -> int:
     about = {
         "machine": result.view.machine if result.view else None,
         "plan": result.plan.summary(),
-        "budgets": [asdict(budget) for budget in budgets(result.plan)],  # the paper's beside them
+        "budgets": [
+            asdict(budget) for budget in allowances(result.plan)
+        ],  # the paper's beside them
         "weakest": weakest,
         "overall": {
             name: {"absent": found.absent, "lacking": found.lacking, "warnings": found.warnings}

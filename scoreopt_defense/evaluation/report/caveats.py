@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import nn
 
 from scoreopt_defense.evaluation.plan import CLEAN
-from scoreopt_defense.evaluation.record.budgets import Budget
+from scoreopt_defense.evaluation.record.allowances import Allowance
 from scoreopt_defense.evaluation.record.results import Result
 from scoreopt_defense.evaluation.report.reload import Reloaded
 from scoreopt_defense.evaluation.report.tables import Standing
@@ -19,7 +19,7 @@ __all__ = ["caveats"]
 
 def caveats(
     result: Result,
-    budgets: Iterable[Budget],
+    budgets: Iterable[Allowance],
     loaded: Reloaded,
     suites: Mapping[tuple[str, str], Summary],
     standings: Iterable[Standing],
@@ -70,7 +70,7 @@ def caveats(
     return said
 
 
-def _cut(budgets: Iterable[Budget], *, most: int | None = None) -> str:
+def _cut(budgets: Iterable[Allowance], *, most: int | None = None) -> str:
     """The attacks with fewer queries than in the paper; of ``most``, those with the least share."""
     cut = [b for b in budgets if b.is_cut]
     if most is not None:

@@ -11,7 +11,7 @@ from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.record.results import Result
 from scoreopt_defense.evaluation.record.statistics import Proportion
 
-__all__ = ["Curves", "Line", "Point", "resubmissions", "sweeps"]
+__all__ = ["Plot", "Line", "Point", "resubmissions", "sweeps"]
 
 _SETTINGS = {
     "eps": "\N{GREEK SMALL LETTER EPSILON}, the largest change",
@@ -39,7 +39,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Curves:
+class Plot:
     """One plot: its title, what is across, and its lines."""
 
     name: str
@@ -48,10 +48,10 @@ class Curves:
     lines: tuple[Line, ...]
 
 
-def sweeps(result: Result) -> list[Curves]:
+def sweeps(result: Result) -> list[Plot]:
     """A plot for each of eps, steps and EOT samples that some attacks differ in alone."""
     return [
-        Curves(setting, f"Accuracy against {_SETTINGS[setting]}", _SETTINGS[setting], lines)
+        Plot(setting, f"Accuracy against {_SETTINGS[setting]}", _SETTINGS[setting], lines)
         for setting in _SETTINGS
         if (lines := _lines(result, setting))
     ]
@@ -82,7 +82,7 @@ def _lines(result: Result, setting: str) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def resubmissions(result: Result, verdicts: Mapping[tuple[str, str], str] | None = None) -> Curves:
+def resubmissions(result: Result, verdicts: Mapping[tuple[str, str], str] | None = None) -> Plot:
     """The share of images that survive being sent again and again; bounds are left out.
 
     Of each defence, no attack and the one that leaves least are drawn; the others stand aside.
@@ -106,4 +106,4 @@ def resubmissions(result: Result, verdicts: Mapping[tuple[str, str], str] | None
                 name += f" ({verdict})"
             drawn = cell.attack == CLEAN or cell.attack == lowest[cell.defence][1]
             lines.append(Line(f"{cell.defence}: {name}", points, aside=not drawn))
-    return Curves("resubmissions", title, "times that an image is sent", tuple(lines))
+    return Plot("resubmissions", title, "times that an image is sent", tuple(lines))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from scoreopt_defense.evaluation.report.curves import Curves, Line
+from scoreopt_defense.evaluation.report.curves import Line, Plot
 
 __all__ = ["figure"]
 
@@ -16,7 +16,7 @@ _MARKS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
-def figure(curves: Curves) -> dict[str, Any]:
+def figure(curves: Plot) -> dict[str, Any]:
     """``data`` and ``layout`` of one plot; names are text, and plotly takes them for HTML."""
     return {
         "data": [_trace(line, place) for place, line in enumerate(_drawn(curves))],
@@ -34,11 +34,11 @@ def figure(curves: Curves) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _drawn(curves: Curves) -> list[Line]:
+def _drawn(curves: Plot) -> list[Line]:
     return [line for line in curves.lines if not line.aside]
 
 
-def _across(curves: Curves) -> dict[str, Any]:
+def _across(curves: Plot) -> dict[str, Any]:
     """The axis, marked at the values that there are; logarithmic where they are counts."""
     values = sorted({point.x for line in _drawn(curves) for point in line.points})
     return {

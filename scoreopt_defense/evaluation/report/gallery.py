@@ -7,11 +7,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scoreopt_defense._optional import optional
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging.fresh import reseeded
 from scoreopt_defense.evaluation.plan import CLEAN
@@ -20,7 +22,6 @@ from scoreopt_defense.evaluation.record.figures import Cell
 from scoreopt_defense.evaluation.record.results import Result
 from scoreopt_defense.evaluation.record.rows import Judgement
 from scoreopt_defense.evaluation.record.store import StoreError
-from scoreopt_defense.evaluation.report.png import png
 from scoreopt_defense.evaluation.report.reload import Reloaded
 from scoreopt_defense.noise import derive, seeded
 
@@ -245,7 +246,9 @@ def _png(image: Tensor) -> str:
         shape = [max(1, round(side * _LONGEST / longest)) for side in image.shape[1:]]
         image = nn.functional.interpolate(image[None], shape, mode="area")[0]
     levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return "data:image/png;base64," + base64.b64encode(png(levels)).decode()
+    pillow, file = optional("PIL.Image", extra="evaluate"), BytesIO()
+    pillow.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels).save(file, "png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _size(shown: Shown) -> int:

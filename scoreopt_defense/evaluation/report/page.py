@@ -11,7 +11,7 @@ from scoreopt_defense._files import replacing
 from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.config import Config
 from scoreopt_defense.evaluation.plan import CLEAN, Plan
-from scoreopt_defense.evaluation.record.budgets import budgets, not_run
+from scoreopt_defense.evaluation.record.allowances import allowances, not_run
 from scoreopt_defense.evaluation.record.results import Result
 from scoreopt_defense.evaluation.record.rows import View
 from scoreopt_defense.evaluation.record.statistics import Proportion
@@ -65,7 +65,7 @@ def run_page(
     suites, rows = summaries(result), standings(result)
     verdicts = {key: found.verdict for key, found in suites.items()}
     curves = [*sweeps(result), resubmissions(result, verdicts)]
-    spent = budgets(plan)
+    spent = allowances(plan)
     return _render(
         "run.html.jinja",
         plots=[(curve, figure(curve)) for curve in curves if curve.lines],

@@ -26,7 +26,7 @@ from scoreopt_defense.evaluation.plan.tasks import (
 )
 from scoreopt_defense.evaluation.suite.probes import (
     Bare,
-    Descent,
+    Convergence,
     Gradients,
     gradient_modes,
     strongest_mode,
@@ -134,8 +134,8 @@ class Adaptive(Settings, Suite):
             )  # fmt: skip
         worst = Worst(norm=self.norm, eps=self.eps)
         probes = budget.probes() if self.probed else {}
-        if probes and Descent.fits(model):
-            probes["descent"] = "descent", Descent()
+        if probes and Convergence.fits(model):
+            probes["descent"] = "descent", Convergence()
         return tasks | {
             "": Judge(attack=worst, begins_from=[*tasks], draws="adaptive"),
             **{
@@ -239,7 +239,7 @@ class _Budget:
             "one restart": pgd(random_start=True),
             "restarts": pgd(random_start=True, restarts=max(2, self.suite.restarts)),
         } | ({"half EOT": pgd(eot=eot // 2)} if eot > 1 else {})
-        others = {"noise": self.library.Noise(**self.threat), "gradients": Gradients()}
+        others = {"noise": self.library.RandomNoise(**self.threat), "gradients": Gradients()}
         if self.ours:
             transfer, boundary = self.transfers().values()
             others |= {"transfer": transfer, "boundary": boundary, "bare": Bare()}

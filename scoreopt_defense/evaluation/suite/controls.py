@@ -43,7 +43,7 @@ class Controls(Suite):
             if bound is not None and bound[0] in _NORMS:
                 norm, eps = bound
                 with suppress(ValueError):  # of one that reaches any image at all there is none
-                    noise = _library().Noise(norm=norm, eps=eps)
+                    noise = _library().RandomNoise(norm=norm, eps=eps)
                     role = noise_of_size(bound)
                     found[role] = Probe(attack=noise, images=PROBED, role=role)
         if any(getattr(attack, "eps", None) is not None for attack in self.attacks.values()):

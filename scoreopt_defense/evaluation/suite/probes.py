@@ -19,7 +19,7 @@ from scoreopt_defense.diagnostics import input_gradient, optimization_curves
 from scoreopt_defense.evaluation.judging.asking import answer
 from scoreopt_defense.purifiers import ScoreOpt
 
-__all__ = ["Bare", "Descent", "Gradients", "Measurement", "gradient_modes", "strongest_mode"]
+__all__ = ["Bare", "Convergence", "Gradients", "Measurement", "gradient_modes", "strongest_mode"]
 
 # The modes by what they found here, strongest first: docs/robustness.md.
 _STRONGEST = ("smoothed", "exact", "one-shot", "bpda", "as-it-is")
@@ -88,7 +88,7 @@ def _own_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Descent(Measurement):
+class Convergence(Measurement):
     """The loss that the purifier minimises, at its first step and after its last.
 
     ScoreOpt-N has one draw of noise, and its own loss under it is followed from the first step to

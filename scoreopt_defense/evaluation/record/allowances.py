@@ -11,7 +11,7 @@ from scoreopt_defense import attacks as library
 from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.plan.plan import Planned
 
-__all__ = ["Budget", "budgets", "not_run"]
+__all__ = ["Allowance", "allowances", "not_run"]
 
 _SHOWN = {
     "classifier": "the classifier alone: it knows nothing of the defence",
@@ -24,7 +24,7 @@ _MEASURED = "no attack: the defence itself is measured"
 
 
 @dataclass(frozen=True)
-class Budget:
+class Allowance:
     """One attack.
 
     Attributes:
@@ -62,13 +62,13 @@ class Budget:
         return {k: v for k, v in self.settings.items() if k not in said and v != "null"}
 
 
-def budgets(plan: Plan) -> list[Budget]:
+def allowances(plan: Plan) -> list[Allowance]:
     """A row an attack, in the plan's order; no attack and a suite's sum are none."""
     rows = []
     for name, of in plan.tasks.items():
         task = next(iter(of.values()), None)
         if task is not None and task.attacks:
-            rows.append(_budget(name, task, is_random=_meets_random(plan, of)))
+            rows.append(_allowance(name, task, is_random=_meets_random(plan, of)))
     return rows
 
 
@@ -80,7 +80,7 @@ def not_run(plan: Plan) -> list[str]:
     return [name for name in library.ATTACKS if name not in run]
 
 
-def _budget(name: str, task: Planned, *, is_random: bool) -> Budget:
+def _allowance(name: str, task: Planned, *, is_random: bool) -> Allowance:
     """One row.
 
     Args:
@@ -103,7 +103,7 @@ def _budget(name: str, task: Planned, *, is_random: bool) -> Budget:
             and key not in ("queries", "gradients", "threat")
         )
     measures = task.kind == "probe" and task.bound is None and sides is None
-    return Budget(
+    return Allowance(
         name,
         str(values.get("kind")),
         {key: _text(value) for key, value in values.items() if key != "kind"},
