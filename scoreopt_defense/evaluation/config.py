@@ -68,8 +68,8 @@ class Judged(_Section):
     """How results are judged: see :class:`~scoreopt_defense.evaluation.Judging`."""
 
     criterion: Literal["final", "any-step"] = "final"
-    purifications: Count = 8
-    confirm: Count = 150
+    purifications: Count = Judging().purifications
+    confirm: Count = AnyStep().confirm
 
 
 class Defence(_Section):

@@ -1,8 +1,10 @@
-"""Models whose noise starts at a seed, and tensors where a model is."""
+"""How a model is asked: with noise that starts at a seed, where it is, as it is deployed."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.noise import Stream
+from scoreopt_defense.noise import Stream, seeded
 from scoreopt_defense.purifiers import Purifier
 
-__all__ = ["placed", "reseeded"]
+__all__ = ["as_deployed", "placed", "reseeded"]
 
 
 def reseeded(model: nn.Module, seed: int) -> nn.Module:
@@ -49,3 +51,10 @@ def _start(generator: Any, seed: int) -> None:
 def placed(model: nn.Module, x: Tensor) -> Tensor:
     """The tensor, on the model's device; of weights that are offloaded none is known."""
     return x.to(next((part.device for part in model.parameters() if not part.is_meta), x.device))
+
+
+@contextmanager
+def as_deployed(x: Tensor, seed: int) -> Iterator[None]:
+    """In the defence's own precision, wherever it is asked, such as within an attack's autocast."""
+    with seeded(seed), torch.autocast(x.device.type, enabled=False):
+        yield

@@ -6,8 +6,6 @@ noisy figures is too low, and an attack that stops at a lucky draw looks better 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,8 +15,7 @@ from torch import Tensor, nn
 from scoreopt_defense.attacks.losses import margin
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging.asking import answer
-from scoreopt_defense.evaluation.judging.fresh import reseeded
-from scoreopt_defense.noise import seeded
+from scoreopt_defense.evaluation.judging.fresh import as_deployed, reseeded
 
 __all__ = ["Verdict", "judge", "vote"]
 
@@ -34,7 +31,7 @@ def vote(model: nn.Module, x: Tensor, *, times: int, rows: int, seed: int) -> Te
     total, left = torch.zeros(()), times
     # A module that is not ours may share its noise within a call: there, a call a repetition.
     at_once = max(1, rows // len(x)) if isinstance(model, DefendedModel) else 1
-    with _as_deployed(x, seed):
+    with as_deployed(x, seed):
         while left:
             samples = min(at_once, left)
             asked = partial(model, samples=samples) if samples > 1 else model
@@ -70,14 +67,7 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, *, purifications: int, seed: i
         ValueError: if they are no logits, or are not finite.
     """
     model = reseeded(model, seed)
-    with _as_deployed(x, seed):
+    with as_deployed(x, seed):
         logits = torch.stack([answer(model, x) for _ in range(purifications)], dim=1)
     leads = [-margin(of_draw, y).float() for of_draw in logits.unbind(1)]
     return Verdict(logits.argmax(2).cpu(), torch.stack(leads, dim=1).cpu())
-
-
-@contextmanager
-def _as_deployed(x: Tensor, seed: int) -> Iterator[None]:
-    """In the defence's own precision, wherever it is asked, such as within an attack's autocast."""
-    with seeded(seed), torch.autocast(x.device.type, enabled=False):
-        yield

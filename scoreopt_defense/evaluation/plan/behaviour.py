@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from scoreopt_defense._foreign import as_it_was, contained
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.denoisers.nothing import NoDenoiser
-from scoreopt_defense.evaluation.judging.fresh import placed, reseeded
-from scoreopt_defense.noise import seeded
+from scoreopt_defense.evaluation.judging.fresh import as_deployed, placed, reseeded
 from scoreopt_defense.purifiers import Purifier, ScoreOpt
 
 __all__ = ["behaviour", "unlike"]
@@ -84,8 +83,7 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _answered(part: Any, x: Tensor) -> Answers:
-    as_deployed = torch.autocast(x.device.type, enabled=False)
-    with torch.inference_mode(False), torch.enable_grad(), as_deployed, seeded(0):
+    with torch.inference_mode(False), torch.enable_grad(), as_deployed(x, 0):
         return part(x.clone())  # it may write into its images
 
 
