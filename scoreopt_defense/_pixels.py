@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -20,15 +20,16 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "UnreadableImageError",
     "as_colours",
+    "header_of",
     "is_image_name",
     "read_pixels",
-    "size_of",
 ]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 
 # What a file may be, whatever its name says. Pillow knows more, and runs a program for one (EPS).
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+_GREY = ("1", "L", "LA")  # modes of 8 bits and less
 _SIDEWAYS = (5, 6, 7, 8)  # orientations of EXIF that exchange height and width
 
 
@@ -45,18 +46,28 @@ class UnreadableImageError(ValueError):
     """A file that is no image, a damaged one, or one of a kind that can't be read faithfully."""
 
 
-def size_of(file: File, name: str) -> tuple[int, int]:
-    """Height and width of an image as it is shown; of its pixels nothing is decoded.
+class Header(NamedTuple):
+    """What an image file says of itself: sides as it is shown, and whether it is coloured."""
+
+    height: int
+    width: int
+    is_coloured: bool
+
+
+def header_of(file: File, name: str) -> Header:
+    """What a file says before its pixels, of which nothing is decoded.
 
     Raises:
         UnreadableImageError: naming it, if its header or a checksum of a PNG file is broken.
     """
     with _opened(file, name) as image:
         width, height = image.size
+        is_coloured = not (image.mode in _GREY or image.mode[0] in "IF")
         getexif = optional("PIL.Image", extra="data").Image.getexif  # PNG's own decodes the pixels
         turned = _orientation(partial(getexif, image))
         image.verify()
-    return (width, height) if turned in _SIDEWAYS else (height, width)
+    sides = (width, height) if turned in _SIDEWAYS else (height, width)
+    return Header(*sides, is_coloured)
 
 
 def read_pixels(file: File, name: str) -> np.ndarray:
@@ -77,7 +88,7 @@ def read_pixels(file: File, name: str) -> np.ndarray:
         if image.mode[0] in "IF":  # Pillow's own conversion clips these at 255
             pixels = _from_16_bits(image, name)
         else:
-            grey = image.mode in ("1", "L", "LA")
+            grey = image.mode in _GREY
             if "transparency" in image.info or image.mode[-1] in "Aa":
                 image = _opaque(image, name)
             pixels = np.asarray(image.convert("L" if grey else "RGB"))

@@ -341,8 +341,8 @@ def test_sizes_are_compared_before_anything_is_decoded(tmp_path, monkeypatch):
         (tmp_path / "a" / f"{i}.png").write_bytes(encoded(RGB))
     (tmp_path / "a" / "9.png").write_bytes(encoded(RGB[:4]))
     decoded: list[str] = []
-    monkeypatch.setattr("scoreopt_defense.data.read_pixels", lambda _, name: decoded.append(name))
-    said = r"must share one size, got 8 x 6 \(a/0\.png\), 8 x 4 \(a/9\.png\)"
+    monkeypatch.setattr("scoreopt_defense.data.files.read_pixels", lambda _, name: decoded.append(name))
+    said = r"must share one size, or be cropped to one, got 8 x 6 \(a/0\.png\), 8 x 4 \(a/9\.png\)"
     with pytest.raises(ValueError, match=said):
         data.image_folder(tmp_path)
     assert not decoded
@@ -365,7 +365,7 @@ def test_a_member_whose_checksum_is_wrong_is_named(tmp_path):
 
 def test_a_member_that_declares_too_many_bytes_is_named(tmp_path, monkeypatch):
     zip_of_an_image(tmp_path / "a.zip", encoded(RGB, "JPEG"))
-    monkeypatch.setattr("scoreopt_defense.data._LARGEST", 100)
+    monkeypatch.setattr("scoreopt_defense.data.files._LARGEST", 100)
     with pytest.raises(ValueError, match=r"a\.zip/a/x\.jpg cannot be read: it has \d+ bytes"):
         data.load(tmp_path / "a.zip")
 

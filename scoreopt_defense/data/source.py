@@ -1,0 +1,296 @@
+"""Labelled images that are read where they are worked on, a batch at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoreopt_defense._checks import check_choice, check_count, check_labels, check_unit_images
+from scoreopt_defense._optional import optional
+
+__all__ = ["Array", "Images", "Items", "Preprocessing", "Source", "Tensors", "in_unit"]
+
+
+class Images(NamedTuple):
+    """Images in [0, 1], their labels and the names of the classes.
+
+    Attributes:
+        x: float32, shape (n, C, H, W), in [0, 1].
+        y: int64, shape (n,), an index into ``classes``.
+        classes: one name a label.
+    """
+
+    x: Tensor
+    y: Tensor
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a classifier's authors did with its images; the normalisation is left to the classifier.
+
+    Args:
+        resize: the shorter side, in pixels; None leaves the size.
+        crop: the sides of the square that is cut out of the middle; None leaves all of it.
+        interpolation: of the resizing: ``"bilinear"`` or ``"bicubic"``, both without aliasing.
+
+    Raises:
+        ValueError: naming what is out of range.
+    """
+
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        for name in ("resize", "crop"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
+
+    @property
+    def fixes_the_size(self) -> bool:
+        """Whether images of any size come out in one."""
+        return self.crop is not None
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what comes out of so much."""
+        if self.crop is not None:
+            return self.crop, self.crop
+        return (height, width) if self.resize is None else self._resized(height, width)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        assert self.resize is not None
+        short = min(height, width)
+        return int(self.resize * height / short), int(self.resize * width / short)
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 pixels, shape ``(H, W)`` or ``(H, W, C)``, as torchvision does it on PIL images.
+
+        Raises:
+            ValueError: of an image that is smaller than what is to be cut out of it.
+        """
+        if self.resize is not None:
+            pillow = optional("PIL.Image", extra="data")
+            height, width = self._resized(*pixels.shape[:2])
+            kind = pillow.Resampling[self.interpolation.upper()]
+            flat = pixels.squeeze(2) if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+            pixels = np.asarray(pillow.fromarray(flat).resize((width, height), kind))
+        if self.crop is not None:
+            height, width = pixels.shape[:2]
+            if min(height, width) < self.crop:
+                raise ValueError(f"crop must be at most its {height} x {width} pixels")
+            top, left = (round((side - self.crop) / 2) for side in (height, width))
+            pixels = pixels[top : top + self.crop, left : left + self.crop]
+        return pixels
+
+
+class Source(ABC):
+    """Labelled images of one shape.
+
+    Args:
+        labels: int64, shape ``(n,)``.
+        shape: of an image, ``(C, H, W)``.
+        classes: one name a label; empty if they are not known.
+    """
+
+    def __init__(self, labels: Any, shape: Sequence[int], classes: Sequence[str] = ()) -> None:
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.shape: tuple[int, int, int] = (int(shape[0]), int(shape[1]), int(shape[2]))
+        self.classes = tuple(classes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, places: np.ndarray) -> Tensor:
+        """Images at these places, float32 or float64, shape ``(B, C, H, W)``, in [0, 1]: new ones.
+
+        Raises:
+            ValueError, OSError: if one of them can't be read, naming it.
+        """
+
+    @abstractmethod
+    def digest(self, place: int) -> bytes:
+        """What tells an image from others."""
+
+    def batch(self, first: int, end: int) -> tuple[Tensor, Tensor]:
+        """The images from ``first`` to before ``end``, and their labels."""
+        places = np.arange(first, min(end, len(self)))
+        return self.read(places), torch.from_numpy(self.labels[places])
+
+    def digests(self) -> list[str]:
+        """Of each image and its label, SHA-256."""
+        return [
+            hashlib.sha256(
+                self.digest(place) + int(label).to_bytes(8, "big", signed=True)
+            ).hexdigest()
+            for place, label in enumerate(self.labels)
+        ]
+
+    def take(self, places: np.ndarray) -> Source:
+        """Those images alone, in that order."""
+        return _Part(self, places)
+
+    def load(self) -> Images:
+        """All of it, in memory."""
+        return Images(*self.batch(0, len(self)), self.classes)
+
+
+class _Part(Source):
+    """Some of another's images."""
+
+    def __init__(self, whole: Source, places: np.ndarray) -> None:
+        super().__init__(whole.labels[places], whole.shape, whole.classes)
+        self.whole, self.places = whole, np.asarray(places)
+
+    def read(self, places: np.ndarray) -> Tensor:
+        return self.whole.read(self.places[places])
+
+    def digest(self, place: int) -> bytes:
+        return self.whole.digest(int(self.places[place]))
+
+
+class Tensors(Source):
+    """Images in memory.
+
+    Args:
+        x: shape ``(n, C, H, W)``, float32 or float64, in [0, 1].
+        y: shape ``(n,)``, integers from 0.
+
+    Raises:
+        ValueError, TypeError: if they are no such images and labels.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, classes: Sequence[str] = ()) -> None:
+        self.x = check_unit_images(x).detach()
+        super().__init__(check_labels(y, len(x)).cpu(), x.shape[1:], classes)
+
+    def read(self, places: np.ndarray) -> Tensor:
+        return self.x[torch.from_numpy(places).to(self.x.device)].cpu()
+
+    def digest(self, place: int) -> bytes:
+        image = self.x[place].cpu().contiguous()
+        about = f"{image.dtype} {tuple(image.shape)}".encode()
+        return about + image.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+class Array(Source):
+    """uint8 pixels of an array, in memory or mapped from a ``.npy`` file, which is read by need.
+
+    Args:
+        pixels: shape ``(n, H, W, C)``, or the path of such an array.
+        labels: shape ``(n,)``.
+        name: what errors call it.
+
+    Raises:
+        ValueError: if it is no such array.
+    """
+
+    def __init__(
+        self,
+        pixels: np.ndarray | Path,
+        labels: Any,
+        classes: Sequence[str] = (),
+        *,
+        name: str = "the array",
+        first: int = 0,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        self._pixels, self.first = pixels, first
+        self.preprocessing = preprocessing or Preprocessing()
+        array = self._array()
+        if array.dtype != np.uint8 or array.ndim != 4:
+            raise ValueError(
+                f"{name} must hold uint8 pixels, 0 to 255, of shape (n, H, W, C), got "
+                f"{array.dtype} of shape {array.shape}"
+            )
+        count = len(np.asarray(labels))
+        if not 0 < count <= len(array) - first:
+            raise ValueError(f"{name} has {len(array)} images, and there are {count} labels")
+        _, height, width, channels = array.shape
+        super().__init__(labels, (channels, *self.preprocessing.size(height, width)), classes)
+
+    def _array(self) -> np.ndarray:
+        if isinstance(self._pixels, Path):  # mapped anew: a map would travel as its pixels
+            return np.load(self._pixels, mmap_mode="r", allow_pickle=False)
+        return self._pixels
+
+    def read(self, places: np.ndarray) -> Tensor:
+        array = self._array()
+        return in_unit([self.preprocessing(array[self.first + place]) for place in places])
+
+    def digest(self, place: int) -> bytes:
+        pixels = np.ascontiguousarray(self._array()[self.first + place])
+        return f"{self.preprocessing} {pixels.shape}".encode() + pixels.tobytes()
+
+
+class Items(Source):
+    """A ``torch.utils.data.Dataset`` of images and labels, such as torchvision's.
+
+    Args:
+        dataset: with ``len()``; each item an image and a whole number. The image is one of
+            Pillow's, an array of shape ``(H, W, C)``, uint8, or a tensor of shape ``(C, H, W)``,
+            uint8 or in [0, 1].
+
+    Raises:
+        ValueError, TypeError: naming the first item that is none.
+    """
+
+    def __init__(self, dataset: Any, *, preprocessing: Preprocessing | None = None) -> None:
+        self.dataset, self.preprocessing = dataset, preprocessing or Preprocessing()
+        targets = getattr(dataset, "targets", None)
+        if targets is None or len(targets) != len(dataset):
+            targets = [dataset[place][1] for place in range(len(dataset))]
+        super().__init__(
+            [int(target) for target in targets], self._image(0).shape,
+            getattr(dataset, "classes", None) or (),
+        )  # fmt: skip
+
+    def _image(self, place: int) -> Tensor:
+        image = self.dataset[place][0]
+        if isinstance(image, Tensor):
+            image = image.float() / 255 if image.dtype == torch.uint8 else image
+            return check_unit_images(image[None])[0]
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+            raise ValueError(
+                f"item {place} must have an image of uint8 pixels, shape (H, W, C), got "
+                f"{pixels.dtype} of shape {pixels.shape}"
+            )
+        return in_unit([self.preprocessing(pixels)])[0]
+
+    def read(self, places: np.ndarray) -> Tensor:
+        images = [self._image(int(place)) for place in places]
+        for place, image in zip(places, images):
+            if tuple(image.shape) != self.shape:
+                raise ValueError(
+                    f"item {place} must have the shape {self.shape} of the first, got "
+                    f"{tuple(image.shape)}: say a crop, in preprocessing"
+                )
+        return torch.stack(images)
+
+    def digest(self, place: int) -> bytes:
+        return self._image(place).numpy().tobytes()
+
+
+def _stacked(pixels: Sequence[np.ndarray]) -> np.ndarray:
+    """Of one shape, ``(n, H, W, C)``; grey ones among coloured ones become coloured."""
+    if any(image.ndim == 3 for image in pixels):
+        pixels = [np.repeat(i[..., None], 3, axis=2) if i.ndim == 2 else i for i in pixels]
+    stacked = np.stack(pixels)
+    return stacked if stacked.ndim == 4 else stacked[..., None]
+
+
+def in_unit(pixels: Sequence[np.ndarray]) -> Tensor:
+    """float32 images in [0, 1], shape ``(n, C, H, W)``, from uint8 pixels of one shape."""
+    stacked = np.ascontiguousarray(_stacked(pixels).transpose(0, 3, 1, 2))
+    return torch.from_numpy(stacked).float() / 255
