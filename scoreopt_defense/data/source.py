@@ -110,6 +110,11 @@ class Source(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images."""
+        return torch.float32
+
     @abstractmethod
     def read(self, places: np.ndarray) -> Tensor:
         """Images at these places, float32 or float64, shape ``(B, C, H, W)``, in [0, 1]: new ones.
@@ -152,6 +157,10 @@ class _Part(Source):
         super().__init__(whole.labels[places], whole.shape, whole.classes)
         self.whole, self.places = whole, np.asarray(places)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.whole.dtype
+
     def read(self, places: np.ndarray) -> Tensor:
         return self.whole.read(self.places[places])
 
@@ -173,6 +182,10 @@ class Tensors(Source):
     def __init__(self, x: Tensor, y: Tensor, classes: Sequence[str] = ()) -> None:
         self.x = check_unit_images(x).detach()
         super().__init__(check_labels(y, len(x)).cpu(), x.shape[1:], classes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
 
     def read(self, places: np.ndarray) -> Tensor:
         return self.x[torch.from_numpy(places).to(self.x.device)].cpu()

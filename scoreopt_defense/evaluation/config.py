@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -56,12 +56,37 @@ Seed = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Images(_Section):
-    """Which images: see :func:`scoreopt_defense.data.load`."""
+    """Which images, and how they are made to fit: see :func:`scoreopt_defense.data.source`.
+
+    Attributes:
+        transform: ``"torchvision"`` or ``"timm"``: as the authors of the first classifier of that
+            library resize and crop; in place of ``resize`` and ``crop``.
+    """
 
     source: str
     split: Literal["train", "test"] = "test"
     n: Count | None = None
     seed: Seed = 0
+    order: Literal["drawn", "index"] = "drawn"
+    transform: Literal["torchvision", "timm"] | None = None
+    resize: Count | None = None
+    crop: Count | None = None
+
+    def preprocessing(self, classifiers: Iterable[str]) -> data.Preprocessing:
+        """What is done to each image.
+
+        Raises:
+            ValueError: of both ways to say it, or without a classifier of the library.
+        """
+        if self.transform is None:
+            return data.Preprocessing(self.resize, self.crop)
+        if self.resize or self.crop:
+            raise ValueError("transform stands in place of resize and crop: say one of both")
+        prefix = f"{self.transform}:"
+        wanted = [name for name in classifiers if name.startswith(prefix)]
+        if not wanted:
+            raise ValueError(f"transform = {self.transform!r} needs a classifier {prefix}<name>")
+        return named.preprocessing(wanted[0])
 
 
 class Judged(_Section):
@@ -147,14 +172,16 @@ class Config(_Section):
             ConfigError: naming the key and value of what cannot be had.
         """
         with _named("images", self.images.source):
-            images = data.load(
-                self.images.source, split=self.images.split, n=self.images.n, seed=self.images.seed
-            )
+            of_it = self.images
+            images = data.source(
+                of_it.source, split=of_it.split, n=of_it.n, seed=of_it.seed, order=of_it.order,
+                preprocessing=of_it.preprocessing(d.classifier for d in self.defences.values()),
+            )  # fmt: skip
         defences = {name: defence(name, section) for name, section in self.defences.items()}
         with _named("device", self.device):
             defences = {name: model.to(self.device) for name, model in defences.items()}
         attacks = {
-            name: _attack(name, section, math.prod(images.x.shape[1:]))
+            name: _attack(name, section, math.prod(images.shape))
             for name, section in self.attacks.items()
         }
         criterion = (

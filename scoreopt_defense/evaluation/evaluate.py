@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from scoreopt_defense._checks import check_choice, check_count, check_flag
+from scoreopt_defense.data import Items, Source, Tensors
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation import named
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.judging.asking import check_defence
 from scoreopt_defense.evaluation.judging.threat_model import check_attack
 from scoreopt_defense.evaluation.plan import CLEAN, Materials, Plan
+from scoreopt_defense.evaluation.plan.materials import ASKED
 from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Suite
 from scoreopt_defense.evaluation.record.lock import Held
 from scoreopt_defense.evaluation.record.recognised import changed
@@ -68,7 +71,8 @@ def evaluate(
             Randomised or not, a :class:`~scoreopt_defense.DefendedModel` or not. Each is asked
             about a few images first.
         images: ``(x, y)`` or :class:`~scoreopt_defense.data.Images`: ``x`` of shape
-            ``(n, C, H, W)``, float32, in [0, 1].
+            ``(n, C, H, W)``, float32, in [0, 1]; or what is read where it is worked on: a
+            :class:`~scoreopt_defense.data.Source` or a ``torch.utils.data.Dataset``.
         attacks: by name; or a list. Each is an object with ``run(model, x, y)``, which returns
             images, and ``as_dict()``, or a name of :data:`scoreopt_defense.attacks.ATTACKS`. It is
             held to its attributes ``norm`` (``"linf"``, ``"l2"``, ``"l1"``) and ``eps``; without
@@ -201,9 +205,10 @@ def materials_of(
         attack: dict.fromkeys(defences, Attack(attack=what))
         for attack, what in ({CLEAN: Clean()} | alone).items()
     }
-    materials = Materials(dict(defences), tasks, *_arrays(images), judging)
+    materials = Materials(dict(defences), tasks, _source(images), judging)
+    some, _ = materials.images.batch(0, ASKED)
     for name, model in defences.items():
-        check_defence(name, model, materials.x, materials.y)
+        check_defence(name, model, some, torch.from_numpy(materials.images.labels))
     for name, suite in _suites(suites).items():
         materials = materials.with_suite(name, suite, what=f"the suite {name!r}")
     if checks and alone:
@@ -211,19 +216,24 @@ def materials_of(
     return materials
 
 
-def _arrays(images: Any) -> tuple[Tensor, Tensor]:
-    """Images and labels of a pair of tensors, arrays or lists."""
+def _source(images: Any) -> Source:
+    """Of a source, of a pair of tensors, arrays or lists, or of a data set."""
+    if isinstance(images, Source):
+        return images
+    if isinstance(images, Dataset) and not isinstance(images, IterableDataset):
+        return Items(images)
     pair = isinstance(images, (tuple, list)) and len(images) >= 2
     sample = images[0] if pair else None
     if not pair or (
         isinstance(sample, (tuple, list)) and len(sample) == 2 and not np.ndim(sample[1])
     ):
         raise TypeError(
-            f"images must be (x, y), images and labels, got {type(images).__name__}; of a data set "
-            "or a list of samples: next(iter(torch.utils.data.DataLoader(samples, batch_size=64)))"
+            f"images must be (x, y), images and labels, got {type(images).__name__}; or a Source "
+            "of scoreopt_defense.data, or a torch Dataset; of a list of samples: "
+            "next(iter(torch.utils.data.DataLoader(samples, batch_size=64)))"
         )
     x, y = (torch.as_tensor(part) for part in images[:2])
-    return x, y
+    return Tensors(x, y)
 
 
 def _suites(suites: Mapping[str, Suite] | Iterable[str] | str) -> dict[str, Suite]:

@@ -14,11 +14,21 @@ from scoreopt_defense import attacks, pretrained, purifiers
 from scoreopt_defense._checks import check_choice
 from scoreopt_defense._foreign import contained
 from scoreopt_defense._optional import optional
+from scoreopt_defense.data import Preprocessing
 from scoreopt_defense.evaluation.plan.tasks import Suite
 from scoreopt_defense.evaluation.suite.adaptive import SUITES
 from scoreopt_defense.presets import preset
 
-__all__ = ["CLASSIFIERS", "Normalized", "attack", "classifier", "made", "purifier", "suite"]
+__all__ = [
+    "CLASSIFIERS",
+    "Normalized",
+    "attack",
+    "classifier",
+    "made",
+    "preprocessing",
+    "purifier",
+    "suite",
+]
 
 #: How a classifier may be named, besides the names that ship.
 CLASSIFIERS = (
@@ -57,6 +67,17 @@ def classifier(name: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name!r} must give a torch module, got {type(model).__name__}")
     return model.eval()
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """How the authors of a ``torchvision:`` or ``timm:`` classifier resize and crop its images."""
+    library, _, model = name.partition(":")
+    if library == "torchvision":
+        given = optional("torchvision.models").get_model_weights(model).DEFAULT.transforms()
+        return Preprocessing(given.resize_size[0], given.crop_size[0], given.interpolation.value)
+    config = optional("timm").get_pretrained_cfg(model)
+    side = config.input_size[-1]
+    return Preprocessing(int(side / config.crop_pct), side, config.interpolation)
 
 
 def made(name: str) -> Any:

@@ -7,14 +7,18 @@ from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import nn
 
-from scoreopt_defense._checks import check_count, check_labels, check_unit_images
+from scoreopt_defense._checks import check_count
+from scoreopt_defense.data import Source
 from scoreopt_defense.evaluation.judging.criteria import Judging
 from scoreopt_defense.evaluation.judging.threat_model import check_attack
 from scoreopt_defense.evaluation.plan.tasks import Judge, Suite, Task
 
-__all__ = ["Materials"]
+__all__ = ["ASKED", "Materials"]
+
+#: How many images, the first ones, a suite may ask a defence about.
+ASKED = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +29,7 @@ class Materials:
         defences: modules from images in [0, 1] to logits, by name, in eval mode.
         tasks: by name, and of each by the defence that it is done with. Names are in the order of
             the work, and those that a task begins from come before it.
-        x: images, shape ``(n, C, H, W)``, in [0, 1].
-        y: labels, shape ``(n,)``.
+        images: with their labels, read where they are worked on.
         judging: how results are judged.
         suites: by name; what it could not do, by defence.
         owners: of a suite's task, by name, the suite and the label that it has there.
@@ -34,17 +37,14 @@ class Materials:
 
     defences: Mapping[str, nn.Module]
     tasks: Mapping[str, Mapping[str, Task]]
-    x: Tensor
-    y: Tensor
+    images: Source
     judging: Judging = field(default_factory=Judging)
     suites: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
     owners: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "x", check_unit_images(self.x))
-        if not len(self.x):
+        if not len(self.images):
             raise ValueError("images must be at least one, got none")
-        object.__setattr__(self, "y", check_labels(self.y, len(self.x)))
         if not self.defences:
             raise ValueError("defences must name at least one, got none")
         for name in (*self.defences, *self.tasks):
@@ -66,7 +66,8 @@ class Materials:
                 come before it, or would be held to nothing.
             TypeError: of what is no task, or no attack.
         """
-        labelled = {d: suite.tasks(model, self.x) for d, model in self.defences.items()}
+        x, _ = self.images.batch(0, ASKED)
+        labelled = {d: suite.tasks(model, x) for d, model in self.defences.items()}
         labels = {_name(name, label): label for of_it in labelled.values() for label in of_it}
         by_defence = {d: _named(name, of_it, what) for d, of_it in labelled.items()}
         if listed and not all(isinstance(of_it.get(name), Judge) for of_it in by_defence.values()):

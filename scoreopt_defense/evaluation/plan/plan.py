@@ -74,14 +74,15 @@ class Plan:
         """The plan for these materials; each defence is asked about two fixed images."""
         check_count("threads", threads, most=MOST_THREADS)
         check_count("batch", batch)
-        x, y = materials.x, materials.y
-        ends = range(0, len(x), batch)
+        images = materials.images
+        digests = images.digests()
+        ends = range(0, len(images), batch)
         return cls(
             defences={
                 name: Defence(
                     about=described(model),
                     versions=versions(model),
-                    behaviour=behaviour(model, x.shape[1:], x.dtype, threads),
+                    behaviour=behaviour(model, images.shape, images.dtype, threads),
                 )
                 for name, model in materials.defences.items()
             },
@@ -93,9 +94,9 @@ class Plan:
                 for name, by_defence in materials.tasks.items()
             },
             images={
-                "shape": list(x.shape),
-                "whole": digest(x, y),
-                "sha256": [digest(x[i : i + batch], y[i : i + batch]) for i in ends],
+                "shape": [len(images), *images.shape],
+                "whole": digest(*digests),
+                "sha256": [digest(*digests[first : first + batch]) for first in ends],
             },
             judging=as_json(materials.judging.as_dict()),
             suites=as_json(materials.suites),

@@ -109,7 +109,7 @@ class Suite(ABC):
 
         Args:
             model: the defence.
-            x: the run's images, shape ``(n, C, H, W)``, that it may be asked about.
+            x: some of the run's images, shape ``(B, C, H, W)``, that it may be asked about.
         """
 
     def untried(self, model: nn.Module) -> Mapping[str, str]:

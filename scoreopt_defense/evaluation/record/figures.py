@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -213,13 +213,26 @@ class Figures:
             found[image] = right + int(made.sum()), of + len(made)
         return found
 
-    def adversarial(self, defence: str, attack: str, trial: int = 0) -> np.ndarray:
-        """The adversarial images; NaN where there are none because their unit failed."""
-        images = np.full(self.plan.images["shape"], np.nan, dtype=np.float32)
+    def adversarial(
+        self, defence: str, attack: str, trial: int = 0, images: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """The adversarial images, shape ``(n, C, H, W)``.
+
+        NaN where there are none: their unit failed, or nothing was done to images past the first
+        256, which are those of the source.
+
+        Args:
+            images: by their indices; all by default.
+        """
+        places = {image: place for place, image in enumerate(images or range(self.plan.count))}
+        found = np.full((len(places), *self.plan.images["shape"][1:]), np.nan, dtype=np.float32)
         for unit, result in self._units.get((defence, attack), ()):
-            if unit.trial == trial and result.adversarial:
-                images[slice(*unit.images)] = self.store.adversarial(result)
-        return images
+            here = [image for image in range(*unit.images) if image in places]
+            if unit.trial == trial and result.adversarial and here:
+                kept = self.store.adversarial(result)
+                for image in here:
+                    found[places[image]] = kept[image - unit.images[0]]
+        return found
 
     @property
     def failures(self) -> list[Failure]:

@@ -23,6 +23,7 @@ from scoreopt_defense.evaluation.record.results import Result
 from scoreopt_defense.evaluation.record.rows import Judgement
 from scoreopt_defense.evaluation.record.store import StoreError
 from scoreopt_defense.evaluation.report.reload import Reloaded
+from scoreopt_defense.evaluation.run.unit import CLEAN_KEPT
 from scoreopt_defense.noise import derive, seeded
 
 __all__ = ["Gallery", "Shown", "Wall", "gallery"]
@@ -111,7 +112,7 @@ def gallery(result: Result, loaded: Reloaded, *, count: int = 8, seed: int = 0) 
             else f"images of {channels} channels cannot be shown"
         )
         return Gallery([], absent=why)
-    drawn = np.random.default_rng(seed).permutation(total)[:count].tolist()
+    drawn = np.random.default_rng(seed).permutation(min(total, CLEAN_KEPT))[:count].tolist()
     clean: dict[str, Tensor] = {}
     made, damaged = [], []
     for cell in cells:
@@ -162,7 +163,7 @@ def _sides(result: Result) -> list[tuple[Cell, Cell, Cell]]:
 
 
 def _drawn(result: Result, defence: str, attack: str, drawn: list[int]) -> Tensor:
-    return torch.from_numpy(result.adversarial(defence, attack)[drawn])
+    return torch.from_numpy(result.adversarial(defence, attack, images=drawn))
 
 
 class _Maker:

@@ -75,7 +75,7 @@ def _classes(config: Config | None) -> tuple[str, ...]:
         return ()
     try:
         images = config.images
-        return data.load(images.source, split=images.split, n=1, seed=images.seed).classes
+        return data.source(images.source, split=images.split, n=1, seed=images.seed).classes
     except (OSError, ValueError, ImportError):
         return ()
 

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from types import FrameType
 
-from torch import Tensor
+import numpy as np
 
 from scoreopt_defense._foreign import said
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
@@ -48,10 +48,14 @@ def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Pr
         """What those before it left; they are all recorded by then."""
         if not unit.needs:
             return None
-        x = materials.x[slice(*unit.images)].cpu().numpy()
+        x = materials.images.batch(*unit.images)[0].numpy()
         there = {result.key: result for result in store.read(unit.needs)}
         found = (there[key] for key in unit.needs)
-        judged = ((Judged.of([r]), store.adversarial(r)) for r in found if r.predicted is not None)
+        judged = (
+            (Judged.of([result]), store.adversarial(result) if result.adversarial else x)
+            for result in found
+            if result.predicted is not None
+        )
         return carried(x, unit.images[0], judged)
 
     def record(outcome: Outcome) -> None:
@@ -63,7 +67,9 @@ def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Pr
             parts = outcome.result.parts
             progress.note(f"out of memory: {outcome.unit} was done in {parts} parts")
 
-    work = _Work(crew.key, units, done, materials.y, begins_from, progress.begin, record)
+    work = _Work(
+        crew.key, units, done, materials.images.labels, begins_from, progress.begin, record
+    )
     try:
         with _interrupts(work, progress):
             while work.left and not work.stopped:
@@ -83,12 +89,12 @@ class _Work:
         key: str,
         units: Sequence[Unit],
         done: Collection[str],
-        y: Tensor,
+        labels: np.ndarray,
         begins_from: Callable[[Unit], Carried | None],
         begin: Callable[[Unit], None],
         record: Callable[[Outcome], None],
     ) -> None:
-        self.key, self.y = key, y
+        self.key, self.labels = key, labels
         self.begins_from, self.begin, self.record = begins_from, begin, record
         self.order = {unit.key: place for place, unit in enumerate(units)}
         self.units = {unit.key: unit for unit in units if unit.key not in done}
@@ -163,7 +169,7 @@ class _Work:
             self.suspects.append(unit)
         else:
             why = f"its worker was lost {_LIVES} times: {said(error)}"
-            self._record(lost(unit, self.y, why))
+            self._record(lost(unit, self.labels, why))
 
     def _record(self, outcome: Outcome) -> None:
         self.record(outcome)

@@ -26,14 +26,18 @@ from scoreopt_defense.evaluation.record.rows import UnitResult
 from scoreopt_defense.evaluation.suite.carry_over import Carried
 from scoreopt_defense.noise import derive, seeded
 
-__all__ = ["Outcome", "execute", "lost"]
+__all__ = ["CLEAN_KEPT", "Outcome", "execute", "lost"]
+
+#: Of how many images, the first ones, the record has those that nothing was done to: for its page.
+CLEAN_KEPT = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What came of a unit, and its adversarial images, shape ``(B, C, H, W)``.
 
-    Of an image that was not tried they are what the suite had found before.
+    Of an image that was not tried they are what the suite had found before. None of a unit that
+    failed, and where nothing was done to images past the first few: they are those of the source.
     """
 
     unit: Unit
@@ -55,9 +59,7 @@ def execute(
     started = time.perf_counter()
     model = _hookable(materials.defences[unit.defence])
     todo = materials.tasks[unit.attack][unit.defence]
-    rows = slice(*unit.images)
-    # at an address of its own, as in any other process
-    x, y = (placed(model, given[rows].clone()) for given in (materials.x, materials.y))
+    x, y = (placed(model, read) for read in materials.images.batch(*unit.images))
     start, everyone = x, None
     places = np.arange(unit.size)
     if before is not None:
@@ -79,10 +81,12 @@ def execute(
                     unit.seed, x, y, start,
                 )  # fmt: skip
             found, images = _put_together(parts, places, everyone)
+            if unit.images[0] >= CLEAN_KEPT and before is None and _are_clean(parts, x):
+                images = None
         except Exception as problem:  # whatever a library raises; the run goes on
             images, error = None, said(problem)
     result = _result(
-        unit, materials.y, places=places, error=error,
+        unit, materials.images.labels, places=places, error=error,
         adversarial=None if images is None else digest_of(images),
         denoiser_calls=calls["denoiser"], classifier_calls=calls["classifier"],
         seconds=time.perf_counter() - started, **found,
@@ -90,16 +94,16 @@ def execute(
     return Outcome(unit, result, images)
 
 
-def lost(unit: Unit, y: Tensor, error: str) -> Outcome:
+def lost(unit: Unit, labels: np.ndarray, error: str) -> Outcome:
     """Of a unit whose worker was lost."""
-    return Outcome(unit, _result(unit, y, places=np.arange(unit.size), error=error))
+    return Outcome(unit, _result(unit, labels, places=np.arange(unit.size), error=error))
 
 
-def _result(unit: Unit, y: Tensor, *, places: np.ndarray, **found: Any) -> UnitResult:
+def _result(unit: Unit, labels: np.ndarray, *, places: np.ndarray, **found: Any) -> UnitResult:
     return UnitResult(
         key=unit.key, defence=unit.fingerprint, task=unit.content, needs=unit.needs,
         trial=unit.trial, first=unit.images[0], images=unit.size, places=places,
-        labels=y[slice(*unit.images)].cpu().numpy()[places], finished=time.time(), **found,
+        labels=labels[slice(*unit.images)][places], finished=time.time(), **found,
     )  # fmt: skip
 
 
@@ -179,6 +183,10 @@ def _put_together(
         for name in parts[0].measured
     }
     return found | {"measured": measured or None, "parts": len(parts)}, images
+
+
+def _are_clean(parts: list[_Part], x: Tensor) -> bool:
+    return torch.equal(torch.cat([part.images for part in parts]), x)
 
 
 def _within_memory(work: Callable[..., _Part], seed: int, *tensors: Tensor) -> list[_Part]:
