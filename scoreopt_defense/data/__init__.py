@@ -15,7 +15,8 @@ import torch
 from scoreopt_defense._checks import check_choice, check_file
 from scoreopt_defense._optional import optional
 from scoreopt_defense.data.files import Files
-from scoreopt_defense.data.source import Array, Images, Items, Preprocessing, Source, Tensors
+from scoreopt_defense.data.preprocessing import Preprocessing
+from scoreopt_defense.data.source import Array, Images, Items, Source, Tensors
 
 __all__ = [
     "Array",

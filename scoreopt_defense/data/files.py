@@ -17,7 +17,8 @@ from scoreopt_defense._checks import check_file
 from scoreopt_defense._folders import layout, walk
 from scoreopt_defense._optional import optional
 from scoreopt_defense._pixels import UnreadableImageError, as_colours, header_of, read_pixels
-from scoreopt_defense.data.source import Preprocessing, Source, in_unit
+from scoreopt_defense.data.preprocessing import Preprocessing, in_unit
+from scoreopt_defense.data.source import Source
 
 __all__ = ["Files"]
 

@@ -228,8 +228,8 @@ def _source(images: Any) -> Source:
         isinstance(sample, (tuple, list)) and len(sample) == 2 and not np.ndim(sample[1])
     ):
         raise TypeError(
-            f"images must be (x, y), images and labels, got {type(images).__name__}; or a Source "
-            "of scoreopt_defense.data, or a torch Dataset; of a list of samples: "
+            "images must be (x, y), images and labels, a torch Dataset, or a Source of "
+            f"scoreopt_defense.data, got {type(images).__name__}; of a list of samples: "
             "next(iter(torch.utils.data.DataLoader(samples, batch_size=64)))"
         )
     x, y = (torch.as_tensor(part) for part in images[:2])
