@@ -27,8 +27,8 @@ from benchmarks.paper import timing as paper_timing
 from benchmarks.paper.cells import SCALES, TABLES, cells, rows, specification
 from scoreopt_defense import data
 from scoreopt_defense.denoisers import EDMDenoiser
-from scoreopt_defense.evaluation import config as configuration
 from scoreopt_defense.evaluation import Store, named
+from scoreopt_defense.evaluation import config as configuration
 
 BOTH = pytest.mark.parametrize("scale", SCALES)
 #: Few steps of one sample each, where the paper's are too long for a test.
