@@ -14,7 +14,7 @@ from scoreopt_defense.attacks import (
     Startable,
     can_start,
 )
-from scoreopt_defense.evaluation.plan.tasks import Worst
+from scoreopt_defense.evaluation.plan.tasks import Clean, Worst
 from scoreopt_defense.evaluation.suite.probes import Gradients
 
 
@@ -30,6 +30,8 @@ def test_a_probe_measures_and_the_worst_case_begins_elsewhere():
     assert isinstance(Gradients(), Attacking)
     assert isinstance(Gradients(), Measuring)
     assert not can_start(Gradients())
+    assert isinstance(Clean(), Attacking)
+    assert not can_start(Clean())
     assert can_start(Worst(norm="linf", eps=0.1))
 
 

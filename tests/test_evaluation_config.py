@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,8 @@ from toys import smooth_classifier
 
 from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, cli, pretrained
 from scoreopt_defense.evaluation import Result, Stopped, Store, evaluate
-from scoreopt_defense.evaluation.config import ConfigError, _attack, _suite, load, purifier_of
-from scoreopt_defense.evaluation.named import classifier
+from scoreopt_defense.evaluation.config import ConfigError, _attack, _suite, load
+from scoreopt_defense.evaluation.named import classifier, purifier
 from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.report.reload import reload
 from scoreopt_defense.evaluation.run.progress import Lines
@@ -130,7 +132,7 @@ def test_what_the_file_says_is_what_is_made(written):
     assert isinstance(n.purifier, ScoreOpt)
     assert (n.purifier.steps, n.purifier.sigma, n.votes) == (1, (0.75, 0.75), 2)
     assert torch.equal(bare(materials.x), pretrained.classifier("mnist-tiny")(materials.x))
-    attack = materials.attacks["transfer-pgd-linf"]
+    attack = materials.tasks["transfer-pgd-linf"]["n"].attack
     assert (attack.eps, attack.steps) == (0.2, 2)
     plan = config.plan(materials)
     assert (plan.seed, plan.batch, plan.count, plan.judging["purifications"]) == (3, 2, 4, 2)
@@ -225,11 +227,11 @@ def test_what_cannot_be_had_names_its_key(text, said, written):
 
 def test_an_override_may_be_an_object_with_settings():
     given = {"loss": {"name": "mse", "weight": 0.25}}
-    made = purifier_of("ScoreOpt", "mnist-tiny", "mnist-tiny/O", given)
+    made = purifier("ScoreOpt", "mnist-tiny", "mnist-tiny/O", given)
     assert made is not None
     assert made.settings.loss == MSE(weight=0.25)
     with pytest.raises(ValueError, match="loss must be one of"):
-        purifier_of("ScoreOpt", "mnist-tiny", "mnist-tiny/O", {"loss": {"name": "l1"}})
+        purifier("ScoreOpt", "mnist-tiny", "mnist-tiny/O", {"loss": {"name": "l1"}})
 
 
 @pytest.mark.parametrize("kind", ["ADP", "BitDepth", "DiffPure", "GDMP", "JPEG", "MENet"])
@@ -281,7 +283,7 @@ def test_a_session(written, tmp_path, capsys):
     assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out)]) == 0
     first = capsys.readouterr().out
     assert [line.split()[0] for line in first.splitlines()[1:4]] == ["bare", "one-shot", "n"]
-    assert str(out / "run.sqlite") in first
+    assert str(out / "record.sqlite") in first
     with Store(out) as store:
         assert Result(store).cell("n", "weak").accuracy.n == 4
         assert Result(store).cell("n").denoiser_calls == 32  # as foretold
@@ -289,9 +291,57 @@ def test_a_session(written, tmp_path, capsys):
     assert capsys.readouterr().out == first
     assert cli.main(["export", str(out), "--csv", str(tmp_path / "rows.csv")]) == 0
     assert f"{36 + 3 * 4 * 4} rows" in capsys.readouterr().out  # the checks' too
-    written(WHOLE.replace("seed = 3", "seed = 4"))
-    assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out)]) == 1
-    assert "plan.seed was 3 and is 4" in capsys.readouterr().err
+    assert (out / "run.toml").read_text() == WHOLE
+
+
+def test_configurations_share_a_record(written, tmp_path, capsys):
+    """What one of them has evaluated is not done again for another, under whatever names."""
+    (tmp_path / "two").mkdir()
+    one, two, out = written(WHOLE), tmp_path / "two" / "more.toml", tmp_path / "out"
+    given = ["--workers", "1", "--out", str(out)]
+
+    def evaluated(path):
+        assert cli.main(["evaluate", str(path), *given]) == 0
+        said = capsys.readouterr()
+        return said.out, said.err.splitlines()[0]
+
+    units = 3 * 3 * 2 + 3 * 4 * 2  # attacks, and the checks, of batches of two
+    first, said = evaluated(one)
+    assert said == f"{units} units, 0 of them recorded before"
+    more = WHOLE.replace("defences.n]", "defences.scoreopt]").replace("attacks.weak]", "attacks.w]")
+    two.write_text(f"{more}\n[attacks.weaker]\nattack = 'spsa'\nsteps = 1\neps = 0.01")
+    _, said = evaluated(two)
+    new = 3 * 2  # and noise of no other size, as "weak" has the same
+    assert said == f"{units + new} units, {units} of them recorded before"
+    assert (out / "run.toml").read_text() == WHOLE
+    assert (out / "more.toml").read_text() == two.read_text()
+    assert evaluated(one) == (first, f"{units} units, {units} of them recorded before")
+    assert cli.main(["runs", str(out)]) == 0
+    listed = capsys.readouterr().out
+    assert [line.split()[0] for line in listed.splitlines()[1:3]] == ["more", "run"]
+    assert "scoreopt, n" in listed
+    for view, name in (("run", "n"), ("more", "scoreopt")):
+        csv = str(tmp_path / "rows.csv")
+        assert cli.main(["export", str(out), "--view", view, "--csv", csv]) == 0
+        names = {line.split(",")[0] for line in Path(csv).read_text().splitlines()[1:]}
+        assert names == {"bare", "one-shot", name}
+    written(WHOLE.replace("seed = 3", "seed = 4"))  # beside what was there
+    _, said = evaluated(one)
+    assert said == f"{units} units, 0 of them recorded before"
+
+
+def test_a_command_waits_for_a_record_that_is_being_written(written, tmp_path, capsys, monkeypatch):
+    config, out = str(written(WHOLE)), tmp_path / "out"
+    holder = Store(out, writing=True)
+    given = ["evaluate", config, "--workers", "1", "--out", str(out)]
+    assert cli.main(given) == 1
+    held = f"another process is writing this record (process {os.getpid()} on {platform.node()}, "
+    assert held in capsys.readouterr().err
+    monkeypatch.setattr(time, "sleep", lambda _: holder.unlock())
+    assert cli.main([*given, "--wait"]) == 0
+    said = capsys.readouterr()
+    assert f"waiting: {out}: {held}" in said.err
+    assert str(out / "record.sqlite") in said.out
 
 
 def test_a_fraction_is_the_number_that_its_parts_divide_to(written):
@@ -313,9 +363,7 @@ def test_reading_a_run_runs_nothing_that_its_folder_names(finished_toy, monkeypa
     """Unless its configuration is given; then the folder that it is called in is searched."""
     here, folder = finished_toy
     monkeypatch.chdir(here)
-    (folder / "config.toml").write_text(
-        f'{IMAGES}[defences.toy]\nclassifier = "python:theirs:made"\n'
-    )
+    (folder / "its.toml").write_text(f'{IMAGES}[defences.toy]\nclassifier = "python:theirs:made"\n')
     (here / "theirs.py").write_text(CODE.format(status=0))
     (here / "plotly").mkdir()  # what stands in for a library is not found either
     before = list(sys.path)
@@ -323,11 +371,11 @@ def test_reading_a_run_runs_nothing_that_its_folder_names(finished_toy, monkeypa
         assert cli.main(command) == 0
     assert not (here / "ran").exists()
     assert "say --config FILE" in (folder / "report.html").read_text("utf-8")
-    assert cli.main(["report", str(folder), "--config", str(folder / "config.toml")]) == 0
+    assert cli.main(["report", str(folder), "--config", str(folder / "its.toml")]) == 0
     assert (here / "ran").exists()
     assert "it raised SystemExit: 0" in (folder / "report.html").read_text("utf-8")
     assert sys.path == before
-    assert cli.main(["evaluate", str(folder / "config.toml"), "--out", "other"]) == 1
+    assert cli.main(["evaluate", str(folder / "its.toml"), "--out", "other"]) == 1
     assert "it raised SystemExit: 0" in capsys.readouterr().err
 
 
@@ -347,7 +395,7 @@ def finished_toy(tmp_path, monkeypatch):
         (["evaluate", "no.toml"], 1, "no.toml: No such file"),
         (["evaluate", "no.toml", "--workers", "0"], 2, "workers"),
         (["valuate"], 2, "No such command"),
-        (["export", "nowhere", "--csv", "a.csv"], 1, "there is no run in nowhere"),
+        (["export", "nowhere", "--csv", "a.csv"], 1, "there is no record in nowhere"),
         (["export", "nowhere"], 2, "say --csv FILE"),
         (["purify", "no.png", "a.png", "--denoiser", "mnist-tiny"], 1, "nothing at no.png"),
         (["purify", "a", "b", "--denoiser", "x"], 1, "denoiser must be one of"),
@@ -379,7 +427,7 @@ def test_ctrl_c_says_how_to_go_on(written, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "evaluate", "report", "export", "purify", "presets", "models"]
+    "command", ["", "evaluate", "report", "runs", "forget", "export", "purify", "presets", "models"]
 )
 def test_help(command, capsys):
     assert cli.main([*command.split(), "--help"]) == 0
@@ -474,4 +522,4 @@ def test_a_configuration_that_ships_names_what_there_is(path):
     for section in config.defences.values():
         if section.denoiser in (None, *pretrained.names("denoiser")):
             arguments = section.purifier, section.denoiser, section.preset, section.overrides
-            assert (purifier_of(*arguments) is None) == (section.purifier == "none")
+            assert (purifier(*arguments) is None) == (section.purifier == "none")

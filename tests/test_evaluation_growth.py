@@ -229,6 +229,23 @@ def test_an_attack_of_two_names_is_done_once():
     assert a == b
 
 
+def test_attacks_that_say_the_same_of_themselves_are_no_one_attack():
+    class Silent(Toy):
+        def __init__(self, by):
+            super().__init__()
+            object.__setattr__(self, "by", by)
+
+        def __eq__(self, other):
+            return self.by == other.by
+
+        def run(self, model, x, y):
+            return x + self.by
+
+    with pytest.raises(ValueError, match=r"attacks 'a' and 'b' say the same .*as_dict\(\) must"):
+        run(None, **BASE | {"attacks": {"a": Silent(0.0), "b": Silent(0.01)}})
+    assert carried_out(None, attacks={"a": Silent(0.0), "b": Silent(0.0)})[1] == 6
+
+
 def test_an_attack_that_takes_anothers_name_is_not_taken_for_it(begun):
     before = found(begun)
     result, done = carried_out(begun, attacks={"ascent": Ascent(steps=3), "old": Ascent()})

@@ -23,7 +23,8 @@ from toys import smooth_classifier
 from scoreopt_defense import DefendedModel, OneShot
 from scoreopt_defense.evaluation import Judging, evaluate
 from scoreopt_defense.evaluation.evaluate import materials_of
-from scoreopt_defense.evaluation.plan import Plan, differences
+from scoreopt_defense.evaluation.plan import Plan
+from scoreopt_defense.evaluation.plan.behaviour import unlike
 from scoreopt_defense.evaluation.run.estimate import estimate
 from scoreopt_defense.evaluation.run.progress import Progress
 from scoreopt_defense.evaluation.run.workers import Crew, in_process
@@ -157,9 +158,13 @@ def of_process():
 class Leaving(Toy):
     """Returns the images as they are, and leaves something behind."""
 
-    def __init__(self, how):
+    def __init__(self, how, note=""):
         super().__init__()
         object.__setattr__(self, "how", how)
+        object.__setattr__(self, "note", note)
+
+    def as_dict(self):
+        return super().as_dict() | {"how": self.how, "note": self.note}
 
     def run(self, model, x, y):
         LEAVES[self.how](model)
@@ -171,7 +176,8 @@ class Leaving(Toy):
 def test_what_an_attack_leaves_behind_reaches_neither_judging_nor_other_units(how):
     model, attack = net(), Leaving(how)
     before, process = state_of(model), of_process()
-    attacks = {"rude": attack, "again": attack, "ascent": Ascent()}
+    again = Leaving(how, "once more")  # of the same settings it would be the same attack
+    attacks = {"rude": attack, "again": again, "ascent": Ascent()}
     result = run(None, defences={"net": model}, attacks=attacks, trials=1, batch=6)
     alone = run(None, defences={"net": net()}, attacks={"ascent": Ascent()}, trials=1, batch=6)
     model.loud = 0.0
@@ -186,14 +192,16 @@ def test_what_an_attack_leaves_behind_reaches_neither_judging_nor_other_units(ho
         for one, other in zip(value, before[name], strict=True):
             assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, name
     assert set(vars(model)) == set(vars(Net()))
-    assert "seen" not in vars(attack)
-    margins = [
-        {name: [row["margin"] for row in of.store.rows() if row["attack"] == name]
-         for name in of.plan.attacks}
+    assert "seen" not in {**vars(attack), **vars(again)}
+    leads = [
+        {
+            name: [row["lead"] for row in found(of) if row["attack"] == name]
+            for name in of.plan.tasks
+        }
         for of in (alone, result, quiet)
-    ]  # fmt: skip
-    assert margins[0]["ascent"] == margins[1]["ascent"]
-    assert margins[2]["rude"] == margins[2]["again"] == margins[2]["clean"]
+    ]
+    assert leads[0]["ascent"] == leads[1]["ascent"]
+    assert leads[2]["rude"] == leads[2]["again"] == leads[2]["clean"]
 
 
 def test_generators_of_a_modules_own_draw_anew_for_each_attack_judging_and_trial():
@@ -314,7 +322,9 @@ def test_a_model_that_cannot_be_copied_is_evaluated_and_stays_as_it_is(kind):
     assert result.cell(name).classifier_calls == 4 * 2
     assert not attacks or result.cell(name, "ascent").classifier_calls == 4 * (2 + 2)
     again = evaluate(model, images(4), attacks, **FEW)
-    assert not differences({"plan": vars(result.plan)}, {"plan": vars(again.plan)})
+    was, now = (of.plan.defences[name] for of in (result, again))
+    assert was.declared == now.declared
+    assert not unlike(was.behaviour, now.behaviour)
     if "TorchScript" not in kind:  # it compiles itself after some calls, and rounds otherwise
         assert found(again) == found(result)
 
@@ -324,7 +334,7 @@ def test_a_model_that_cannot_be_copied_is_evaluated_and_stays_as_it_is(kind):
 def test_neither_a_dry_run_nor_the_suites_question_copies_it(kind):
     materials = materials_of({"net": AWKWARD[kind]().eval()}, images(4), {"a": Ascent()}, Judging())
     assert [cell.error for cell in estimate(Plan.of(materials), materials)] == [None, None]
-    assert Adaptive().chain("adaptive", materials.defences, materials.x)[0].stages["net"]
+    assert Adaptive().tasks(materials.defences["net"], materials.x)
 
 
 class Ending(Toy):
@@ -333,6 +343,9 @@ class Ending(Toy):
     def __init__(self, error):
         super().__init__()
         object.__setattr__(self, "error", error)
+
+    def as_dict(self):
+        return super().as_dict() | {"error": repr(self.error)}
 
     def run(self, model, x, y):
         raise self.error
@@ -371,7 +384,7 @@ def test_what_would_end_the_run_is_its_units_failure(workers, tmp_path):
     result = evaluate(
         {"net": Holding(0).eval()}, images(4), attacks, out=tmp_path, workers=workers, **FEW
     )
-    said = {(row["defence"], row["attack"]): row["error"] for row in result.failures}
+    said = {(f.unit.defence, f.unit.attack): f.error for f in result.failures}
     assert {name: said["net", name] for name in attacks} == {n: ENDS[n][1] for n in attacks}
     with pytest.raises(ValueError, match=f"cannot classify.*{ENDS['exit'][1]}"):
         evaluate({"ends": Ends(0).eval()}, images(4))
@@ -419,7 +432,7 @@ def test_one_plan_runs_twice_in_one_process():
 def losing(times):
     """A crew whose workers are lost so many times before they begin."""
     materials = materials_of(Holding(0).eval(), images(4), (), Judging())
-    crew, lost = in_process(Plan.of(materials), materials), []
+    crew, lost = in_process(materials, 1), []
 
     @contextmanager
     def opened():

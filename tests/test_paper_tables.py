@@ -27,6 +27,7 @@ from benchmarks.paper import timing as paper_timing
 from benchmarks.paper.cells import SCALES, TABLES, cells, rows, specification
 from scoreopt_defense import data
 from scoreopt_defense.denoisers import EDMDenoiser
+from scoreopt_defense.evaluation import Store, named
 from scoreopt_defense.evaluation import config as configuration
 
 BOTH = pytest.mark.parametrize("scale", SCALES)
@@ -149,8 +150,8 @@ def small(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         pixels = np.random.default_rng(place).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         pillow.fromarray(pixels).save(folder / "0.png")
-    monkeypatch.setattr(configuration.pretrained, "denoiser", denoiser)
-    monkeypatch.setattr(configuration, "classifier", classifier)
+    monkeypatch.setattr(named.pretrained, "denoiser", denoiser)
+    monkeypatch.setattr(named, "classifier", classifier)
     scale = SCALES["paper"]
     changed = {"images": (2, 2), "trials": (1, 1), "confirm": 2, "rest": {}, "budgets": SHORT}
     monkeypatch.setitem(SCALES, "paper", dataclasses.replace(scale, **changed))
@@ -223,7 +224,8 @@ def test_a_table_is_made_in_parts(small, monkeypatch):
     both = json.loads(written.read_text())
     assert [cell for cell in both["cells"] if cell in first["cells"]] == first["cells"]
     assert len(both["cells"]) == 2 * len(first["cells"])
-    assert len([*(small / "second" / "paper").iterdir()]) == 1
+    with Store(small / "second") as record:
+        assert len(record.views()) == 1
     assert paper_drawing.NOT_YET not in paper_drawing.table("figure5", "paper")
     changed = dataclasses.replace(SCALES["paper"], confirm=3)  # another criterion than theirs
     monkeypatch.setitem(SCALES, "paper", changed)
@@ -308,7 +310,7 @@ def test_a_row_that_names_its_worst_case_is_that_defence():
     def purified(section):
         settings = section.get("overrides", {}) | {"seed": 0}
         parts = section["purifier"], section["denoiser"], section.get("preset"), settings
-        return configuration.purifier_of(*parts)(x)
+        return configuration.named.purifier(*parts)(x)
 
     named = {}
     for table in TABLES:

@@ -19,7 +19,8 @@ from toys import bent, gaussian, mid_images, smooth_classifier
 
 from scoreopt_defense import DefendedModel, OneShot, ThirdParty
 from scoreopt_defense.evaluation import Judging, evaluate
-from scoreopt_defense.evaluation.config import load, purifier_of
+from scoreopt_defense.evaluation.config import load
+from scoreopt_defense.evaluation.named import purifier as named
 from scoreopt_defense.evaluation.suite.adaptive import Adaptive
 from scoreopt_defense.noise import Noise, seeded
 
@@ -234,14 +235,14 @@ def test_the_suite_meets_it_with_all_that_can_be_tried(surrogate):
     model = DefendedModel(smooth_classifier(torch.float32), ThirdParty(noisy, **about))
     small = {"suites": {"adaptive": Adaptive(**SMALL)}, "judging": Judging(purifications=2)}
     result = evaluate({"theirs": model}, images(4), batch=4, **small)
-    (chain,) = result.plan.chains.values()
-    stages = {name.removeprefix("adaptive/") for name in chain.stages["theirs"]}
+    stages = {task.label for task in result.plan.of_suite("adaptive", "theirs", "attack").values()}
     assert {"transfer PGD", "boundary", "PGD+EOT, bpda", "PGD+EOT, exact"} <= stages
     assert ("PGD+EOT at the surrogate" in stages) is surrogate
     assert ("PGD+EOT, one-shot" in stages) is surrogate
     assert not any("smoothed" in stage for stage in stages)  # there is no optimiser to smooth
-    assert not [cell for cell in result.cells if cell.failed]
-    assert ("one-shot" in chain.untried["theirs"]) is not surrogate
+    assert not result.failures
+    untried = result.worst_case("theirs", "adaptive").untried
+    assert ("one-shot" in untried) is not surrogate
 
 
 def test_a_configuration_names_the_function_that_makes_it(tmp_path):
@@ -257,13 +258,13 @@ def test_a_configuration_names_the_function_that_makes_it(tmp_path):
     assert model.purifier.max_batch == 3
     for given in (("cifar10-tiny", None), (None, "cifar10-tiny/N")):
         with pytest.raises(ValueError, match="takes overrides, no denoiser or preset"):
-            purifier_of(name, *given, {})
+            named(name, *given, {})
     with pytest.raises(TypeError, match="must return a Purifier, got function; ThirdParty makes"):
-        purifier_of("python:test_third_party:own_function", None, None, {})
+        named("python:test_third_party:own_function", None, None, {})
     with pytest.raises(ValueError, match="has no function 'nothing'"):
-        purifier_of("python:test_third_party:nothing", None, None, {})
+        named("python:test_third_party:nothing", None, None, {})
     with pytest.raises(ValueError, match=r"purifier must be one of .*python:<package.module>"):
-        purifier_of("ThirdParty", None, None, {})
+        named("ThirdParty", None, None, {})
 
 
 @pytest.mark.parametrize("wrong", [lambda x: 2 * x - 1, lambda x: 255 * x])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.judging.asking import check_defence
 from scoreopt_defense.evaluation.judging.threat_model import check_attack
 from scoreopt_defense.evaluation.plan import CLEAN, Materials, Plan
+from scoreopt_defense.evaluation.plan.fingerprint import of_attack
 from scoreopt_defense.evaluation.plan.materials import ASKED
 from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Suite
 from scoreopt_defense.evaluation.record.lock import Held
@@ -267,7 +269,21 @@ def _by_name(attacks: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
     found = {name: named.attack(a) if isinstance(a, str) else a for name, a in attacks.items()}
     for name, attack in found.items():
         check_attack(f"attack {name!r}", attack)
+    _check_told_apart(found)
     return found
+
+
+def _check_told_apart(attacks: Mapping[str, Any]) -> None:
+    """Two attacks that say the same of themselves would have one result."""
+    seen: dict[str, tuple[str, Any]] = {}
+    for name, attack in attacks.items():
+        about = json.dumps(of_attack(attack), sort_keys=True)
+        other, earlier = seen.setdefault(about, (name, attack))
+        if earlier is not attack and earlier != attack:
+            raise ValueError(
+                f"attacks {other!r} and {name!r} say the same of themselves, and would have one "
+                "result: their as_dict() must tell them apart"
+            )
 
 
 def _name(attack: Any) -> str:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 
+from scoreopt_defense._checks import check_choice
 from scoreopt_defense.evaluation.plan.plan import Plan
 from scoreopt_defense.evaluation.record.store import Store
 
@@ -16,7 +17,7 @@ _SHORT = 12  # letters of a fingerprint
 
 def contents(store: Store) -> list[list[list[str]]]:
     """Three tables: the runs, the defences and what was done with them."""
-    plans = {name: Plan.from_json(view.plan) for name, view in store.views().items()}
+    plans = {name: store.plan(name) for name in store.views()}
     done = store.done()
     runs = [["run", "begun", "units", "done", "defences", "images", "trials"]]
     for name, view in store.views().items():
@@ -35,13 +36,13 @@ def contents(store: Store) -> list[list[list[str]]]:
             images[of] += size.get(result.adversarial, 0) if result.adversarial else 0
     called = _names(plans)
     defences = [["defence", "fingerprint", "units", "failed", "images, MB", "versions"]] + [
-        [called.get(row.id, "(of no run)"), row.id[:_SHORT], str(units["defences"][row.id]),
-         str(failed[row.id]), f"{images[row.id] / 1e6:.1f}",
+        [", ".join(called.get(row.id, ["(of no run)"])), row.id[:_SHORT],
+         str(units["defences"][row.id]), str(failed[row.id]), f"{images[row.id] / 1e6:.1f}",
          ", ".join(f"{library} {said}" for library, said in row.versions.items())]
         for row in store.defences()
     ]  # fmt: skip
     tasks = [["attack", "digest", "units", "failed", "images, MB"]] + [
-        [called.get(row.content, row.draws), row.content[:_SHORT],
+        [", ".join(called.get(row.content, [row.draws])), row.content[:_SHORT],
          str(units["tasks"][row.content]), str(failed[row.content]),
          f"{images[row.content] / 1e6:.1f}"]
         for row in store.tasks()
@@ -49,7 +50,7 @@ def contents(store: Store) -> list[list[list[str]]]:
     return [runs, defences, tasks]
 
 
-def _names(plans: dict[str, Plan]) -> dict[str, str]:
+def _names(plans: dict[str, Plan]) -> dict[str, list[str]]:
     """What the runs call defences and tasks, by fingerprint and digest."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for plan in plans.values():
@@ -57,7 +58,7 @@ def _names(plans: dict[str, Plan]) -> dict[str, str]:
             found[defence.id].append(label)
             for task, content in plan.contents(label).items():
                 found[content].append(task)
-    return {of: ", ".join(dict.fromkeys(names)) for of, names in found.items()}
+    return {of: list(dict.fromkeys(names)) for of, names in found.items()}
 
 
 def take_out(
@@ -79,13 +80,13 @@ def take_out(
     Raises:
         ValueError: if the record knows none of such a name.
     """
-    plans = {name: Plan.from_json(view.plan) for name, view in store.views().items()}
+    plans = {name: store.plan(name) for name in store.views()}
     called = _names(plans)
     whose = _meant("defence", defences, [row.id for row in store.defences()], called)
     which = _meant("attack", attacks, [row.content for row in store.tasks()], called)
     for name in views:
-        if name not in plans:
-            raise ValueError(f"view must be one of {list(plans)}, got {name!r}")
+        check_choice("view", name, plans)
+    for name in views:
         store.forget_view(name)
     return store.forget(
         result.key
@@ -95,15 +96,15 @@ def take_out(
 
 
 def _meant(
-    what: str, said: Sequence[str], known: Collection[str], called: dict[str, str]
+    what: str, said: Sequence[str], known: Collection[str], called: dict[str, list[str]]
 ) -> set[str]:
     """The digests of these names."""
     found: set[str] = set()
     for name in said:
-        names = {digest: called.get(digest, "").split(", ") for digest in known}
+        names = {digest: called.get(digest, []) for digest in known}
         meant = {d for d in known if name in names[d] or (len(name) >= 4 and d.startswith(name))}
         if not meant:
-            every = sorted({n for of in names.values() for n in of if n})
+            every = sorted({n for of in names.values() for n in of})
             raise ValueError(f"{what} must be one of {every}, or a fingerprint, got {name!r}")
         found |= meant
     return found

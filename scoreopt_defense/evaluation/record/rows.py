@@ -36,6 +36,25 @@ def _as_is(value: Any) -> Any:
     return value
 
 
+def _typed(kind: type) -> Callable[[Any], Any]:
+    """A value as it is, which SQLite keeps whatever its type: another's is an error."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError(f"{value!r:.40} where {kind.__name__} belongs")
+        return value
+
+    return read
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    return _typed(dict)(json.loads(text))
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    return tuple(_typed(str)(text).split())
+
+
 def _numbers(kind: str) -> Column:
     """One-dimensional, little-endian."""
     return Column(
@@ -64,10 +83,10 @@ def _as(column: Column) -> dict[str, Column]:
     return {"column": column}
 
 
-_PLAIN = {kind: Column(of, _as_is, _as_is)
-          for kind, of in {"str": "TEXT", "int": "INTEGER", "float": "REAL"}.items()}  # fmt: skip
-_JSON = _as(Column("TEXT", lambda value: json.dumps(value, allow_nan=False), json.loads))
-_KEYS = _as(Column("TEXT", " ".join, lambda text: tuple(text.split())))
+_PLAIN = {kind.__name__: Column(of, _as_is, _typed(kind))
+          for kind, of in {str: "TEXT", int: "INTEGER", float: "REAL"}.items()}  # fmt: skip
+_JSON = _as(Column("TEXT", lambda value: json.dumps(value, allow_nan=False), _mapping))
+_KEYS = _as(Column("TEXT", " ".join, _keys))
 _INTEGERS, _FLAGS, _FLOATS = _as(_numbers("<i4")), _as(_numbers("?")), _as(_numbers("<f4"))
 _CLASSES, _LEADS = _as(_table("<i4")), _as(_table("<f4"))
 
@@ -139,6 +158,25 @@ class UnitResult:
     seconds: float = 0.0
     error: str | None = None
     finished: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Of other lengths than its images a row is damaged.
+
+        Raises:
+            ValueError: naming what does not fit.
+        """
+        for name in ("labels", "predicted", "lead", "broken", "left", "draws"):
+            value = getattr(self, name)
+            if value is not None and len(value) != self.tried:
+                raise ValueError(f"{len(value)} {name} of {self.tried} images")
+        one, other = (None if t is None else t.shape for t in (self.predicted, self.lead))
+        if one != other:
+            raise ValueError(f"predicted of shape {one}, lead of {other}")
+        if self.tried and not 0 <= self.places.min() <= self.places.max() < self.images:
+            raise ValueError(f"places beside the {self.images} images")
+        for name, values in (self.measured or {}).items():
+            if not isinstance(values, list) or len(values) != self.tried:
+                raise ValueError(f"{name} was not measured of {self.tried} images")
 
     @property
     def tried(self) -> int:

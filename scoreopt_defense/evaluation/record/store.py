@@ -176,7 +176,7 @@ class Store:
         with self._errors():
             try:
                 return Plan.from_json(views[name or list(views)[-1]].plan)
-            except (ValueError, TypeError, LookupError, AttributeError) as error:
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
                 raise sqlite3.DatabaseError(f"its plan: {error}") from error
 
     def defences(self) -> list[KnownDefence]:
@@ -194,7 +194,7 @@ class Store:
         for row in self._database.execute(f"SELECT {names} FROM {table} {where}", given):
             try:
                 yield read(row)
-            except (ValueError, TypeError, LookupError) as error:
+            except (ValueError, TypeError, LookupError, RecursionError) as error:
                 raise sqlite3.DatabaseError(f"a row of {table}: {error}") from error
 
     def done(self) -> set[str]:
@@ -218,13 +218,13 @@ class Store:
     def add(self, result: UnitResult, images: np.ndarray | None = None) -> None:
         """Record a unit, whole or not at all: its images first, then its row.
 
-        What is added within a second is put on the disk together, with as many waits for it as one.
+        What took, or was added within, less than a second waits for the disk with the next.
         """
         with self._errors():
             if images is not None:
                 self.pixels.write(str(result.adversarial), images)
             self._insert(result)
-            if time.monotonic() - self._committed > _TOGETHER:
+            if max(result.seconds, time.monotonic() - self._committed) > _TOGETHER:
                 self._commit()
 
     def _commit(self) -> None:

@@ -17,7 +17,7 @@ def said_plainly(error: sqlite3.Error | OSError, file: str) -> str:
     denied = isinstance(error, (OSError, sqlite3.OperationalError))
     if "disk is full" in said or "No space left" in said:
         return "the disk is full: free some space and start again; what is stored is kept"
-    if denied and "no such" not in said:
+    if denied and not any(sign in said for sign in ("no such", "decode")):
         return f"cannot be read or written ({said}): check its permissions and free space"
     return (
         f"its {file} is damaged or none of this program's ({said}): it was left as it is; move it "
