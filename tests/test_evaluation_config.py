@@ -131,7 +131,8 @@ def test_what_the_file_says_is_what_is_made(written):
     assert one_shot.purifier.sigma == (0.5, 0.5)
     assert isinstance(n.purifier, ScoreOpt)
     assert (n.purifier.steps, n.purifier.sigma, n.votes) == (1, (0.75, 0.75), 2)
-    assert torch.equal(bare(materials.x), pretrained.classifier("mnist-tiny")(materials.x))
+    x, _ = materials.images.batch(0, 4)
+    assert torch.equal(bare(x), pretrained.classifier("mnist-tiny")(x))
     attack = materials.tasks["transfer-pgd-linf"]["n"].attack
     assert (attack.eps, attack.steps) == (0.2, 2)
     plan = config.plan(materials)

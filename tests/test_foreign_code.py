@@ -334,7 +334,7 @@ def test_a_model_that_cannot_be_copied_is_evaluated_and_stays_as_it_is(kind):
 def test_neither_a_dry_run_nor_the_suites_question_copies_it(kind):
     materials = materials_of({"net": AWKWARD[kind]().eval()}, images(4), {"a": Ascent()}, Judging())
     assert [cell.error for cell in estimate(Plan.of(materials), materials)] == [None, None]
-    assert Adaptive().tasks(materials.defences["net"], materials.x)
+    assert Adaptive().tasks(materials.defences["net"], materials.images.batch(0, 8)[0])
 
 
 class Ending(Toy):
