@@ -107,7 +107,9 @@ def test_no_record_is_an_error(tmp_path):
 
 def test_a_record_of_an_earlier_format_is_said_and_a_new_one_begun_beside_it(tmp_path):
     (tmp_path / "run.sqlite").write_bytes(b"of another time")
-    with pytest.raises(StoreError, match=r"a record of an earlier format \(run\.sqlite\): the version"):
+    with pytest.raises(
+        StoreError, match=r"a record of an earlier format \(run\.sqlite\): the version"
+    ):
         Store(tmp_path)
     assert found(run(tmp_path, **SMALL)) == found(run(None, **SMALL)) == found(tmp_path)
     assert (tmp_path / "run.sqlite").read_bytes() == b"of another time"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,8 @@ from scoreopt_defense.cli.output import print_table, say
 from scoreopt_defense.cli.own_modules import find_own_modules
 
 __all__ = ["evaluate"]
+
+GO_ON = 75  # sysexits.h: a failure that a later try need not meet
 
 
 def evaluate(
@@ -25,7 +28,7 @@ def evaluate(
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes.", show_default="one a core; 1 on an accelerator"),
+        typer.Option(min=1, help="Processes.", show_default="one a core; on cuda one a GPU"),
     ] = None,
     cluster: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786.")
@@ -43,7 +46,8 @@ def evaluate(
     Stopped and started again, it goes on where it was; another attack, defence, image or trial in
     the file costs itself alone, and several files may share a record by --out.
 
-    The exit status is 3 if units failed, whose figures are missing.
+    The exit status is 3 if units failed, whose figures are missing; 75 after SIGTERM: the same call
+    goes on.
     """
     from scoreopt_defense._memory import keep_freed_memory
     from scoreopt_defense.evaluation import config as configuration
@@ -60,7 +64,9 @@ def evaluate(
     materials = read.materials()
     plan = read.plan(materials)
     if workers is None:
-        workers = _cores() // read.threads or 1 if read.device == "cpu" else 1
+        workers = (
+            _cores() // read.threads or 1 if read.device == "cpu" else _accelerators(read.device)
+        )
     if dry_run:
         _foretell(plan, materials, workers)
         return
@@ -75,7 +81,7 @@ def evaluate(
         )  # fmt: skip
     except Stopped as stop:
         say(f"scoreopt: {stop}", error=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(GO_ON if stop.by == signal.SIGTERM else 130) from None
     with result.store:
         say(f"{result}\n\nRobust accuracy in per cent with its 95 % interval, of {plan.count} "
                 f"images. The record is {folder / RECORD}.")  # fmt: skip
@@ -93,6 +99,13 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _accelerators(device: str) -> int:
+    """As many as there are, where the device names none of them."""
+    import torch
+
+    return max(1, torch.cuda.device_count()) if device == "cuda" else 1
 
 
 def _foretell(plan: Any, materials: Any, workers: int) -> None:

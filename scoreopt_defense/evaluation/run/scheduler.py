@@ -24,18 +24,28 @@ from scoreopt_defense.evaluation.suite.carry_over import Carried, carried
 
 __all__ = ["Stopped", "run"]
 
+_GRACE = 25.0  # seconds, from SIGTERM on: machines that are taken away leave 30
 _LIVES = 2  # of a worker that is lost while it does one unit alone, before the unit is blamed
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, after the units in flight were recorded."""
+    """Ctrl-C, or SIGTERM, after the units in flight were recorded.
+
+    Attributes:
+        by: which signal it was.
+    """
+
+    def __init__(self, said: str, *, by: signal.Signals = signal.SIGINT) -> None:
+        super().__init__(said)
+        self.by = by
 
 
 def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Progress) -> None:
     """Carry out whatever of the plan is not in the record.
 
     Raises:
-        Stopped: after Ctrl-C, when the units in flight are recorded; the same call goes on.
+        Stopped: after Ctrl-C or SIGTERM, when the units in flight are recorded; the same call goes
+            on.
         StoreError: if a unit cannot be recorded; those before are kept.
         RuntimeError: if the workers do not start.
         ConnectionError: if the cluster's scheduler is lost; the same call goes on.
@@ -78,7 +88,7 @@ def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Pr
     finally:
         progress.stop()
     if work.left:
-        raise Stopped(f"stopped with {work.left} units left; start again to go on")
+        raise _stopped(work)
 
 
 class _Work:
@@ -111,7 +121,7 @@ class _Work:
         self.suspects: deque[Unit] = deque()
         self.losses: Counter[str] = Counter()
         self.flying: dict[Future, Unit] = {}
-        self.stopped = False
+        self.stopped: signal.Signals | None = None
 
     @property
     def left(self) -> int:
@@ -183,7 +193,10 @@ class _Work:
 
 @contextmanager
 def _interrupts(work: _Work, progress: Progress) -> Iterator[None]:
-    """The first Ctrl-C lets the units in flight finish; the second stops at once."""
+    """The first Ctrl-C lets the units in flight finish, and the second stops at once.
+
+    As SIGTERM does, by which a machine is taken away, after the seconds that there usually are.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -191,11 +204,39 @@ def _interrupts(work: _Work, progress: Progress) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         if work.stopped:
             raise KeyboardInterrupt
-        work.stopped = True
-        progress.note("stopping after the units in flight; Ctrl-C again stops at once")
+        work.stopped = signal.Signals(number)
+        if number == signal.SIGTERM:
+            progress.note(f"stopping after the units in flight, or in {_GRACE:.0f} s")
+            timer = threading.Timer(_GRACE, _tell_main_thread, [number])
+            timer.daemon = True
+            timer.start()
+            timers.append(timer)
+        else:
+            progress.note("stopping after the units in flight; Ctrl-C again stops at once")
 
-    before = signal.signal(signal.SIGINT, stop)
+    timers: list[threading.Timer] = []
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except KeyboardInterrupt as error:
+        if work.stopped == signal.SIGTERM:
+            raise _stopped(work) from error
+        raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for timer in timers:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell_main_thread(number: int) -> None:
+    """In a way that ends its waiting, where the system has one."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
+
+
+def _stopped(work: _Work) -> Stopped:
+    said = f"stopped with {work.left} units left; start again to go on"
+    return Stopped(said, by=work.stopped or signal.SIGINT)

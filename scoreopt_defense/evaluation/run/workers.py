@@ -8,12 +8,14 @@ import pickle
 import secrets
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from concurrent.futures import wait as futures_wait
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
 from typing import Any
+
+import torch
 
 from scoreopt_defense._foreign import said
 from scoreopt_defense._memory import keep_freed_memory
@@ -140,19 +142,22 @@ def processes(materials: Materials, threads: int, count: int) -> Crew:
     # would fill the pipe to a process that dies before it reads, and the write would never end.
     blob = context.RawArray("B", len(packed))
     memoryview(blob).cast("B")[:] = packed
-    key = secrets.token_hex(8)
+    key, turn, devices = secrets.token_hex(8), context.Value("i", 0), _devices(materials)
 
     @contextmanager
     def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
         others = set(multiprocessing.active_children())
         pool = ProcessPoolExecutor(
-            count, mp_context=context, initializer=_start_process, initargs=(key, blob)
+            count,
+            mp_context=context,
+            initializer=_start_process,
+            initargs=(key, blob, turn, devices),
         )
         try:
             yield pool, lambda: count
         except BaseException:  # do not wait for what is under way
             for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
+                process.kill()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -170,9 +175,23 @@ def _packed(materials: Materials, threads: int) -> bytes:
         ) from error
 
 
-def _start_process(key: str, blob: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's
+def _devices(materials: Materials) -> list[str]:
+    """The GPUs that workers are pinned to in turn; none where the networks are on no GPU."""
+    models = materials.defences.values()
+    if not any(part.is_cuda for model in models for part in model.parameters()):
+        return []
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return said.split(",") if said else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _start_process(key: str, blob: Any, turn: Any, devices: Sequence[str]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # are the coordinator's, and are sent to all
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if devices:  # before anything here asks for one
+        with turn.get_lock():
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices[turn.value % len(devices)]
+            turn.value += 1
     keep_freed_memory()
     hold(key, memoryview(blob))
 
