@@ -29,17 +29,16 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-import torchattacks
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.common import precision
 from benchmarks.common.held_out import add_arguments, held_out
 from benchmarks.common.results_file import rounded, weights, write
 from scoreopt_defense import DefendedModel, ScoreOpt, data, pretrained
-from scoreopt_defense.attacks import APGD, PGD, Attack, FoolboxPGD, ProjectedGradientAttack
+from scoreopt_defense.attacks import APGD, PGD, Attack, FoolboxPGD, MomentumPGD
 from scoreopt_defense.evaluation import evaluate
 from scoreopt_defense.evaluation.record.differences import difference
 from scoreopt_defense.evaluation.record.export import to_json
@@ -132,26 +131,6 @@ def _length(grad: Tensor) -> Tensor:
     return torch.linalg.vector_norm(grad, dim=(1, 2, 3), keepdim=True).clamp(min=tiny)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Momentum(ProjectedGradientAttack):
-    """MI-FGSM: steps along the sign of a running sum of gradients, each over its mean size.
-
-    Reference:
-        Dong et al., CVPR 2018.
-    """
-
-    norms: ClassVar[tuple[str, ...]] = ("linf",)
-
-    decay: float = 1.0
-
-    def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        attack = torchattacks.MIFGSM(
-            model, eps=self.eps, alpha=self.step_size * self.eps, steps=self.steps, decay=self.decay
-        )
-        attack.set_device(x.device)
-        return attack(x, y)
-
-
 def grid(
     eps: float, steps: int, eot: int, float32: bool = False, purifier_steps: int = 0
 ) -> dict[str, Attack]:
@@ -173,7 +152,7 @@ def grid(
         "mean with one-shot": pgd(Averaged()),
         "smoothed, c = 3": pgd(Smoothed(3.0)),
         "APGD, DLR loss": apgd("dlr"),
-        "momentum": Momentum(gradient=Smoothed(), **common),
+        "momentum": FoolboxPGD(gradient=Smoothed(), momentum=1.0, **common),
         "smoothed, c = 0.3": pgd(Smoothed(0.3)),
         "bpda": pgd(BPDA()),
         "twice the steps, half the EOT": pgd(Smoothed(), steps=2 * steps, eot=eot // 2),
@@ -190,6 +169,13 @@ def grid(
         "floor c / k at step k": pgd(ByStep("decreasing")),
         "random start": pgd(Smoothed(), random_start=True),
         "step eps / 2": pgd(Smoothed(), step_size=1 / 2),
+    }
+    alone = common | {"steps": steps * eot, "eot": 1}  # as many gradients, one a step
+    rows |= {
+        "one sample a step": pgd(Smoothed(), **alone),
+        "one sample, momentum": FoolboxPGD(gradient=Smoothed(), momentum=0.9, **alone),
+        "one sample, momentum, cosine": MomentumPGD(gradient=Smoothed(), **alone),
+        "one sample, cosine": MomentumPGD(gradient=Smoothed(), momentum=0.0, **alone),
     }
     if eot >= 4:
         fourfold = pgd(Smoothed(), steps=4 * steps, eot=eot // 4)

@@ -22,6 +22,8 @@ name                         what it is shown of the defence      budget        
 ``pgd-eot-surrogate-l2``     one-shot, forward and backward       20 steps of 20           400
 ``pgd-eot-smoothed-linf``    all, backward by the smoothed mode   40 steps of 10           400
 ``pgd-eot-smoothed-l2``      all, backward by the smoothed mode   40 steps of 10           400
+``momentum-pgd-linf``        all, backward by the smoothed mode   400 steps of 1           400
+``momentum-pgd-l2``          all, backward by the smoothed mode   400 steps of 1           400
 ``spsa``                     logits                               5 steps of 128 pairs     1280
 ``stadv``                    all, backward through one-shot       100 steps of 20          2000
 ``autoattack-rand-linf``     all, backward through one-shot       2 times 100 steps of 20  4120
@@ -38,9 +40,9 @@ Sources: appendix C.3 of the paper for PGD and BPDA; its section 4.3 for SPSA's 
 division it does not give, and for StAdv, at the bound, steps and EOT of DiffPure's code (Nie et
 al., ICML 2022), which it follows; the authors' code for what it leaves open: a random start in
 transfer PGD alone, and the loss of the mean logits; Croce and Hein (ICML 2020) for AutoAttack, and
-this library for Square and the smoothed gradient, which the paper does not have: as many queries as
-its PGD+EOT, in more steps of fewer samples, which break more (docs/gradients.md). Table 5 names no
-severity: its base classifier's figures are those usual at 5.
+this library for Square, momentum and the smoothed gradient, which the paper does not have: as many
+queries as its PGD+EOT, in more steps of fewer samples, which break more (docs/gradients.md). Table
+5 names no severity: its base classifier's figures are those usual at 5.
 
 .. [1] of the classifier; the purifier is never asked.
 
@@ -60,7 +62,7 @@ from scoreopt_defense.attacks.base import Attack
 from scoreopt_defense.attacks.boundary import Boundary
 from scoreopt_defense.attacks.bounded import BoundedAttack, ProjectedGradientAttack
 from scoreopt_defense.attacks.corruptions import TABLE_5, Corruptions
-from scoreopt_defense.attacks.foolbox import FoolboxPGD, RandomNoise
+from scoreopt_defense.attacks.foolbox import FoolboxPGD, MomentumPGD, RandomNoise
 from scoreopt_defense.attacks.mister_ed import StAdv
 from scoreopt_defense.attacks.protocols import Attacking, Measuring, Startable, can_start
 from scoreopt_defense.attacks.torchattacks import APGD, PGD, SPSA, AutoAttack, Square
@@ -84,6 +86,7 @@ __all__ = [
     "Classifier",
     "Corruptions",
     "FoolboxPGD",
+    "MomentumPGD",
     "Measuring",
     "RandomNoise",
     "ProjectedGradientAttack",
@@ -106,7 +109,7 @@ KINDS: Mapping[str, type[Attack]] = MappingProxyType(
         kind.__name__: kind
         for kind in (
             *(PGD, APGD, SPSA, AutoAttack, Square, StAdv, ARTPGD, FoolboxPGD, Corruptions),
-            *(Boundary, RandomNoise),
+            *(Boundary, MomentumPGD, RandomNoise),
         )
     }
 )
@@ -130,6 +133,8 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
             "pgd-eot-surrogate-l2": _SURROGATE.replace(**_L2),
             "pgd-eot-smoothed-linf": PGD(gradient=Smoothed(), eot=10, steps=40, **_LINF),
             "pgd-eot-smoothed-l2": PGD(gradient=Smoothed(), eot=10, steps=40, **_L2),
+            "momentum-pgd-linf": MomentumPGD(gradient=Smoothed(), steps=400, **_LINF),
+            "momentum-pgd-l2": MomentumPGD(gradient=Smoothed(), steps=400, **_L2),
             "spsa": SPSA(steps=5, samples=128, **_LINF),
             "stadv": StAdv(eps=0.05, eot=20, steps=100),
             "autoattack-rand-linf": AutoAttack(eot=20, steps=100, **_LINF),

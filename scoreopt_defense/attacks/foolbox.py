@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import check_choice
+from scoreopt_defense._checks import check_choice, check_positive
 from scoreopt_defense._optional import optional
 from scoreopt_defense.attacks.bounded import BoundedAttack, ProjectedGradientAttack
 from scoreopt_defense.attacks.losses import LOSSES
 from scoreopt_defense.attacks.views import View
 from scoreopt_defense.gradients import Gradient, NoGradient
 
-__all__ = ["FoolboxPGD", "RandomNoise"]
+__all__ = ["FoolboxPGD", "MomentumPGD", "RandomNoise"]
+
+_TINY = 1e-30  # of a gradient of zero, which stays one
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoolboxPGD(ProjectedGradientAttack):
-    """As :class:`~scoreopt_defense.attacks.PGD`, by Foolbox, whose random start is uniform in l2.
+    r"""As :class:`~scoreopt_defense.attacks.PGD`, by Foolbox, whose random start is uniform in l2.
 
     The authors' code takes it for transfer PGD. It can begin at images that are passed to
-    :meth:`run` as ``start``, and raise another loss than the cross-entropy.
+    :meth:`run` as ``start``, raise another loss than the cross-entropy, and step along a running
+    mean of gradients, in steps that become shorter:
+
+    .. math:: m \leftarrow \mu m + g / \overline{|g|}, \qquad
+              x \leftarrow \Pi_{\varepsilon, [0, 1]}\big(x + \alpha_i\, \mathrm{sign}\, m\big)
+
+    and along m over its own length in l2.
 
     Args:
         norm, eps, gradient, eot, steps, restarts, step_size, random_start: as in
             :class:`~scoreopt_defense.attacks.bounded.ProjectedGradientAttack`.
         loss: of the mean logits: ``"cross-entropy"``, ``"margin"`` or ``"dlr"``; see
             :mod:`scoreopt_defense.attacks.losses`.
+        momentum: :math:`\mu`; 0 steps along the last gradient alone.
+        last_step: of ``eps``, the share that the last step has: their sizes fall to it from
+            ``step_size`` by half a cosine. None: all are of one size.
+
+    Reference:
+        Dong et al., CVPR 2018, for momentum; Croce and Hein, ICML 2020, for shorter steps.
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("foolbox",)
@@ -36,17 +53,22 @@ class FoolboxPGD(ProjectedGradientAttack):
     takes_start: ClassVar[bool] = True
 
     loss: str = "cross-entropy"
+    momentum: float = 0.0
+    last_step: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("loss", self.loss, LOSSES)
+        self._set("momentum", check_positive("momentum", self.momentum, zero=True))
+        if self.last_step is not None:
+            self._set("last_step", check_positive("last_step", self.last_step))
 
     def attack(
         self, model: nn.Module, x: Tensor, y: Tensor, *, start: Tensor | None = None
     ) -> Tensor:
         foolbox = optional("foolbox", extra="attacks")
         kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[self.norm]
-        attack = _hooked(kind, self.loss, start)(
+        attack = _hooked(kind, self, start)(
             rel_stepsize=self.step_size,
             steps=self.steps,
             random_start=self.random_start or start is not None,
@@ -55,20 +77,68 @@ class FoolboxPGD(ProjectedGradientAttack):
         return attack.run(bounded, x, y, epsilon=self.eps)
 
 
-def _hooked(kind: Any, loss: str, start: Tensor | None) -> Any:
-    """The library's class, by the two methods that it has for others to override."""
+def _hooked(kind: Any, settings: FoolboxPGD, start: Tensor | None) -> Any:
+    """The library's class, by the methods that it has for others to override."""
     astensor = optional("eagerpy", extra="attacks").astensor
 
     class Hooked(kind):
         def get_loss_fn(self, model: Any, labels: Any) -> Any:
-            return lambda x: astensor(LOSSES[loss](model(x).raw, labels.raw).sum())
+            loss = LOSSES[settings.loss]
+            return lambda x: astensor(loss(model(x).raw, labels.raw).sum())
 
         def get_random_start(self, x0: Any, epsilon: float) -> Any:
             if start is None:
                 return super().get_random_start(x0, epsilon)
             return self.project(astensor(start), x0, epsilon)
 
+        def get_optimizer(self, x: Any, stepsize: float) -> Any:
+            mean, sizes = torch.zeros_like(x.raw), _sizes(settings)
+
+            def step(gradients: Any) -> Any:
+                nonlocal mean
+                if settings.momentum:
+                    size = gradients.raw.abs().mean((1, 2, 3), keepdim=True)
+                    mean = settings.momentum * mean + gradients.raw / size.clamp(min=_TINY)
+                    gradients = super(Hooked, self).normalize(astensor(mean), x=x, bounds=None)
+                return settings.eps * next(sizes) * gradients
+
+            return step
+
+        def normalize(self, gradients: Any, *, x: Any, bounds: Any) -> Any:
+            if settings.momentum:  # it is done of their mean
+                return gradients
+            return super().normalize(gradients, x=x, bounds=bounds)
+
     return Hooked
+
+
+def _sizes(settings: FoolboxPGD) -> Iterator[float]:
+    """Of the steps, as shares of eps."""
+    first, count = settings.step_size, max(settings.steps - 1, 1)
+    last = first if settings.last_step is None else settings.last_step
+    for place in range(settings.steps):
+        yield last + (first - last) * (1 + math.cos(math.pi * place / count)) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentumPGD(FoolboxPGD):
+    """Many steps of one sample along a running mean of gradients, from the clean image.
+
+    Of a random defence the mean over steps does what EOT does within a step, at a share of its
+    cost; the steps begin at half of ``eps`` and end at a fiftieth.
+
+    Args:
+        norm, eps, gradient, eot, steps, restarts, step_size, random_start, loss, momentum,
+            last_step: as in :class:`FoolboxPGD`.
+    """
+
+    takes_start: ClassVar[bool] = False
+
+    eot: int = 1
+    steps: int = 80
+    step_size: float = 0.5
+    momentum: float = 0.9
+    last_step: float | None = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
