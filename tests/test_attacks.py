@@ -7,6 +7,7 @@ defence.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import random
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from test_data import write_cifar
 from tolerances import rounding
 from torch import nn
-from toys import bent, mid_images, smooth_classifier
+from toys import bent, labels, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt, attacks, gradients
 from scoreopt_defense.attacks import (
@@ -75,6 +76,10 @@ ROWS = {
     "pgd-eot-smoothed-l2": Row(
         attack("pgd-eot-smoothed-l2", **L2, **SHORT), modes={gradients.Smoothed}
     ),
+    "momentum-pgd-linf": Row(
+        attack("momentum-pgd-linf", **LINF, **SHORT), modes={gradients.Smoothed}
+    ),
+    "momentum-pgd-l2": Row(attack("momentum-pgd-l2", **L2, **SHORT), modes={gradients.Smoothed}),
     "pgd-eot-shortened": Row(
         attack("pgd-eot-linf", gradient={"name": "shortened", "steps": 1}, **LINF, **SHORT),
         modes={gradients.Smoothed},
@@ -681,6 +686,8 @@ PAPER = {  # norm, eps, steps, eot, queries: appendix C.3, sections 4.1 to 4.3
     "pgd-eot-surrogate-l2": ("l2", 0.5, 20, 20, 400),
     "pgd-eot-smoothed-linf": ("linf", 8 / 255, 40, 10, 400),
     "pgd-eot-smoothed-l2": ("l2", 0.5, 40, 10, 400),
+    "momentum-pgd-linf": ("linf", 8 / 255, 400, 1, 400),
+    "momentum-pgd-l2": ("l2", 0.5, 400, 1, 400),
     "spsa": ("linf", 8 / 255, 5, 1, 1280),
     "stadv": ("flow", 0.05, 100, 20, 2000),
     "autoattack-rand-linf": ("linf", 8 / 255, 100, 20, 4120),
@@ -695,7 +702,8 @@ def test_named_configurations_have_the_papers_budgets():
         paper = attacks.paper_budget(name)
         assert tuple(paper[key] for key in ("norm", "eps", "steps", "eot", "queries")) == budget
         assert f"``{name}``" in attacks.__doc__
-        assert (paper.get("step_size", 0.25), paper["preset"]) == (0.25, name)
+        assert paper.get("step_size", 0.25) == (0.5 if "momentum" in name else 0.25)
+        assert paper["preset"] == name
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -882,3 +890,53 @@ def test_an_attack_of_the_users_own_is_a_subclass_of_one_method(y):
     got = FGSM(eps=0.2, eot=2)
     assert torch.equal(run(got, "defended", x, y), run(want, "defended", x, y))
     assert got.queries == want.queries == 2
+
+
+def length(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+class TestMomentum:
+    """Against the recurrence, written out, on a model whose gradients vary from step to step."""
+
+    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    @pytest.mark.parametrize("last", [None, 0.02])
+    def test_a_step_is_along_the_running_mean_and_of_its_size(self, norm, last):
+        model, x, y = smooth_classifier(torch.float64), mid_images(dtype=torch.float64), labels()
+        eps, steps, mu, first = 0.05, 5, 0.9, 0.5
+        expected, mean = x.clone(), torch.zeros_like(x)
+        for i in range(steps):
+            leaf = expected.clone().requires_grad_()
+            loss = nn.functional.cross_entropy(model(leaf), y, reduction="sum")
+            (g,) = torch.autograd.grad(loss, leaf)
+            mean = mu * mean + g / g.abs().mean((1, 2, 3), keepdim=True)
+            final = first if last is None else last
+            size = eps * (final + (first - final) * (1 + math.cos(math.pi * i / (steps - 1))) / 2)
+            way = mean.sign() if norm == "linf" else mean / length(mean)
+            moved = expected + size * way - x
+            if norm == "linf":
+                moved = moved.clamp(-eps, eps)
+            else:
+                moved = moved * (eps / length(moved)).clamp(max=1)
+            expected = (x + moved).clamp(0, 1)
+        found = attacks.MomentumPGD(
+            norm=norm, eps=eps, steps=steps, gradient="as-it-is", last_step=last
+        ).run(model, x, y)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+    def test_without_momentum_and_at_one_size_it_is_pgd(self):
+        model, x, y = smooth_classifier(torch.float32), mid_images(dtype=torch.float32), labels()
+        plain = attacks.FoolboxPGD(eps=0.05, steps=4, gradient="as-it-is", eot=1)
+        same = attacks.MomentumPGD(
+            eps=0.05, steps=4, gradient="as-it-is", momentum=0.0, last_step=None, step_size=0.25
+        )
+        assert torch.equal(plain.run(model, x, y), same.run(model, x, y))
+
+    def test_an_image_without_a_gradient_stays_where_it_is(self):
+        class Flat(nn.Module):
+            def forward(self, x):
+                return torch.stack([0 * x.sum((1, 2, 3)), 0 * x.sum((1, 2, 3)) - 1], 1)
+
+        x = mid_images(dtype=torch.float32)
+        found = attacks.MomentumPGD(steps=3, gradient="as-it-is").run(Flat(), x, 0 * labels())
+        assert torch.equal(found, x)
