@@ -471,7 +471,7 @@ def test_the_rows_that_networks_see_are_counted():
         (
             {"images": images()[0]},
             TypeError,
-            r"images must be \(x, y\), images and labels, got Ten",
+            r"images must be \(x, y\), images and labels, .* got Tensor",
         ),
         (
             {"images": (images()[0], images()[1][:3])},
