@@ -147,7 +147,7 @@ def test_what_the_file_says_is_what_is_made(written):
         (IMAGES, "defences is missing"),
         (BARE, "images is missing"),
         (f"sead = 1\n{IMAGES}{BARE}", r"there is no key sead; there are \['attacks', 'batch'"),
-        (
+        (f"{IMAGES}spl = 1\n{BARE}", r"no key images.spl; there are \['crop', 'n', 'order'"),
             f"{IMAGES}spl = 1\n{BARE}",
             r"there is no key images.spl; there are \['crop', 'n', 'order'",
         ),
