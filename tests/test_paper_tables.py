@@ -251,7 +251,7 @@ def test_a_worst_case_is_paired_over_the_images_that_both_met(tmp_path, monkeypa
     (tmp_path / "adaptive_scoreopt-n_linf.json").write_text(json.dumps(written))
     images = {4: [0.0, 0.1, 0.2, 0.3], 3: [0.2, 0.9, 0.0], 2: [0.2, 0.0], 1: [0.9]}
 
-    def load(source, n):
+    def load(source, n, order):
         x = torch.tensor(images[n]).reshape(-1, 1, 1, 1)
         return data.Images(x, torch.zeros(n, dtype=torch.long), ("one",))
 

@@ -170,7 +170,7 @@ def configuration(
         {
             "batch": 32,
             "seed": seed,
-            "images": {"source": source, "n": images, "seed": seed},
+            "images": {"source": source, "n": images, "seed": seed, "order": "index"},
             "defences": {row: ROWS[row]},
             "suites": {"adaptive": suite | THREATS[norm]},
         }

@@ -133,7 +133,7 @@ def in_a_process(library: str, name: str, door: str) -> dict[str, Any]:
 @functools.cache
 def digits() -> np.ndarray:
     """The digits: their text file takes seconds to read, so it is read once for all processes."""
-    return data.mnist(n=IMAGES, seed=SEED).x.numpy()
+    return data.load("mnist", n=IMAGES, seed=SEED, order="index").x.numpy()
 
 
 def _send(sender: Connection, library: str, name: str, door: str, x: np.ndarray) -> None:

@@ -23,7 +23,7 @@ SURROGATES = ("one-shot", "bpda")
 def cosines(args: argparse.Namespace) -> None:
     """Agreement of each surrogate with the exact gradient, by steps, variant and loss."""
     classifier, denoiser = pretrained.classifier(NAME), pretrained.denoiser(NAME)
-    x, y, _ = data.load(args.source, n=16, seed=args.seed)
+    x, y, _ = data.load(args.source, n=16, seed=args.seed, order="index")
     cells = [
         (variant, loss, steps)
         for variant in ("N", "O")

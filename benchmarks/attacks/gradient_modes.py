@@ -85,7 +85,8 @@ def attacks(args: argparse.Namespace) -> None:
     budget = {"steps": args.pgd_steps, "eot": args.eot, "autocast": autocast}
     name = f"gradient_modes_{args.steps}_steps"
     result = evaluate(
-        defences(NAME, steps=args.steps), data.load(args.source, n=args.images, seed=args.seed),
+        defences(NAME, steps=args.steps),
+        data.load(args.source, n=args.images, seed=args.seed, order="index"),
         {mode: PGD(gradient=gradient, **budget) for mode, gradient in MODES.items()},
         out=args.runs / name, seed=args.seed, checks=False, workers=args.workers,
         progress=progress(),
@@ -98,7 +99,7 @@ def attacks(args: argparse.Namespace) -> None:
 def cosines(args: argparse.Namespace) -> None:
     """Agreement with the smoothed gradient of 8 purifications, and how many settle the signs."""
     images, steps_of, samples = COSINES
-    x, y, _ = data.load(args.source, n=images, seed=args.seed)
+    x, y, _ = data.load(args.source, n=images, seed=args.seed, order="index")
     about = {"images": len(y), "weights": weights(NAME), "seed": args.seed, "samples": samples}
     modes = {mode: g for mode, g in MODES.items() if hasattr(g, "differentiate")}
     with resumed("gradient_modes_cosines", **about) as rows:

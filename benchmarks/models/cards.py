@@ -180,7 +180,7 @@ def main() -> None:
         measured["psnr"] = {s: quality(denoiser, images.x, s, args.seed) for s in levels}
     measured["accuracy"] = accuracy(classifier, images)
     if attack := about.get("attack"):
-        some = data.load(args.source, n=ATTACKED, seed=args.seed)
+        some = data.load(args.source, n=ATTACKED, seed=args.seed, order="index")
         measured["robust_accuracy"] = robust_accuracy(classifier, some, attack, args.seed)
         measured["attack"] = attack.as_dict()
     sizes = {kind: sum(p.numel() for p in net.parameters()) for kind, net in networks.items()}

@@ -128,7 +128,7 @@ class Cell:
         attacks = {n: a | clean if "files" in a else a for n, a in self.attacks.items()}
         return Config.model_validate(
             {
-                "images": {"source": source, "n": self.images},
+                "images": {"source": source, "n": self.images, "order": "index"},
                 "defences": {self.defence: self.section},
                 "attacks": attacks,
                 "judging": self.judging,

@@ -183,7 +183,7 @@ def _worst(cell: Cell, figures: dict[str, Any], source: str | None) -> dict[str,
 @cache
 def _pixels(source: str, images: int) -> list[bytes]:
     """Each image that a run of so many meets, to know it by."""
-    return [image.numpy().tobytes() for image in data.load(source, n=images).x]
+    return [image.numpy().tobytes() for image in data.load(source, n=images, order="index").x]
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -53,9 +53,9 @@ class Adaptive(Settings, Suite):
     Images of the bare classifier, of the one-shot surrogate, and of the defence of two steps if it
     takes more; PGD with EOT, from the worst image found so far, and AutoAttack for randomised
     defences (of two classes, its cross-entropy alone), under each gradient mode that the defence
-    offers; Square and SPSA; and restarts. An image that is wrong in every judged purification of
-    some attack leaves the queue. The worst of each image is judged again by fresh purifications:
-    that is robust accuracy.
+    offers; momentum PGD of one sample a step, under the strongest; Square and SPSA; and restarts.
+    An image that is wrong in every judged purification of some attack leaves the queue. The worst
+    of each image is judged again by fresh purifications: that is robust accuracy.
 
     Args:
         norm: ``"linf"`` or ``"l2"``.
@@ -205,6 +205,11 @@ class _Budget:
             both = self.library.AutoAttack if self.classes > 2 else self.library.APGD
             apgd = both(gradient=self.shown(mode), **budget)
             stages[f"APGD{self.averaged}, {mode}"] = apgd
+        # from the clean image, as many gradients of one sample each: what PGD+EOT finds, and more
+        alone = self.shared | {"steps": self.suite.steps * self.eot, "eot": 1}
+        stages[f"momentum PGD, {self.best}"] = self.library.MomentumPGD(
+            gradient=self.shown(self.best), **alone
+        )
         if self.suite.norm == "linf":
             samples = self.suite.queries // 10
             stages["SPSA"] = self.library.SPSA(**self.shared, samples=samples)
