@@ -1,0 +1,109 @@
+"""The memory that an evaluation of ImageNet's number of images takes, and how soon it begins.
+
+    python -m benchmarks.speed.many_images
+
+Synthetic images of 224 x 224, a mapped ``.npy`` file, judged once without an attack by a network that
+costs nothing, in two workers: what is left is the evaluation's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from benchmarks.common.results_file import write
+from benchmarks.speed.record import ONE, Threshold
+from scoreopt_defense import data
+from scoreopt_defense.evaluation import evaluate
+from scoreopt_defense.evaluation.plan import Unit
+from scoreopt_defense.evaluation.run.progress import Progress
+
+SIDE = 224
+
+
+def written(folder: Path, count: int) -> Path:
+    """So many images, mostly black, and their labels."""
+    shape = count, SIDE, SIDE, 3
+    pixels = np.lib.format.open_memmap(folder / "x.npy", "w+", np.uint8, shape)
+    pixels[:, 0, 0, 0] = np.arange(count) % 256
+    pixels.flush()
+    np.save(folder / "labels.npy", np.zeros(count, dtype=np.int64))
+    return folder / "x.npy"
+
+
+class Peaks(threading.Thread):
+    """The most memory that this process and its children had."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.me, self.worker, self.stopped = 0, 0, False
+        self.before = psutil.Process().memory_info().rss
+
+    def run(self) -> None:
+        process = psutil.Process()
+        while not self.stopped:
+            self.me = max(self.me, process.memory_info().rss)
+            for child in process.children(recursive=True):
+                try:
+                    self.worker = max(self.worker, child.memory_info().rss)
+                except psutil.Error:  # it has ended
+                    continue
+            time.sleep(0.05)
+
+
+class First(Progress):
+    """When the first unit was handed out."""
+
+    def __init__(self) -> None:
+        self.began = 0.0
+
+    def begin(self, unit: Unit) -> None:
+        self.began = self.began or time.perf_counter()
+
+
+def measured(folder: Path, count: int, workers: int) -> dict[str, Any]:
+    source = data.source(written(folder, count))
+    peaks, first, started = Peaks(), First(), time.perf_counter()
+    peaks.start()
+    result = evaluate(
+        {"it": Threshold(0.41).eval()}, source, out=folder / "run", judging=ONE, checks=False,
+        workers=workers, progress=first,
+    )  # fmt: skip
+    result.store.close()
+    peaks.stopped = True
+    record = sum(file.stat().st_size for file in (folder / "run").rglob("*") if file.is_file())
+    return {
+        "images": count,
+        "coordinator, MB": round(peaks.me / 1e6),
+        "of which before, MB": round(peaks.before / 1e6),
+        "worker, MB": round(peaks.worker / 1e6),
+        "seconds to the first unit": round(first.began - started, 1),
+        "seconds": round(time.perf_counter() - started, 1),
+        "record, MB": round(record / 1e6, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, nargs="+", default=[500, 5_000, 50_000])
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for count in args.images:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(measured(Path(folder), count, args.workers))
+        print(rows[-1], flush=True)
+    write("many_images", workers=args.workers, side=SIDE, rows=rows)
+
+
+if __name__ == "__main__":
+    main()
