@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed.many_images
 
-Synthetic images of 224 x 224, a mapped ``.npy`` file, judged once without an attack by a network that
-costs nothing, in two workers: what is left is the evaluation's own.
+Synthetic images of 224 x 224, a mapped ``.npy`` file, judged once without an attack by a network
+that costs nothing, in two workers: what is left is the evaluation's own.
 """
 
 from __future__ import annotations
