@@ -71,6 +71,8 @@ def evaluate(
         _foretell(plan, materials, workers)
         return
     folder = out or Path("runs") / config.stem
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out must be a folder, and {folder} is a file")
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / config.name) as part:  # for the report's --config
         part.write_bytes(config.read_bytes())

@@ -106,7 +106,10 @@ def forget(
     view: Annotated[list[str] | None, typer.Option(help="A run; its results stay.")] = None,
     failed: Annotated[bool, typer.Option("--failed", help="All that failed.")] = False,
 ) -> None:
-    """Take results out of a record, with those that began from them; there is no way back."""
+    """Take results out of a record, with those that began from them; there is no way back.
+
+    Those that all of --defence, --attack and --failed mean.
+    """
     from scoreopt_defense.evaluation.record.contents import take_out
     from scoreopt_defense.evaluation.record.store import Store
 

@@ -85,6 +85,8 @@ def _opened(
     if not path.exists():
         raise FileNotFoundError(f"no images at {path}: expected 'mnist', a zip file or a folder")
     if path.suffix.lower() == ".npy" and path.is_file():
+        if not (path.parent / "labels.npy").exists():
+            raise FileNotFoundError(f"no labels.npy beside {path}, which says the images' classes")
         labels = _array(path.parent / "labels.npy")
         _array(path)
         return _chosen(Array(path, labels, name=str(path), preprocessing=preprocessing), choose)

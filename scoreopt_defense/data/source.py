@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scoreopt_defense._checks import check_labels, check_unit_images
+from scoreopt_defense._foreign import said
 from scoreopt_defense.data.preprocessing import Preprocessing, in_unit
 
 __all__ = ["Array", "Images", "Items", "Source", "Tensors"]
@@ -42,7 +43,7 @@ class Source(ABC):
     """
 
     def __init__(self, labels: Any, shape: Sequence[int], classes: Sequence[str] = ()) -> None:
-        self.labels = np.asarray(labels, dtype=np.int64)
+        self.labels = _checked_labels(labels)
         self.shape: tuple[int, int, int] = (int(shape[0]), int(shape[1]), int(shape[2]))
         self.classes = tuple(classes)
 
@@ -154,10 +155,9 @@ class Array(Source):
         classes: Sequence[str] = (),
         *,
         name: str = "the array",
-        first: int = 0,
         preprocessing: Preprocessing | None = None,
     ) -> None:
-        self._pixels, self.first = pixels, first
+        self._pixels = pixels
         self.preprocessing = preprocessing or Preprocessing()
         array = self._array()
         if array.dtype != np.uint8 or array.ndim != 4:
@@ -165,10 +165,14 @@ class Array(Source):
                 f"{name} must hold uint8 pixels, 0 to 255, of shape (n, H, W, C), got "
                 f"{array.dtype} of shape {array.shape}"
             )
-        count = len(np.asarray(labels))
-        if not 0 < count <= len(array) - first:
+        count = len(_checked_labels(labels))
+        if count != len(array) or not count:
             raise ValueError(f"{name} has {len(array)} images, and there are {count} labels")
         _, height, width, channels = array.shape
+        if channels not in (1, 3):
+            raise ValueError(
+                f"{name} must have 1 or 3 channels, the last of its sides, got shape {array.shape}"
+            )
         super().__init__(labels, (channels, *self.preprocessing.size(height, width)), classes)
 
     def _array(self) -> np.ndarray:
@@ -178,10 +182,10 @@ class Array(Source):
 
     def read(self, places: np.ndarray) -> Tensor:
         array = self._array()
-        return in_unit([self.preprocessing(array[self.first + place]) for place in places])
+        return in_unit([self.preprocessing(array[place]) for place in places])
 
     def digest(self, place: int) -> bytes:
-        pixels = np.ascontiguousarray(self._array()[self.first + place])
+        pixels = np.ascontiguousarray(self._array()[place])
         return f"{self.preprocessing} {pixels.shape}".encode() + pixels.tobytes()
 
 
@@ -201,14 +205,26 @@ class Items(Source):
         self.dataset, self.preprocessing = dataset, preprocessing or Preprocessing()
         targets = getattr(dataset, "targets", None)
         if targets is None or len(targets) != len(dataset):
-            targets = [dataset[place][1] for place in range(len(dataset))]
-        super().__init__(
-            [int(target) for target in targets], self._image(0).shape,
-            getattr(dataset, "classes", None) or (),
-        )  # fmt: skip
+            targets = [self._item(place)[1] for place in range(len(dataset))]
+        first = self._image(0)
+        super().__init__(targets, first.shape, getattr(dataset, "classes", None) or ())
+        if not torch.equal(self._image(0), first):
+            raise ValueError(
+                "the data set gives another image each time it is asked for item 0: leave random "
+                "transforms out"
+            )
+
+    def _item(self, place: int) -> Any:
+        try:
+            image, label = self.dataset[place]
+        except Exception as error:
+            raise ValueError(
+                f"item {place} of the data set must be an image and a label: {said(error)}"
+            ) from error
+        return image, label
 
     def _image(self, place: int) -> Tensor:
-        image = self.dataset[place][0]
+        image, _ = self._item(place)
         if isinstance(image, Tensor):
             image = image.float() / 255 if image.dtype == torch.uint8 else image
             return check_unit_images(image[None])[0]
@@ -232,3 +248,14 @@ class Items(Source):
 
     def digest(self, place: int) -> bytes:
         return self._image(place).numpy().tobytes()
+
+
+def _checked_labels(labels: Any) -> np.ndarray:
+    found = np.asarray(labels)
+    if found.dtype.kind not in "iu" or found.ndim != 1:
+        raise ValueError(
+            f"labels must be whole numbers, one an image, got {found.dtype} of shape {found.shape}"
+        )
+    if len(found) and found.min() < 0:
+        raise ValueError(f"labels must be classes from 0 on, got {found.min()}")
+    return found.astype(np.int64)

@@ -22,6 +22,7 @@ from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.judging.asking import check_defence
 from scoreopt_defense.evaluation.judging.threat_model import check_attack
 from scoreopt_defense.evaluation.plan import CLEAN, Materials, Plan
+from scoreopt_defense.evaluation.plan.behaviour import is_blind
 from scoreopt_defense.evaluation.plan.fingerprint import of_attack
 from scoreopt_defense.evaluation.plan.materials import ASKED
 from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Suite
@@ -63,10 +64,11 @@ def evaluate(
     """Attack each defence, judge it by fresh purifications, and record that as it goes.
 
     The clean images come first, as an attack of the name ``"clean"``. Figures depend on the
-    arguments alone, not on the order, the number of workers, or how often a run was stopped. The
+    arguments and on what a record has, not on the order, the number of workers, or how often a run
+    was stopped. The
     caller's networks and attacks are worked with, and put back as they were after each attack and
-    each judging. Before the first, each defence is asked about two images: what it answers is part
-    of the run's key.
+    each judging. Before the first, each defence is asked about a few images: what it answers to two
+    fixed ones is part of its key.
 
     Args:
         defences: modules from images in [0, 1] to logits, in eval mode, by name; or one of them.
@@ -153,6 +155,10 @@ def evaluate_plan(
         plan = store.adopt(plan, name)
         for line in changed(before, plan) if before else ():
             progress.note(line)
+        for label, defence in plan.defences.items():
+            if is_blind(defence.behaviour):
+                progress.note(f"{label} does not answer alike twice, or not at all: that it was "
+                              "edited would not be seen; then forget its results")  # fmt: skip
         if retry_failed:
             results = store.read({unit.key for unit in plan.units()})
             store.forget([result.key for result in results if result.error])
@@ -190,6 +196,8 @@ def materials_of(
 ) -> Materials:
     """The arguments of :func:`evaluate`, checked and by name."""
     check_flag("checks", checks)
+    if not isinstance(judging, Judging):
+        raise TypeError(f"judging must be a Judging, got {judging!r}")
     if isinstance(defences, nn.Module):
         defences = {type(defences).__name__: defences}
     for name, model in defences.items():
@@ -245,6 +253,8 @@ def _suites(suites: Mapping[str, Suite] | Iterable[str] | str) -> dict[str, Suit
         for name in suites:
             check_choice("suite", name, SUITES)
         suites = {name: SUITES[name]() for name in suites}
+    if "" in suites:
+        raise ValueError("a suite must have a name, got ''")
     if CHECKS in suites:
         raise ValueError(f"no suite may be called {CHECKS!r}, as the checks of other attacks are")
     for name, suite in suites.items():

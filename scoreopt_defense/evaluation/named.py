@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense import attacks, pretrained, purifiers
 from scoreopt_defense._checks import check_choice
-from scoreopt_defense._foreign import contained
+from scoreopt_defense._foreign import contained, said
 from scoreopt_defense._optional import optional
 from scoreopt_defense.data import Preprocessing
 from scoreopt_defense.evaluation.plan.tasks import Suite
@@ -95,7 +95,12 @@ def made(name: str) -> Any:
         found = getattr(importlib.import_module(module), function, None)
         if not callable(found):
             raise ValueError(f"{module} has no function {function!r}")
-        return found()
+        try:
+            return found()
+        except (OSError, ValueError, TypeError, ImportError, RuntimeError):
+            raise
+        except Exception as error:
+            raise RuntimeError(said(error)) from error
 
 
 def purifier(

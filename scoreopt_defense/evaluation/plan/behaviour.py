@@ -20,7 +20,7 @@ from scoreopt_defense.denoisers.nothing import NoDenoiser
 from scoreopt_defense.evaluation.judging.fresh import as_deployed, placed, reseeded
 from scoreopt_defense.purifiers import Purifier, ScoreOpt
 
-__all__ = ["behaviour", "unlike"]
+__all__ = ["behaviour", "is_blind", "unlike"]
 
 # Rounding of float32 through a network: errors of 2^-24 an operation, which add up at random, of
 # about 2^14 in a row (a thousand layers' sums of a hundred terms) come to 2^-24 2^7.
@@ -47,8 +47,8 @@ def behaviour(
 
     Returns:
         By what was asked: numbers, and how far rounding may move them (half of it, as it is taken
-        of both sides that are compared), measured by a rounding error in the images. None of a
-        model that does not answer; the same of a part that does not.
+        of both sides that are compared), measured by a rounding error in the images. No numbers of
+        what is not finite, or of a gradient that there is none of; None of a model that fails.
     """
     x = torch.rand(2, *shape, generator=_generator(), device="cpu").to(dtype)
     signs = (torch.rand(x.shape, generator=_generator(), device="cpu") - 0.5).sign().to(dtype)
@@ -63,10 +63,11 @@ def behaviour(
                 with as_it_was(model):
                     one, other = (_answered(part, images) for images in given)
                 found |= {
-                    f"{name}{what}": {"of": of, "rounding": _MULTIPLE / 2 * _distance(of, apart)}
+                    f"{name}{what}": {
+                        "of": of, "rounding": _MULTIPLE / 2 * _distance(of, apart) if apart else 0.0
+                    }
                     for (what, of), apart in zip(one.items(), other.values(), strict=True)
-                    if of and apart
-                }
+                }  # fmt: skip
     except Exception:  # its units record it
         return None
     return found or None
@@ -76,6 +77,8 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Functions of images to numbers, each with a name; the whole is the first."""
     yield "", lambda x: _classified(model, x)
     if isinstance(model, DefendedModel):
+        if "exact" in model.purifier.modes:  # an attack may choose it, whatever mode it is in
+            yield "exactly ", lambda x: _classified(model.with_gradient("exact"), x)
         yield "classifier's ", lambda x: _classified(model.classifier, x)
         yield "", lambda x: _denoised(model.purifier, x)
         if isinstance(model.purifier, ScoreOpt):
@@ -150,23 +153,32 @@ def _finite(values: Tensor) -> list[float]:
 
 def _distance(one: list[float], other: list[float]) -> float:
     """Largest difference, and the last bits of the largest number."""
+    if not one:
+        return 0.0
     furthest = max(abs(a - b) for a, b in zip(one, other, strict=True))
     return furthest + _ROUNDING * max(map(abs, one))
 
 
 def unlike(was: Mapping[str, Any] | None, is_now: Mapping[str, Any] | None) -> str | None:
-    """In which answer two behaviours differ by more than rounding, and by how much.
-
-    What does not answer is not compared.
-    """
-    for name, one in (was or {}).items():
-        other = (is_now or {}).get(name)
-        if other is None:
-            continue
+    """In which answer two behaviours differ by more than rounding, and by how much."""
+    if (was is None) != (is_now is None):
+        return "it answers now, and did not" if was is None else "it does not answer any more"
+    nothing: dict[str, Any] = {"of": [], "rounding": 0.0}
+    for name in {**(was or {}), **(is_now or {})}:
+        one, other = ((of or {}).get(name, nothing) for of in (was, is_now))
         if len(one["of"]) != len(other["of"]):
             return f"{len(one['of'])} numbers of its {name} were answered, now {len(other['of'])}"
+        if not one["of"]:
+            continue
         most = one["rounding"] + other["rounding"]
         far = max(abs(a - b) for a, b in zip(one["of"], other["of"], strict=True))
         if far > most:
             return f"its {name} on two fixed images moved by {far:.2g}; rounding is {most:.1g}"
     return None
+
+
+def is_blind(found: Mapping[str, Any] | None) -> bool:
+    """Whether an answer may move as far as it is large: another one could not be told from it."""
+    logits = (found or {}).get("logits", {"of": []})
+    spread = max(logits["of"], default=0.0) - min(logits["of"], default=0.0)
+    return found is None or not logits["of"] or bool(logits["rounding"] >= spread > 0)

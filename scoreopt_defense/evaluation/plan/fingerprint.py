@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
-from types import CodeType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -34,7 +34,15 @@ def described(model: nn.Module) -> dict[str, Any]:
         "module": type(model).__qualname__,
         "training": any(getattr(part, "training", False) for part in model.modules()),
         "weights": _weights(model),
+        **_code_of_modules(model),
     }
+
+
+def _code_of_modules(model: nn.Module) -> dict[str, str]:
+    """A digest of what the classes inside do, if any is neither torch's nor this library's."""
+    kinds = dict.fromkeys(type(part) for part in model.modules())
+    code = [found for found in map(_code_of_class, kinds) if found]
+    return {"code": digest(*code)[:16]} if code else {}
 
 
 def _settings(purifier: Any) -> dict[str, Any]:
@@ -102,14 +110,68 @@ def _numbers(value: Tensor) -> list[Tensor]:
 def of_attack(attack: Any) -> dict[str, Any]:
     """An attack: its kind and settings; and its code, unless it is this library's."""
     about = {"kind": type(attack).__name__} | as_json(attack.as_dict())
-    foreign = [
-        found.__code__
-        for kind in type(attack).__mro__
-        if kind.__module__.partition(".")[0] not in _OURS
-        for _, found in sorted(vars(kind).items())
-        if inspect.isfunction(found)
-    ]
-    return about | ({"code": digest(*map(_code, foreign))[:16]} if foreign else {})
+    code = _code_of_class(type(attack))
+    if not code:
+        return about
+    given = {
+        n: v for n, v in sorted(getattr(attack, "__dict__", {}).items()) if isinstance(v, _PLAIN)
+    }
+    return about | {"code": digest(code, repr(given))[:16]}
+
+
+_PLAIN = (type(None), bool, int, float, str, bytes, tuple)
+
+
+def _code_of_class(kind: type) -> str:
+    """What a class and those that it is derived from do, but for torch's and this library's own."""
+    foreign = [k for k in kind.__mro__ if k.__module__.partition(".")[0] not in _OURS]
+    found = (
+        f"{name} {_code_of(value)}"
+        for k in foreign
+        for name, value in sorted(vars(k).items())
+        if callable(value) or isinstance(value, _HOLDERS) or not name.startswith("__")
+    )
+    return " ".join(found)
+
+
+_HOLDERS = (staticmethod, classmethod, property, functools.partialmethod)
+
+
+def _code_of(value: Any, depth: int = 0) -> str:
+    """What is in a class: functions by what they do, whatever they are wrapped in."""
+    if depth > _DEEP:
+        return "..."
+    parts: list[Any]
+    match value:
+        case staticmethod() | classmethod():
+            parts = [value.__func__]
+        case property():
+            parts = [value.fget, value.fset]
+        case functools.partial() | functools.partialmethod():
+            parts = [value.func, value.args, value.keywords]
+        case FunctionType():
+            cells = [_content(cell) for cell in value.__closure__ or ()]
+            parts = [value.__defaults__, value.__kwdefaults__, *cells]
+            wrapped = getattr(value, "__wrapped__", None)
+            return " ".join([_code(value.__code__), *(_code_of(p, depth + 1) for p in parts),
+                             _code_of(wrapped, depth + 1) if wrapped else ""])  # fmt: skip
+        case tuple() | list():
+            parts = list(value)
+        case Tensor():
+            return digest(value)
+        case _:
+            return _without_places(value) if isinstance(value, _PLAIN) else type(value).__qualname__
+    return " ".join(_code_of(part, depth + 1) for part in parts)
+
+
+_DEEP = 8  # of what is wrapped in what
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty yet
+        return None
 
 
 def _code(code: CodeType) -> str:
@@ -122,16 +184,17 @@ def _code(code: CodeType) -> str:
     return " ".join(found)
 
 
+def _without_places(value: object) -> str:
+    """Of an object's ``repr`` all but addresses, which are others in another process."""
+    return re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(value))
+
+
 def as_json(value: Any) -> Any:
     """What comes back when it is written and read: lists for tuples.
 
     Of objects, their ``repr`` without addresses, which are others in another process.
     """
-
-    def without_places(value: object) -> str:
-        return re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(value))
-
-    return json.loads(json.dumps(value, allow_nan=False, default=without_places))
+    return json.loads(json.dumps(value, allow_nan=False, default=_without_places))
 
 
 def key_of(name: str) -> int:

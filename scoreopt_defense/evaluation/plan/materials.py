@@ -68,6 +68,12 @@ class Materials:
         """
         x, _ = self.images.batch(0, ASKED)
         labelled = {d: suite.tasks(model, x) for d, model in self.defences.items()}
+        for given in labelled.values():
+            if not isinstance(given, Mapping):
+                raise TypeError(
+                    f"tasks() of {what} must return a mapping of labels to tasks, got "
+                    f"{type(given).__name__}"
+                )
         labels = {_name(name, label): label for of_it in labelled.values() for label in of_it}
         by_defence = {d: _named(name, of_it, what) for d, of_it in labelled.items()}
         if listed and not all(isinstance(of_it.get(name), Judge) for of_it in by_defence.values()):
@@ -94,6 +100,9 @@ def _named(suite: str, tasks: Mapping[str, Task], what: str) -> dict[str, Task]:
         if not isinstance(task, Task):
             raise TypeError(f"{label!r} of {what} must be a Task, got {type(task).__name__}")
         check_attack(f"{label!r} of {what}", task.attack)
+        check_count(f"confirm of {label!r} of {what}", task.confirm, least=0)
+        if isinstance(task, Judge) and not task.begins_from:
+            raise ValueError(f"{label!r} of {what} must begin from at least one, which it judges")
         if task.images is not None:
             check_count(f"images of {label!r} of {what}", task.images)
         before = [_name(suite, earlier) for earlier in task.begins_from]

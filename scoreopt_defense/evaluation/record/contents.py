@@ -72,10 +72,10 @@ def take_out(
     """Forget results, and those that began from them; returns how many.
 
     Args:
-        defences: by what any run calls them, or the start of a fingerprint.
-        attacks: likewise, by name or the start of a digest.
+        defences: of these alone: by what any run calls them, or the start of a fingerprint.
+        attacks: of these alone, by name or the start of a digest.
         views: runs, whose results stay.
-        failed: all that failed.
+        failed: of what failed alone.
 
     Raises:
         ValueError: if the record knows none of such a name.
@@ -91,7 +91,10 @@ def take_out(
     return store.forget(
         result.key
         for result in list(store.read())
-        if result.defence in whose or result.task in which or (failed and result.error)
+        if (defences or attacks or failed)
+        and (not defences or result.defence in whose)
+        and (not attacks or result.task in which)
+        and (not failed or result.error)
     )
 
 

@@ -123,9 +123,12 @@ class Figures:
         self._check_run(defence, attack)
         return self._cell(defence, attack)
 
-    def _check_run(self, defence: str, attack: str) -> None:
+    def _check_known(self, defence: str, attack: str) -> None:
         check_choice("defence", defence, self.plan.defences)
         check_choice("attack", attack, self.plan.tasks)
+
+    def _check_run(self, defence: str, attack: str) -> None:
+        self._check_known(defence, attack)
         if not self.was_run(defence, attack):
             raise ValueError(f"{attack} on {defence} has not been run yet")
 
@@ -147,7 +150,7 @@ class Figures:
             unbroken=None if judged.whole is None else over_images(judged.images, judged.whole),
             survival=tuple(survival(judged.right, n) for n in self.resubmissions if len(shares)),
             deviation=deviation(of_trials),
-            failed=sum(result.tried for result in results if result.error),
+            failed=sum(result.tried for result in results) - len(judged.images),
             denoiser_calls=sum(result.denoiser_calls for result in results),
             classifier_calls=sum(result.classifier_calls for result in results),
             seconds=sum(result.seconds for result in results),
@@ -157,11 +160,25 @@ class Figures:
         """All judgements of one cell, as arrays."""
         if (defence, attack) not in self._judged:
             results = [result for _, result in self._units.get((defence, attack), ())]
-            self._judged[defence, attack] = Judged.of(results)
+            unattacked = self._nothing_attacked(defence, attack)
+            self._judged[defence, attack] = Judged.of([] if unattacked else results)
         return self._judged[defence, attack]
+
+    def _nothing_attacked(self, defence: str, attack: str) -> bool:
+        """Whether this is a suite's sum, and all that it begins from failed: it is no figure."""
+        tasks = self.plan.tasks[attack]
+        if defence not in tasks or tasks[defence].kind != "judge":
+            return False
+        before = [
+            name for name in tasks[defence].begins_from if self.plan.tasks[name][defence].attacks
+        ]
+        units = [result for name in before for _, result in self._units.get((defence, name), ())]
+        met = [result for result in units if result.tried]
+        return bool(met) and all(result.error for result in met)
 
     def judgements(self, defence: str, attack: str = CLEAN) -> list[Judgement]:
         """All judgements of one cell."""
+        self._check_known(defence, attack)
         units = self._units.get((defence, attack), ())
         return [judgement for _, result in units for judgement in result.judgements()]
 
@@ -224,6 +241,9 @@ class Figures:
         Args:
             images: by their indices; all by default.
         """
+        self._check_known(defence, attack)
+        if trial not in range(self.plan.trials):
+            raise ValueError(f"trial must be from 0 to {self.plan.trials - 1}, got {trial!r}")
         places = {image: place for place, image in enumerate(images or range(self.plan.count))}
         found = np.full((len(places), *self.plan.images["shape"][1:]), np.nan, dtype=np.float32)
         for unit, result in self._units.get((defence, attack), ()):

@@ -79,10 +79,15 @@ def worst_case(figures: Figures, defence: str, suite: str) -> WorstCase:
         Stage(name, task.label, figures.tried(defence, name), by[name], alone[name], share)
         for (name, task), share in zip(attacks.items(), left)
     )
+    few = {
+        task.label: f"images past the first {task.images}: the suite gives it no others"
+        for task in attacks.values()
+        if task.attacks and (task.images or plan.count) < plan.count
+    }
     was_judged = figures.was_run(defence, suite)
     cell = figures.cell(defence, suite) if was_judged else None
-    untried = plan.suites[suite].get(defence, {})
-    return WorstCase(defence, suite, cell, tuple(stages), dict(untried))
+    untried = few | dict(plan.suites[suite].get(defence, {}))
+    return WorstCase(defence, suite, cell, tuple(stages), untried)
 
 
 def by_image(figures: Figures, defence: str, attack: str) -> dict[tuple[int, int], Harm]:
