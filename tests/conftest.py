@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,3 +87,14 @@ def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes long, and test_speed_switches.py does it."""
     monkeypatch.setattr(scoreopt, "compiled", lambda run, mode: run)
     monkeypatch.setattr(compilation, "OLDEST", "0")  # which any torch can do
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[str], Path]:
+    """A configuration file of that text."""
+
+    def write(text: str) -> Path:
+        (tmp_path / "run.toml").write_text(text)
+        return tmp_path / "run.toml"
+
+    return write

@@ -7,19 +7,9 @@ import sys
 import textwrap
 
 import pytest
+from missing_libraries import BLOCK
 
 from scoreopt_defense._optional import optional
-
-BLOCK = """
-import sys
-
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Block())
-"""
 
 
 def run_without(blocked, code):

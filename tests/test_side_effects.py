@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from module_state import state_of
 from purifiers_table import PURIFIERS
 from torch import nn
 from toys import BentNet, labels, mid_images
@@ -36,17 +37,6 @@ def build(mode="one-shot", replaced_by=None, **settings):
     for i, parameter in enumerate(model.parameters()):
         parameter.grad = torch.full_like(parameter, float(i)) if i % 2 else None
     return model
-
-
-def state_of(model):
-    return {
-        "modes": [module.training for module in model.modules()],
-        "tensors": [t.clone() for t in [*model.parameters(), *model.buffers()]],
-        "versions": [t._version for t in [*model.parameters(), *model.buffers()]],
-        "requires_grad": [p.requires_grad for p in model.parameters()],
-        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-        "dtypes": [t.dtype for t in [*model.parameters(), *model.buffers()]],
-    }
 
 
 def assert_same_state(model, before):

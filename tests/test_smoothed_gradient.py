@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from test_exact_gradient import (
+from exact_gradients import (
     OUTER,
     SETTINGS,
     assert_same_gradient,
+    found,
     gradient_of,
     label_of,
     naive,
@@ -18,7 +19,7 @@ from test_exact_gradient import (
 from torch import Tensor
 from toys import bent, mid_images
 
-from scoreopt_defense import OneShot, Purifier
+from scoreopt_defense import OneShot
 from scoreopt_defense.gradients import Smoothed
 from scoreopt_defense.optimizers import SGD, Adam, SmoothedAdam
 
@@ -40,11 +41,6 @@ class StraightThrough:
         real, *state_after = Adam().step(count, lr, x, grad, *state)
         smooth, *_ = SmoothedAdam(c=self.c).step(count, lr, x, grad, *state)
         return smooth + (real - smooth).detach(), *state_after
-
-
-def found(purifier: Purifier, gradient: object) -> Tensor:
-    x = mid_images().requires_grad_()
-    return gradient_of(purifier.with_gradient(gradient)(x, seed=1), x)
 
 
 @pytest.mark.parametrize("settings", WITH_ADAM, ids=label_of)

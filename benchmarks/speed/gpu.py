@@ -75,7 +75,7 @@ class printed(resumed):
 
 def guarded_tests(args: argparse.Namespace) -> dict[str, Any]:
     """Those that are skipped without a device, the known bits of the noise among them."""
-    files = [file for file in sorted(TESTS.glob("test_*.py")) if "mark.cuda" in file.read_text()]
+    files = [file for file in sorted(TESTS.rglob("test_*.py")) if "mark.cuda" in file.read_text()]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda"]
     if args.device == "cpu":  # which has none to run: they are found
         command.append("--collect-only")

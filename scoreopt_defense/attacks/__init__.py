@@ -47,7 +47,7 @@ queries as its PGD+EOT, in more steps of fewer samples, which break more (docs/g
 .. [1] of the classifier; the purifier is never asked.
 
 A new attack is a subclass of :class:`BoundedAttack` with one method, ``attack``, in its library's
-file, and a row of the table in ``tests/test_attacks.py``.
+file, and a row of the table in ``tests/attacks/test_attacks.py``.
 """
 
 from __future__ import annotations

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import multiprocessing
 import os
-import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,9 +14,9 @@ from concurrent.futures import Executor, Future
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from killed_runs import killed_until_done, recorded
 from toy_evaluation import (
     Ascent,
     Failing,
@@ -34,15 +31,12 @@ from toy_evaluation import (
 )
 
 from benchmarks.common.table_text import shares
-from scoreopt_defense.evaluation import AnyStep, Judging, Stopped, Store, Unit, evaluate
+from scoreopt_defense.evaluation import AnyStep, Judging, Stopped, Store, evaluate
 from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.record.export import right_counts
-from scoreopt_defense.evaluation.record.rows import UnitResult
-from scoreopt_defense.evaluation.run import progress as display
 from scoreopt_defense.evaluation.run import scheduler
-from scoreopt_defense.evaluation.run.progress import Bars, Lines, Progress
-from scoreopt_defense.evaluation.run.unit import Outcome
+from scoreopt_defense.evaluation.run.progress import Lines, Progress
 from scoreopt_defense.evaluation.run.workers import Crew
 
 
@@ -58,33 +52,6 @@ def forked():
 def whole():
     """The result of a run that nothing disturbed."""
     return found(run(None))
-
-
-def recorded(out: Path) -> int:
-    if not (out / "record.sqlite").exists():
-        return 0
-    with sqlite3.connect(out / "record.sqlite", timeout=60) as database:
-        try:
-            return database.execute("SELECT count(*) FROM units").fetchone()[0]
-        except sqlite3.OperationalError:
-            return 0
-
-
-def killed_until_done(forked, out: Path, kills: int, *how) -> list[int]:
-    """Start, kill after a while, start again; how many units were recorded at each kill."""
-    generator, counts = random.Random(0), []
-    for _ in range(kills):
-        process = forked.Process(target=run_here, args=(str(out), *how))
-        process.start()
-        before, most = recorded(out), generator.randint(0, 3)
-        deadline = time.monotonic() + 60
-        while process.is_alive() and recorded(out) <= before + most:
-            assert time.monotonic() < deadline
-            time.sleep(generator.uniform(0, 0.01))
-        process.kill()
-        process.join()
-        counts.append(recorded(out))
-    return counts
 
 
 @pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.slow)])
@@ -189,7 +156,7 @@ DASK = {
 @pytest.mark.slow
 def test_a_dask_scheduler_that_is_killed_is_said_and_not_waited_for(tmp_path):
     pytest.importorskip("distributed")
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
 
     def started(kind, *arguments):
         code = f"import asyncio, distributed, sys\n{DASK[kind]}\nasyncio.run(main())"
@@ -519,105 +486,3 @@ def test_any_step_is_the_share_that_nothing_broke():
         assert cell.unbroken.value == pytest.approx(1 - len(lost["ascent"]) / 12)
         weakest = result.weakest(defence)
         assert weakest.value == pytest.approx(1 - len(set().union(*lost.values())) / 12)
-
-
-class Told(Progress):
-    """What a run says of its units, in order."""
-
-    def __init__(self):
-        self.events = []
-
-    def begin(self, unit):
-        self.events.append(("begin", unit.key))
-
-    def advance(self, outcome):
-        self.events.append(("advance", outcome.unit.key))
-
-
-def test_each_unit_is_begun_and_then_recorded():
-    told = Told()
-    run(None, progress=told)
-    keys = [key for _, key in told.events[::2]]
-    assert told.events == [(said, key) for key in keys for said in ("begin", "advance")]
-    assert len(set(keys)) == len(keys) == 54
-
-
-def test_the_time_left_goes_by_what_an_image_of_each_cell_took():
-    ahead = {("slow", "m"): 10, ("quick", "m"): 30, ("new", "m"): 4}
-    met = {("slow", "m"): 5, ("quick", "m"): 15}
-    took = {("slow", "m"): 50.0, ("quick", "m"): 30.0}
-    foretold = 10 * 10.0 + 30 * 2.0 + 4 * (80.0 / 20)
-    assert display._multiple(ahead, met, took) == pytest.approx(foretold / 80.0)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_lines_say_when_nothing_is_left(workers, capsys):
-    run(None, progress=Lines(every=0.0), workers=workers, trials=1)
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1].endswith("complete, about 0 s left")
-
-
-@pytest.fixture
-def bars(monkeypatch):
-    console = pytest.importorskip("rich.console")
-    screen = io.StringIO()
-    monkeypatch.setattr(
-        display, "_console", lambda: console.Console(file=screen, force_terminal=True, width=160)
-    )
-    made = Bars()
-    made.screen = screen
-    return made
-
-
-def test_bars_show_the_run_the_attack_and_how_far_a_batch_is(bars, monkeypatch):
-    advance, totals = bars.advance, []
-
-    def looked_at(outcome):
-        bars.bars.refresh()
-        totals.append(bars.bars.tasks[-1].total)
-        advance(outcome)
-
-    monkeypatch.setattr(bars, "advance", looked_at)
-    run(None, progress=bars)
-    said = bars.screen.getvalue()
-    assert "all" in said
-    assert "images 0 to 3, about, by seconds" in said
-    # 3 batches of 2 trials a cell; the first of a cell has no end yet
-    assert all((total is None) == (place % 6 == 0) for place, total in enumerate(totals))
-    assert len(totals) == 54
-    assert bars.bars.tasks[0].completed == bars.bars.tasks[0].total == 54
-    assert not bars.flying
-    assert not bars.cells
-
-
-def test_a_batch_is_as_far_as_its_seconds_are(bars, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
-    whole, half, odd = (
-        Unit(f"{end}", "d", "a", "", "", 0, (first, end), 0)
-        for first, end in ((0, 4), (4, 6), (6, 7))
-    )
-    nothing = np.zeros(0, dtype=int)
-
-    def took(unit, seconds, error=None):
-        done = UnitResult(
-            key=unit.key, defence="", task="", images=unit.size, places=nothing, labels=nothing,
-            seconds=seconds, error=error,
-        )  # fmt: skip
-        bars.advance(Outcome(unit, done))
-
-    bars.left = {("a", "d"): 3}
-    bars.run = bars.bars.add_task("all", total=3)
-    took(whole, 40.0)
-    bars.begin(half)
-    now[0] += 5.2
-    bars.bars.get_renderable()
-    task = bars.bars.tasks[-1]
-    assert (task.completed, task.total) == (5, 20)
-    assert task.description == "  a on d, trial 0, images 4 to 5, about, by seconds"
-    took(half, 1.0, "RuntimeError: it failed at once")  # which says nothing of the next
-    bars.begin(odd)
-    bars.bars.get_renderable()
-    assert (bars.bars.tasks[-1].completed, bars.bars.tasks[-1].total) == (0, 10)
-    bars.begin(odd)  # once more, as its worker was lost
-    assert len(bars.flying) == 1

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_data import write_cifar
+from cifar_files import write_cifar
 from tolerances import rounding
 from torch import nn
 from toys import bent, labels, mid_images, smooth_classifier

@@ -12,12 +12,12 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from html_pages import Page, words
 from torch import nn
 from toy_evaluation import Ascent, Failing, defences, images, run
 from toys import smooth_classifier
@@ -45,37 +45,6 @@ from scoreopt_defense.evaluation.suite.summary import summaries, summary
 HOSTILE = "<script>alert(1)</script>"
 MINUS = "\N{MINUS SIGN}"
 ALSO_HOSTILE = '"><img src=http://example.org/x onerror=alert(2)>%{x} {{ 7 * 7 }}'
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the text of each cell of the table of that id."""
-
-    def __init__(self, html: str, table: str = "standings") -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self.text, self._table, self._inside = "", table, False
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag == "table":
-            self._inside = dict(attrs).get("id") == self._table
-        if self._inside and tag == "tr":
-            self.rows.append([])
-        if self._inside and tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        self._inside = self._inside and tag != "table"
-
-    def handle_data(self, data):
-        self.text += data
-        if self._inside and self.rows and self.rows[-1]:
-            self.rows[-1][-1] += " " + data
-
-    def count(self, tag):
-        return sum(1 for name, _ in self.tags if name == tag)
 
 
 @pytest.fixture(scope="module")
@@ -548,10 +517,6 @@ def suite_run(suite_folder):
 @pytest.fixture(scope="module")
 def suite_html(suite_run):
     return run_page(suite_run.store, images=3)
-
-
-def words(rows):
-    return [[" ".join(cell.split()) for cell in row] for row in rows]
 
 
 class TestSuite:

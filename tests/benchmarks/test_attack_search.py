@@ -7,8 +7,7 @@ import json
 
 import pytest
 import torch
-from test_exact_gradient import assert_same_gradient
-from test_smoothed_gradient import found
+from exact_gradients import assert_same_gradient, found
 from toys import bent
 
 from scoreopt_defense import ScoreOpt, data

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import tempfile
-import threading
 import warnings
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -14,13 +12,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from test_side_effects import state_of
+from foreign_models import AWKWARD, Ends, Holding, Net
+from module_state import state_of
 from torch import nn
-from torch.nn.utils import prune
-from toy_evaluation import Ascent, Toy, defences, found, images, run
-from toys import smooth_classifier
+from toy_evaluation import Ascent, Toy, found, images, run
 
-from scoreopt_defense import DefendedModel, OneShot
 from scoreopt_defense.evaluation import Judging, evaluate
 from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.plan import Plan
@@ -31,23 +27,6 @@ from scoreopt_defense.evaluation.run.workers import Crew, in_process
 from scoreopt_defense.evaluation.suite.adaptive import Adaptive
 
 FEW = {"batch": 4, "judging": Judging(purifications=2)}
-
-
-class Net(nn.Module):
-    """With whatever an attack may reach: modes, buffers, a part, a generator of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm, self.drop = nn.BatchNorm2d(3), nn.Dropout(0.5)
-        self.net = smooth_classifier(torch.float32)
-        self.noise = torch.Generator().manual_seed(3)
-        self.numpy, self.python = np.random.default_rng(3), random.Random(3)
-        self.scale, self.loud, self.drawn = 1.0, 0.01, []
-
-    def forward(self, x):
-        self.drawn.append(torch.rand((), generator=self.noise).item())
-        shift = self.python.random() + self.numpy.random() + torch.rand(1, generator=self.noise)
-        return self.scale * self.net(self.drop(self.norm(x)) + self.loud * shift.to(x))
 
 
 def net():
@@ -214,100 +193,6 @@ def test_generators_of_a_modules_own_draw_anew_for_each_attack_judging_and_trial
     assert found(runs[0]) == found(runs[1])
 
 
-class Holding(nn.Module):
-    """With something in it that cannot be copied."""
-
-    def __init__(self, held, net=None):
-        super().__init__()
-        self.net, self.held = net or smooth_classifier(torch.float32), held
-
-    def forward(self, x):
-        return self.net(x)
-
-
-class Caching(Holding):
-    """Keeps its features, which are no leaves of a graph, and counts its calls."""
-
-    def __init__(self):
-        super().__init__(0)
-
-    def forward(self, x):
-        self.features = self.net[:3](x)
-        self.held += 1
-        return self.net[3](self.features)
-
-
-class Counting(Caching):
-    """In a buffer, which it would save."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, x):
-        self.calls += 1
-        return super().forward(x)
-
-
-def after_a_call(model):
-    model(images(1)[0].requires_grad_())
-    return model
-
-
-def normed(of):
-    model = smooth_classifier(torch.float32)
-    of(model[1])
-    return after_a_call(model.eval())
-
-
-def traced():
-    return torch.jit.trace(smooth_classifier(torch.float32), images(1)[0], check_trace=False)
-
-
-def quantized():
-    given = smooth_classifier(torch.float32), {nn.Linear}
-    return torch.ao.quantization.quantize_dynamic(*given)
-
-
-def offloaded():
-    """As accelerate does it: the weights are nowhere but during a call."""
-    model = smooth_classifier(torch.float32)
-    kept = model[1].weight.detach()
-
-    def bring(part, *_):
-        part.weight = nn.Parameter(kept, requires_grad=False)
-
-    def leave(part, *_):
-        part.weight = nn.Parameter(torch.empty_like(kept, device="meta"), requires_grad=False)
-
-    leave(model[1])
-    model[1].register_forward_pre_hook(bring)
-    model[1].register_forward_hook(leave)
-    return Holding(0, model)
-
-
-AWKWARD = {
-    "offloaded weights": offloaded,
-    "weight_norm": lambda: normed(nn.utils.weight_norm),
-    "spectral_norm": lambda: normed(nn.utils.spectral_norm),
-    "pruning": lambda: normed(lambda part: prune.l1_unstructured(part, "weight", 0.3)),
-    "parametrized": lambda: normed(nn.utils.parametrizations.weight_norm),
-    "a lock": lambda: Holding(threading.Lock()),
-    "an open file": lambda: Holding(tempfile.TemporaryFile()),  # noqa: SIM115
-    "cached features": Caching,
-    "a counter": Counting,
-    "TorchScript": traced,
-    "frozen TorchScript": lambda: torch.jit.freeze(traced()),
-    "TorchScript behind a purifier": lambda: DefendedModel(
-        traced(), OneShot(defences()["one-shot"].purifier.denoiser, sigma=0.3)
-    ),
-    "frozen TorchScript behind a purifier": lambda: DefendedModel(
-        torch.jit.freeze(traced()), OneShot(defences()["one-shot"].purifier.denoiser, sigma=0.3)
-    ),
-    "quantized": quantized,
-}
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", AWKWARD)
 def test_a_model_that_cannot_be_copied_is_evaluated_and_stays_as_it_is(kind):
@@ -359,11 +244,6 @@ class Mute(Exception):
 class LastWord(Exception):
     def __str__(self):
         raise SystemExit(0)
-
-
-class Ends(Holding):
-    def forward(self, x):
-        raise SystemExit(self.held)
 
 
 ENDS = {

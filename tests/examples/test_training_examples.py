@@ -23,7 +23,7 @@ from scoreopt_defense.pretrained.networks import TinyResNet, TinyUNet
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("matplotlib")
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = {
     "train_denoiser": ["--widths", "4", "6", "--blocks", "1"],
     "train_classifier": ["--widths", "6", "8", "--stem", "4", "--blocks", "2", "--cutout", "3"],

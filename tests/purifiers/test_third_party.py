@@ -11,10 +11,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from test_suite import SMALL
 from tolerances import rounding
 from torch import nn
-from toy_evaluation import images
+from toy_evaluation import SMALL, images
 from toys import bent, gaussian, mid_images, smooth_classifier
 
 from scoreopt_defense import DefendedModel, OneShot, ThirdParty

@@ -468,7 +468,7 @@ def test_another_process_that_writes_is_said_at_once_and_readers_are_let_in(tmp_
         def advance(self, outcome):
             process = subprocess.run(
                 [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True,
-                cwd=Path(__file__).parent,
+                cwd=Path(__file__).parents[1],
             )  # fmt: skip
             with pytest.raises(StoreError, match=HELD) as error:
                 run(tmp_path, **BASE)
@@ -522,7 +522,7 @@ def started(out, **options):
     """Another process that evaluates, once it has begun to write."""
     script = f"import pathlib, toy_evaluation as t; t.run_here({str(out)!r}, {options!r})"
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", script], cwd=Path(__file__).parent
+        [sys.executable, "-W", "ignore", "-c", script], cwd=Path(__file__).parents[1]
     )
     deadline = time.monotonic() + 120
     while not (out / "record.holder").exists():

@@ -8,13 +8,12 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_foreign_code import AWKWARD, Caching, Ends, Net, traced
+from foreign_models import AWKWARD, Caching, Ends, Net, traced
 from torch import nn
 from toy_evaluation import Toy, defences
 from toys import BentNet, mid_images, smooth_classifier
@@ -290,13 +289,14 @@ def test_an_edited_attack_is_another_one():
 def test_a_runs_key_is_the_same_in_another_process():
     """Where objects have other addresses, and sets another order."""
     script = (
-        "import json, torch, test_identity as t; torch.set_num_threads(1); "
+        "import json, torch, test_fingerprint as t; torch.set_num_threads(1); "
         "print(json.dumps({kind: t.key(t.NUMBERED[kind](0.1)) for kind in t.NUMBERED}))"
     )
     there = json.loads(
         subprocess.run(
             [sys.executable, "-W", "ignore", "-c", script], check=True, capture_output=True,
-            text=True, cwd=Path(__file__).parent, env=os.environ | {"PYTHONHASHSEED": "1"},
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "1"},
         ).stdout
     )  # fmt: skip
     for kind, make in NUMBERED.items():

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from test_smoothed_gradient import found
+from exact_gradients import found
 from toys import bent
 
 from scoreopt_defense import ScoreOpt

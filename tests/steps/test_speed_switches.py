@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from exact_gradients import assert_same_gradient, gradient_of, label_of
 from purifiers_table import BASELINES
-from test_exact_gradient import assert_same_gradient, gradient_of, label_of
 from tolerances import adam_rounding, half_rounding, rounding
 from torch import Tensor, nn
 from torch.torch_version import TorchVersion

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_exact_gradient import assert_same_gradient, gradient_of, purifier_of
+from exact_gradients import assert_same_gradient, gradient_of, purifier_of
 from tolerances import rounding
 from torch import Tensor, nn
 from toys import mid_images

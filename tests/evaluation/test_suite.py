@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_evaluation_report import Page, words
+from html_pages import Page, words
 from torch import Tensor, nn
-from toy_evaluation import Noisy, defences, found, images, run
+from toy_evaluation import SMALL, Noisy, defences, found, images, run
 from toys import bent, smooth_classifier
 
 from scoreopt_defense import ADP, GDMP, DefendedModel, DiffPure, OneShot, ScoreOpt, attacks
@@ -31,8 +31,6 @@ from scoreopt_defense.evaluation.suite.checklist import checklist
 
 for library in ("foolbox", "torchattacks"):
     pytest.importorskip(library)
-
-SMALL = {"eps": 0.1, "steps": 4, "eot": 2, "queries": 20, "probed": 4}
 
 
 class Threshold(nn.Module):
@@ -614,7 +612,7 @@ class TestAdaptive:
     def test_kills_change_nothing(self, tmp_path) -> None:
         import multiprocessing
 
-        from test_evaluation_runner import killed_until_done
+        from killed_runs import killed_until_done
 
         forked = multiprocessing.get_context("forkserver")
         few = SUITE_RUN | {"suites": {"adaptive": Adaptive(**SMALL | {"probed": 0})}}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_evaluation_report import Page
+from html_pages import Page
 from torch import Tensor, nn
 from toy_evaluation import Ascent, Noisy, defences, found, images, run
 from toys import smooth_classifier
