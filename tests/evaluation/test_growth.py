@@ -233,10 +233,14 @@ def test_attacks_that_say_the_same_of_themselves_are_no_one_attack():
     class Silent(Toy):
         def __init__(self, by):
             super().__init__()
-            object.__setattr__(self, "by", by)
+            object.__setattr__(self, "hidden", [by])  # where no key looks
 
         def __eq__(self, other):
             return self.by == other.by
+
+        @property
+        def by(self):
+            return self.hidden[0]
 
         def run(self, model, x, y):
             return x + self.by
@@ -346,7 +350,8 @@ TAKEN = {
     "the clean images": ({"attacks": ["clean"]}, 6),
     "what failed": ({"failed": True}, 6),
     "a run": ({"views": ["evaluation"]}, 0),
-    "a sum and what failed": ({"attacks": ["chain"], "failed": True}, 12),
+    "a sum, if it failed": ({"attacks": ["chain"], "failed": True}, 0),
+    "an attack on a defence": ({"attacks": ["chain/two"], "defences": ["noisy"]}, 6),
 }
 
 
