@@ -427,8 +427,11 @@ def test_the_commands_list_and_take_out(much, capsys):
     assert [line.split()[2:4] for line in attacks.splitlines() if line.startswith("bad ")] == [
         ["6", "6"]
     ]
-    assert cli.main(["forget", str(much), "--failed", "--attack", "chain/two"]) == 0
-    assert capsys.readouterr().out == "18 results are forgotten\n"
+    assert cli.main(["forget", str(much), "--failed", "--attack", "chain/two"]) == 0  # no such
+    assert capsys.readouterr().out == "0 results are forgotten\n"
+    for option, gone in ((["--failed"], 6), (["--attack", "chain/two"], 12)):
+        assert cli.main(["forget", str(much), *option]) == 0
+        assert capsys.readouterr().out == f"{gone} results are forgotten\n"
     assert cli.main(["forget", str(much), "--defence", "noisy"]) == 0
     assert capsys.readouterr().out == "6 results are forgotten\n"
     assert cli.main(["forget", str(much), "--defence", "nosy"]) == 1

@@ -38,6 +38,8 @@ from scoreopt_defense.settings import Settings
 
 __all__ = ["SUITES", "Adaptive"]
 
+# Steps of momentum PGD, one sample each: of fewer it gains nothing (docs/gradients.md).
+_LEAST_MOMENTUM = 80
 #: ε of the paper's threat models, by norm.
 _EPS = {"linf": 8 / 255, "l2": 0.5}
 # Passes of a network that an evaluation of the model takes, about, by what an attack is shown: for
@@ -53,7 +55,8 @@ class Adaptive(Settings, Suite):
     Images of the bare classifier, of the one-shot surrogate, and of the defence of two steps if it
     takes more; PGD with EOT, from the worst image found so far, and AutoAttack for randomised
     defences (of two classes, its cross-entropy alone), under each gradient mode that the defence
-    offers; momentum PGD of one sample a step, under the strongest; Square and SPSA; and restarts.
+    offers; momentum PGD of one sample a step, as many gradients as PGD+EOT has and 80 at least,
+    under the strongest; Square and SPSA; and restarts.
     An image that is wrong in every judged purification of some attack leaves the queue. The worst
     of each image is judged again by fresh purifications: that is robust accuracy.
 
@@ -206,7 +209,8 @@ class _Budget:
             apgd = both(gradient=self.shown(mode), **budget)
             stages[f"APGD{self.averaged}, {mode}"] = apgd
         # from the clean image, as many gradients of one sample each: what PGD+EOT finds, and more
-        alone = self.shared | {"steps": self.suite.steps * self.eot, "eot": 1}
+        steps = max(_LEAST_MOMENTUM, self.suite.steps * self.eot)
+        alone = self.shared | {"steps": steps, "eot": 1}
         stages[f"momentum PGD, {self.best}"] = self.library.MomentumPGD(
             gradient=self.shown(self.best), **alone
         )
