@@ -209,8 +209,8 @@ class _Budget:
             apgd = both(gradient=self.shown(mode), **budget)
             stages[f"APGD{self.averaged}, {mode}"] = apgd
         # from the clean image, as many gradients of one sample each: what PGD+EOT finds, and more
-        steps = max(_LEAST_MOMENTUM, self.suite.steps * self.eot)
-        alone = self.shared | {"steps": steps, "eot": 1}
+        many = max(_LEAST_MOMENTUM, self.suite.steps * self.eot)
+        alone = self.shared | {"steps": many, "eot": 1}
         stages[f"momentum PGD, {self.best}"] = self.library.MomentumPGD(
             gradient=self.shown(self.best), **alone
         )
