@@ -92,9 +92,9 @@ def test_an_attack_in_one_pass_makes_as_many_passes_as_the_loop(rows_of):
     assert_consistent([one_gradient, evaluation])
     # of each of 2 images 20 times: a step and the closing pass, and the surrogate's in the backward
     assert one_gradient["passes of an image"] == {"one pass": 120, "EOTPGD": 120}
-    # of each of 2 images: 1 is asked before the run and 4 for its key, 8 judge the clean one, 2
+    # of each of 2 images: 1 is asked before the run and 6 for its key, 8 judge the clean one, 2
     # steps of 4 attack it, 8 judge the attacked one
-    assert evaluation["purifications"] == 58
+    assert evaluation["purifications"] == 62
 
 
 def test_scaling(rows_of):

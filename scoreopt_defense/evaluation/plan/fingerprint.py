@@ -113,10 +113,9 @@ def of_attack(attack: Any) -> dict[str, Any]:
     code = _code_of_class(type(attack))
     if not code:
         return about
-    given = {
-        n: v for n, v in sorted(getattr(attack, "__dict__", {}).items()) if isinstance(v, _PLAIN)
-    }
-    return about | {"code": digest(code, repr(given))[:16]}
+    own = sorted(getattr(attack, "__dict__", {}).items())
+    unsaid = {n: v for n, v in own if n not in about and isinstance(v, _PLAIN)}
+    return about | {"code": digest(code, repr(unsaid))[:16]}
 
 
 _PLAIN = (type(None), bool, int, float, str, bytes, tuple)
