@@ -261,3 +261,15 @@ class Samples(torch.utils.data.Dataset):
 def test_items_of_a_data_set_are_checked(item, said):
     with pytest.raises(ValueError, match=said):
         evaluate(Noisy().eval(), Samples(item))
+
+
+class Undefined(Same):
+    def measure(self, model, x, y):
+        return {"loss": torch.full((len(x),), torch.nan)}
+
+
+def test_a_measurement_that_is_not_finite_is_recorded(tmp_path):
+    result = evaluate(Noisy().eval(), images(4), {"a": Undefined()}, out=tmp_path, checks=False)
+    assert not result.failures
+    assert np.isnan([*result.measured("Noisy", "a")["loss"].values()]).all()
+    result.store.close()

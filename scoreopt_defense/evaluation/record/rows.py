@@ -85,7 +85,7 @@ def _as(column: Column) -> dict[str, Column]:
 
 _PLAIN = {kind.__name__: Column(of, _as_is, _typed(kind))
           for kind, of in {str: "TEXT", int: "INTEGER", float: "REAL"}.items()}  # fmt: skip
-_JSON = _as(Column("TEXT", lambda value: json.dumps(value, allow_nan=False), _mapping))
+_JSON = _as(Column("TEXT", json.dumps, _mapping))  # what is measured may be NaN
 _KEYS = _as(Column("TEXT", " ".join, _keys))
 _INTEGERS, _FLAGS, _FLOATS = _as(_numbers("<i4")), _as(_numbers("?")), _as(_numbers("<f4"))
 _CLASSES, _LEADS = _as(_table("<i4")), _as(_table("<f4"))
