@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import pickle
@@ -9,7 +10,7 @@ import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as futures_wait
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
@@ -31,6 +32,7 @@ __all__ = ["LOOK", "Crew", "cluster", "in_process", "processes"]
 _HELD: dict[str, tuple[Materials, int] | str] = {}
 _ONE_AT_A_TIME = threading.Lock()
 LOOK = 5.0  # seconds, after which it is looked whether the workers are still there
+_ANSWERS = 30.0  # seconds, within which a scheduler does
 _PATIENCE = 10.0  # seconds, with a cluster that is asked to forget the networks
 _STARTS = 3  # of workers that are lost before their first unit, before the run is given up
 
@@ -221,9 +223,12 @@ def cluster(materials: Materials, threads: int, address: str) -> Crew:
     @contextmanager
     def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
         try:
-            client = distributed.Client(address, timeout="30s", set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise ConnectionError(f"no Dask scheduler answers at {address}: {error}") from error
+            with ThreadPoolExecutor(1) as elsewhere:  # a notebook has a running loop in its thread
+                elsewhere.submit(asyncio.run, _answers(address)).result()
+            client = distributed.Client(address, timeout=_ANSWERS, set_as_default=False)
+        except (OSError, ValueError, TypeError, asyncio.TimeoutError) as error:
+            why = str(error) or f"what listens there said nothing in {_ANSWERS:.0f} s"
+            raise ConnectionError(f"no Dask scheduler answers at {address}: {why}") from error
         plugin = _plugin(key, blob)
 
         def width() -> int:
@@ -252,6 +257,14 @@ def cluster(materials: Materials, threads: int, address: str) -> Crew:
             leaving.join(_PATIENCE)
 
     return Crew(opened, key)
+
+
+async def _answers(address: str) -> None:
+    """Raise if none does; a client that is given a wrong address can't be closed, and may hang."""
+    distributed = optional("distributed", extra="cluster")
+    options = distributed.Security().get_connection_args("client")
+    comm = distributed.comm.connect(address, timeout=_ANSWERS, **options)
+    (await asyncio.wait_for(comm, _ANSWERS)).abort()
 
 
 def _plugin(key: str, blob: bytes) -> Any:
