@@ -6,12 +6,11 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import Executor, Future
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,10 +33,11 @@ from benchmarks.common.table_text import shares
 from scoreopt_defense.evaluation import AnyStep, Judging, Stopped, Store, evaluate
 from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.plan import Plan
+from scoreopt_defense.evaluation.record import store as storing
 from scoreopt_defense.evaluation.record.export import right_counts
 from scoreopt_defense.evaluation.run import scheduler
 from scoreopt_defense.evaluation.run.progress import Lines, Progress
-from scoreopt_defense.evaluation.run.workers import Crew
+from scoreopt_defense.evaluation.run.workers import Crew, in_process
 
 
 @pytest.fixture(scope="module")
@@ -118,68 +118,6 @@ def test_a_unit_that_kills_its_worker_is_recorded_and_the_others_are_done():
     assert result.cell("noisy", "ascent").accuracy == alone.cell("noisy", "ascent").accuracy
 
 
-@pytest.mark.slow
-def test_a_dask_cluster_one_of_whose_workers_is_killed(tmp_path, whole):
-    distributed = pytest.importorskip("distributed")
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
-    with (
-        distributed.LocalCluster(**options, local_directory=str(tmp_path / "dask")) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        out = tmp_path / "run"
-        pids = list(client.run(os.getpid).values())
-
-        def kill_one() -> None:
-            while recorded(out) < 3:
-                time.sleep(0.005)
-            os.kill(pids[0], signal.SIGKILL)
-
-        killer = threading.Thread(target=kill_one)
-        killer.start()
-        result = run(out, pause=0.05, cluster=cluster.scheduler_address)
-        killer.join()
-        assert not is_alive(pids[0])
-        assert found(result) == found(run(None, pause=0.05))
-
-
-DASK = {
-    "scheduler": """async def main():
-    scheduler = await distributed.Scheduler(port=0, dashboard=False, host="127.0.0.1")
-    print(scheduler.address, flush=True)
-    await scheduler.finished()""",
-    "worker": """async def main():
-    worker = await distributed.Worker(sys.argv[1], nthreads=1)
-    await worker.finished()""",
-}
-
-
-@pytest.mark.slow
-def test_a_dask_scheduler_that_is_killed_is_said_and_not_waited_for(tmp_path):
-    pytest.importorskip("distributed")
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-
-    def started(kind, *arguments):
-        code = f"import asyncio, distributed, sys\n{DASK[kind]}\nasyncio.run(main())"
-        return subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True,
-            stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path,
-        )  # fmt: skip
-
-    with started("scheduler") as scheduler:
-        address = scheduler.stdout.readline().strip()
-        with started("worker", address) as worker:
-
-            class Killing(Progress):
-                def advance(self, outcome):
-                    scheduler.kill()
-
-            with pytest.raises(ConnectionError, match=r"the Dask scheduler at tcp.* is lost: what"):
-                run(tmp_path / "run", pause=0.05, cluster=address, progress=Killing())
-            worker.kill()
-    assert 0 < recorded(tmp_path / "run") < 54
-    assert found(run(tmp_path / "run", pause=0.05)) == found(run(None, pause=0.05))
-
-
 def test_workers_that_are_lost_in_silence_are_not_waited_for(monkeypatch):
     """A cluster's: no future of theirs ever ends."""
     monkeypatch.setattr(scheduler, "LOOK", 0.01)
@@ -202,6 +140,49 @@ def test_workers_that_are_lost_in_silence_are_not_waited_for(monkeypatch):
     with pytest.raises(ConnectionError, match="lost"):
         scheduler.run(plan, materials, Store(), crew, Progress())
     assert len(looks) == 4
+
+
+@pytest.mark.parametrize(("width", "waits"), [(1, 6), (6, 1)])
+def test_long_units_that_end_together_wait_for_the_disk_together(
+    width, waits, tmp_path, monkeypatch
+):
+    class Together(Executor):
+        """Does nothing until all that it takes is there."""
+
+        def __init__(self):
+            self.calls = []
+
+        def submit(self, call, *arguments):
+            self.calls.append((Future(), call, arguments))
+            future = self.calls[-1][0]
+            if len(self.calls) == width:
+                for done, call, arguments in self.calls:
+                    outcome = call(*arguments)
+                    done.set_result(replace(outcome, result=replace(outcome.result, seconds=1e6)))
+                self.calls.clear()
+            return future
+
+    monkeypatch.setattr(storing, "_TOGETHER", 1e5)
+    materials = materials_of(
+        {"noisy": Noisy().eval()}, images(12), {"ascent": Ascent()}, Judging(purifications=1)
+    )
+    crew = in_process(materials, 1)
+    inside = crew.opened
+
+    @contextmanager
+    def opened():
+        with inside():
+            yield Together(), lambda: width
+
+    monkeypatch.setattr(crew, "opened", opened)
+    monkeypatch.setattr(Crew, "open", lambda crew: crew.opened())
+    commits = []
+    monkeypatch.setattr(Store, "_commit", lambda store: commits.append(len(store.done())))
+    with Store(tmp_path, writing=True) as store:
+        plan = store.adopt(Plan.of(materials, batch=4))
+        commits.clear()
+        scheduler.run(plan, materials, store, crew, Progress())
+    assert commits == [*range(6 // waits, 7, 6 // waits), 6]  # the last as it is closed
 
 
 def test_one_cell_alone_is_the_same_cell_within_a_run(whole):

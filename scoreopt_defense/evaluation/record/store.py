@@ -62,7 +62,7 @@ class Store:
         self.folder = None if folder is None else Path(folder)
         self.pixels = Pixels(None if self.folder is None else self.folder / _IMAGES)
         self._lock: Lock | None = None
-        self._committed = 0.0
+        self._committed = self._waits = 0.0
         with self._errors(), ExitStack() as undo:
             undo.callback(self._release)
             self._database = self._open(writing=writing)
@@ -215,22 +215,27 @@ class Store:
                     if wanted is None or row.key in wanted:
                         yield row
 
-    def add(self, result: UnitResult, images: np.ndarray | None = None) -> None:
+    def add(
+        self, result: UnitResult, images: np.ndarray | None = None, *, more: bool = False
+    ) -> None:
         """Record a unit, whole or not at all: its images first, then its row.
 
-        What took, or was added within, less than a second waits for the disk with the next.
+        What took, or was added within, less than a second waits for the disk with the next; and
+        what is added within a second where ``more`` are at hand, however long they took.
         """
         with self._errors():
             if images is not None:
                 self.pixels.write(str(result.adversarial), images)
             self._insert(result)
-            if max(result.seconds, time.monotonic() - self._committed) > _TOGETHER:
+            self._waits = max(self._waits, result.seconds)
+            now = time.monotonic()
+            if now - self._committed > _TOGETHER or (self._waits > _TOGETHER and not more):
                 self._commit()
 
     def _commit(self) -> None:
         self.pixels.sync()
         self._database.commit()
-        self._committed = time.monotonic()
+        self._committed, self._waits = time.monotonic(), 0.0
 
     def adversarial(self, result: UnitResult) -> np.ndarray:
         """A unit's adversarial images, shape ``(B, C, H, W)``, in [0, 1].

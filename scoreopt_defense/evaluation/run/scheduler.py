@@ -7,8 +7,9 @@ import signal
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import contextmanager
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from types import FrameType
 
 import numpy as np
@@ -68,8 +69,8 @@ def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Pr
         )
         return carried(x, unit.images[0], judged)
 
-    def record(outcome: Outcome) -> None:
-        store.add(outcome.result, outcome.images)
+    def record(outcome: Outcome, more: bool) -> None:
+        store.add(outcome.result, outcome.images, more=more)
         progress.advance(outcome)
         if outcome.result.error:
             progress.note(f"failed: {outcome.unit}: {outcome.result.error}")
@@ -102,7 +103,7 @@ class _Work:
         labels: np.ndarray,
         begins_from: Callable[[Unit], Carried | None],
         begin: Callable[[Unit], None],
-        record: Callable[[Outcome], None],
+        record: Callable[[Outcome, bool], None],
     ) -> None:
         self.key, self.labels = key, labels
         self.begins_from, self.begin, self.record = begins_from, begin, record
@@ -121,6 +122,7 @@ class _Work:
         self.suspects: deque[Unit] = deque()
         self.losses: Counter[str] = Counter()
         self.flying: dict[Future, Unit] = {}
+        self.landed: SimpleQueue[Future] = SimpleQueue()
         self.stopped: signal.Signals | None = None
 
     @property
@@ -147,11 +149,12 @@ class _Work:
                     self._put_back(unit, suspected)
                 else:
                     self.flying[future] = unit
+                    future.add_done_callback(self.landed.put)
                     room = 1 if suspected else room
             if not self.flying:
                 return
             alone = len(self.flying) == 1
-            for future in wait(self.flying, timeout=LOOK, return_when=FIRST_COMPLETED).done:
+            for future in self._landed():
                 unit = self.flying.pop(future)
                 try:
                     outcome = future.result()
@@ -160,6 +163,13 @@ class _Work:
                     self._lost(unit, alone, error)
                 else:
                     self._record(outcome)
+
+    def _landed(self) -> Iterator[Future]:
+        """Those that are done, the first of which is waited for."""
+        with suppress(Empty):
+            yield self.landed.get(timeout=LOOK)
+            while True:
+                yield self.landed.get_nowait()
 
     def _next(self) -> Unit | None:
         """The first unit that waits for none, but for those that were in flight at a loss."""
@@ -182,7 +192,7 @@ class _Work:
             self._record(lost(unit, self.labels, why))
 
     def _record(self, outcome: Outcome) -> None:
-        self.record(outcome)
+        self.record(outcome, not self.landed.empty())
         done = outcome.unit.key
         del self.units[done]
         for later in self.waiting.pop(done, ()):
