@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -66,20 +64,18 @@ class Disturbed(Progress):
 
     def advance(self, outcome):
         self.units.append(outcome.unit.key)
-        here = list(self.processes())
+        first = self.pids["at first"]
+        killed, leaves = (list(first)[k * self.each : (k + 1) * self.each] for k in range(2))
         if len(self.units) == 3:
-            self.cluster.scale(len(here) + self.each)
-            self.client.wait_for_workers(len(here) + self.each, timeout=60)
-            before = self.pids["at first"]
-            self.pids["late"] = {w: pid for w, pid in self.processes().items() if w not in before}
+            self.cluster.scale(len(first) + self.each)
+            self.client.wait_for_workers(len(first) + self.each, timeout=60)
+            self.pids["late"] = {w: pid for w, pid in self.processes().items() if w not in first}
         elif len(self.units) == 9:
-            self.pids["killed"] = {w: self.pids["at first"][w] for w in here[: self.each]}
-            for pid in self.pids["killed"].values():
-                os.kill(pid, signal.SIGKILL)
+            for worker in killed:
+                os.kill(first[worker], signal.SIGKILL)
         elif len(self.units) == 15:
-            left = [w for w in self.pids["at first"] if w in here and w not in self.pids["killed"]]
-            self.pids["left"] = {w: self.pids["at first"][w] for w in left[: self.each]}
-            self.client.retire_workers(left[: self.each])
+            self.client.retire_workers(leaves)
+            assert not self.cluster.scheduler.workers.keys() & {*killed, *leaves}
 
 
 @pytest.mark.parametrize(
@@ -89,15 +85,13 @@ def test_workers_that_come_late_are_killed_and_leave(forked, count, each, tmp_pa
     options = {"attacks": {"where": Where(pause=0.02), "long": Where(steps=3, pause=0.02)}}
     with dask_cluster(tmp_path / "dask", count) as (cluster, client):
         watch = Disturbed(cluster, client, each)
-        result = run(
-            tmp_path / "run", cluster=cluster.scheduler_address, progress=watch, **options
-        )
+        result = run(tmp_path / "run", cluster=cluster.scheduler_address, progress=watch, **options)
     units = [unit.key for unit in result.plan.units()]
     assert len(watch.units) == len(units) == recorded(tmp_path / "run") == 54
     assert sorted(watch.units) == sorted(units)  # nothing twice, and nothing lost
     rows, alone = found(result), found(run(None, **options))
     processes = {row["measured"]["process"][0] for row in rows if row["measured"]}
-    assert {len(pids) for kind, pids in watch.pids.items() if kind != "at first"} == {each}
+    assert len(watch.pids["late"]) == each
     assert processes.issuperset(watch.pids["late"].values())
     for row in (*rows, *alone):
         del row["measured"]

@@ -9,8 +9,15 @@ import pickle
 import secrets
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from concurrent.futures import wait as futures_wait
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
@@ -33,7 +40,8 @@ _HELD: dict[str, tuple[Materials, int] | str] = {}
 _ONE_AT_A_TIME = threading.Lock()
 LOOK = 5.0  # seconds, after which it is looked whether the workers are still there
 _ANSWERS = 30.0  # seconds, within which a scheduler does
-_PATIENCE = 10.0  # seconds, with a cluster that is asked to forget the networks
+_COUNTED = 1.0  # second, for which a cluster's workers are not counted again
+_PATIENCE = 4.0  # seconds, with a cluster that is asked to forget the networks; after 25 of SIGTERM
 _STARTS = 3  # of workers that are lost before their first unit, before the run is given up
 
 
@@ -230,14 +238,19 @@ def cluster(materials: Materials, threads: int, address: str) -> Crew:
             why = str(error) or f"what listens there said nothing in {_ANSWERS:.0f} s"
             raise ConnectionError(f"no Dask scheduler answers at {address}: {why}") from error
         plugin = _plugin(key, blob)
+        asked, count = float("-inf"), 0
 
         def width() -> int:
-            try:
-                if client.status == "running":
-                    return 2 * max(1, len(client.nthreads()))
-            except OSError as error:
-                raise ConnectionError(lost) from error
-            raise ConnectionError(lost)
+            nonlocal asked, count
+            if client.status != "running":
+                raise ConnectionError(lost)
+            if time.monotonic() - asked > _COUNTED:
+                try:
+                    count = len(client.nthreads())
+                except OSError as error:
+                    raise ConnectionError(lost) from error
+                asked = time.monotonic()
+            return 2 * max(1, count)
 
         def leave() -> None:
             with suppress(Exception):
