@@ -47,7 +47,7 @@ def slept(unit: Unit, materials: Materials, seconds: float) -> Outcome:
     kept = (x + np.float32(unit.seed % 997) / 1000) if len(x[0].ravel()) > 16 else None
     result = _result(
         unit, labels, places=np.arange(size), predicted=labels[slice(*unit.images)][:, None],
-        lead=np.ones((size, 1)), seconds=seconds, adversarial=kept is not None and digest_of(kept)
+        lead=np.ones((size, 1)), seconds=seconds, adversarial=(kept is not None and digest_of(kept))
         or None,
     )  # fmt: skip
     return Outcome(unit, result, kept)

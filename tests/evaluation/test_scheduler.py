@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, nullcontext

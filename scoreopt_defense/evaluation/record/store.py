@@ -158,8 +158,7 @@ class Store:
     def views(self) -> dict[str, View]:
         """The plans that were put to it, by name, the last one last."""
         with self._errors():
-            rows = self._rows(View, "views", "ORDER BY asked")
-            return {view.name: view for view in rows}
+            return {view.name: view for view in self._rows(View, "views", "ORDER BY asked")}
 
     def plan(self, name: str | None = None) -> Plan:
         """A view's plan; by default that of the last one that was put.
@@ -215,21 +214,18 @@ class Store:
                     if wanted is None or row.key in wanted:
                         yield row
 
-    def add(
-        self, result: UnitResult, images: np.ndarray | None = None, *, more: bool = False
-    ) -> None:
+    def add(self, result: UnitResult, images: np.ndarray | None = None, more: bool = False) -> None:
         """Record a unit, whole or not at all: its images first, then its row.
 
-        What took, or was added within, less than a second waits for the disk with the next; and
-        what is added within a second where ``more`` are at hand, however long they took.
+        What took, or was added within, less than a second waits for the disk with the next; where
+        there is ``more`` at hand, however long it took.
         """
         with self._errors():
             if images is not None:
                 self.pixels.write(str(result.adversarial), images)
             self._insert(result)
             self._waits = max(self._waits, result.seconds)
-            now = time.monotonic()
-            if now - self._committed > _TOGETHER or (self._waits > _TOGETHER and not more):
+            if max(0 if more else self._waits, time.monotonic() - self._committed) > _TOGETHER:
                 self._commit()
 
     def _commit(self) -> None:
