@@ -45,8 +45,7 @@ Row = TypeVar("Row")
 class Store:
     """A record; a run that is stopped keeps whole units, all but those of its last second.
 
-    One process writes, until :meth:`close` or :meth:`unlock`; any may read meanwhile (write-ahead
-    log).
+    One process writes, until :meth:`close` or :meth:`unlock`; any may read meanwhile.
 
     Args:
         folder: of ``record.sqlite``; None keeps everything in memory.
