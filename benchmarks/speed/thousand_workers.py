@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import heapq
 import multiprocessing
+import os
 import tempfile
 import threading
 import time
@@ -241,6 +242,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=20_000)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ["DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT"] = "300s"  # all workers come at once
     rows = []
     for how, units, seconds, side in (
         ("stand-in", args.units, 0.1, 4),

@@ -6,15 +6,15 @@ import io
 
 import numpy as np
 import pytest
-from toy_evaluation import (
-    run,
-)
+from toy_evaluation import defences, images, run
 
-from scoreopt_defense.evaluation import Unit
+from scoreopt_defense.evaluation import Judging, Unit
+from scoreopt_defense.evaluation.evaluate import materials_of
+from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.record.rows import UnitResult
 from scoreopt_defense.evaluation.run import progress as display
 from scoreopt_defense.evaluation.run.progress import Bars, Lines, Progress
-from scoreopt_defense.evaluation.run.unit import Outcome
+from scoreopt_defense.evaluation.run.unit import Outcome, lost
 
 
 class Told(Progress):
@@ -83,6 +83,21 @@ def test_bars_show_the_run_the_attack_and_how_far_a_batch_is(bars, monkeypatch):
     assert len(totals) == 54
     assert bars.bars.tasks[0].completed == bars.bars.tasks[0].total == 54
     assert not bars.flying
+
+
+def test_of_thousands_in_flight_a_screenful_is_shown(bars, monkeypatch):
+    monkeypatch.setattr(display, "_SHOWN", 2)
+    materials = materials_of(defences(), images(), {}, Judging())
+    units = list(Plan.of(materials, batch=4).units())
+    bars.start(units, set())
+    for unit in units[:5]:
+        bars.begin(unit)
+    assert list(bars.flying) == [unit.key for unit in units[:2]]
+    for unit in (units[4], units[0]):  # one that is not shown, and one that is
+        bars.advance(lost(unit, materials.images.labels, "it was"))
+    bars.begin(units[5])
+    bars.stop()
+    assert list(bars.flying) == [units[1].key, units[5].key]
     assert not bars.cells
 
 

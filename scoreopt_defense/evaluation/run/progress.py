@@ -16,6 +16,7 @@ from scoreopt_defense.evaluation.run.unit import Outcome
 __all__ = ["Lines", "Progress", "duration", "progress"]
 
 _Cell = tuple[str, str]  # attack, defence
+_SHOWN = 32  # bars of units in flight; to draw a cluster's 2,000 would take all the time there is
 
 
 class Progress:
@@ -111,6 +112,8 @@ class Bars(Progress):
 
     def begin(self, unit: Unit) -> None:
         self._land(unit)
+        if len(self.flying) >= _SHOWN:
+            return
         each = self.each.get(_cell(unit))
         total = None if each is None else max(1, round(each * unit.size))
         task = self.bars.add_task(printable(f"  {unit}, about, by seconds"), total=total)
