@@ -83,6 +83,7 @@ def test_bars_show_the_run_the_attack_and_how_far_a_batch_is(bars, monkeypatch):
     assert len(totals) == 54
     assert bars.bars.tasks[0].completed == bars.bars.tasks[0].total == 54
     assert not bars.flying
+    assert not bars.cells
 
 
 def test_of_thousands_in_flight_a_screenful_is_shown(bars, monkeypatch):
@@ -98,7 +99,6 @@ def test_of_thousands_in_flight_a_screenful_is_shown(bars, monkeypatch):
     bars.begin(units[5])
     bars.stop()
     assert list(bars.flying) == [units[1].key, units[5].key]
-    assert not bars.cells
 
 
 def test_a_batch_is_as_far_as_its_seconds_are(bars, monkeypatch):
