@@ -39,6 +39,14 @@ from scoreopt_defense.evaluation.run.progress import Progress
 from scoreopt_defense.evaluation.run.unit import Outcome, _result
 
 PROCESSES = 4  # that Dask's workers are in
+#: All workers come at once, and what each looks at of itself many times a second is looked at here
+#: by hundreds in one process.
+DASK = {
+    "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "300s",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "60s",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "60s",
+}
 
 
 def slept(unit: Unit, materials: Materials, seconds: float) -> Outcome:
@@ -242,7 +250,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=20_000)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ["DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT"] = "300s"  # all workers come at once
+    os.environ.update(DASK)
     rows = []
     for how, units, seconds, side in (
         ("stand-in", args.units, 0.1, 4),
