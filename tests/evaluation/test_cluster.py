@@ -194,7 +194,7 @@ def test_a_coordinator_that_is_taken_away_gives_up_a_unit_of_a_cluster_that_take
 ):
     (tmp_path / "a.toml").write_text(
         'batch = 1\n[images]\nsource = "mnist"\nn = 2\n[defences.a]\nclassifier = "mnist-tiny"\n'
-        '[attacks.long]\nattack = "pgd-linf"\nsteps = 1000000\n'
+        '[attacks.long]\nattack = "pgd-eot-linf"\neps = 0.3\nsteps = 1000000\neot = 1\n'
     )
     code = """import sys
 from scoreopt_defense.cli import main
