@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ScoreOpt,
         ThirdParty,
     )
+    from scoreopt_defense.sizes import Fitted
 
 __all__ = [
     "ADP",
@@ -33,6 +34,7 @@ __all__ = [
     "BitDepth",
     "DefendedModel",
     "DiffPure",
+    "Fitted",
     "MENet",
     "OneShot",
     "Purifier",
@@ -48,6 +50,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "DefendedModel": "defended",
     "EOT": "defended",
+    "Fitted": "sizes",
     "PurifierPreprocessor": "integrations.art",
 }
 

@@ -14,6 +14,7 @@ from scoreopt_defense.diagnostics._drawing import axes_or_new
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.objectives import denoising_error
 from scoreopt_defense.purifiers import ScoreOpt
+from scoreopt_defense.sizes import resized
 
 __all__ = ["Curves", "optimization_curves"]
 
@@ -67,11 +68,13 @@ def optimization_curves(
         probes: noise draws, within the purifier's noise levels, that the loss is averaged over.
         seed: of the noise.
     """
-    y = check_labels(y, len(x))
+    y, sides = check_labels(y, len(x)), x.shape[-2:]
+    x = resized(x, purifier.size)  # the steps are of that size
     x_a = 2 * x - 1
     probe = Noise.of_batch(seed + 1, len(x), device=x.device)
     steps: list[dict[str, Any]] = []
-    purified = 2 * purifier.replace(max_batch=None)(x, seed=seed, callback=steps.append) - 1
+    alone = purifier.replace(max_batch=None, size=None)
+    purified = 2 * alone(x, seed=seed, callback=steps.append) - 1
     kept = {"O": "x", "N": "denoised"}[purifier.variant]
     states = [*(step[kept] for step in steps), purified]
 
@@ -84,7 +87,7 @@ def optimization_curves(
         return torch.stack(values).mean(0)
 
     def lead(image: Tensor) -> Tensor:
-        return -margin(classifier(((image + 1) / 2).clamp(0, 1)), y)
+        return -margin(classifier(resized(((image + 1) / 2).clamp(0, 1), sides)), y)
 
     return Curves(
         loss=torch.stack([loss(image) for image in states]),

@@ -98,9 +98,11 @@ class Judged(_Section):
 
 
 class Defence(_Section):
-    """A classifier, and what purifies its images."""
+    """A classifier, to whose size images are resized and cropped, and what purifies them before."""
 
     classifier: str
+    resize: Count | None = None
+    crop: Count | None = None
     purifier: str = "none"
     denoiser: str | None = None
     preset: str | None = None
@@ -263,7 +265,7 @@ def _named(key: str, value: Any) -> Iterator[None]:
 def defence(name: str, section: Defence) -> nn.Module:
     key = f"defences.{name}"
     with _named(f"{key}.classifier", section.classifier):
-        network = named.classifier(section.classifier)
+        network = named.classifier(section.classifier, resize=section.resize, crop=section.crop)
     about = section.model_dump(exclude={"classifier", "votes"}, exclude_defaults=True)
     with _named(key, about):
         purifier = named.purifier(

@@ -18,6 +18,7 @@ from scoreopt_defense.data import Preprocessing
 from scoreopt_defense.evaluation.plan.tasks import Suite
 from scoreopt_defense.evaluation.suite.adaptive import SUITES
 from scoreopt_defense.presets import preset
+from scoreopt_defense.sizes import Fitted
 
 __all__ = [
     "CLASSIFIERS",
@@ -41,7 +42,7 @@ CLASSIFIERS = (
 )
 
 
-def classifier(name: str) -> nn.Module:
+def classifier(name: str, *, resize: int | None = None, crop: int | None = None) -> nn.Module:
     """A classifier of images in [0, 1], in eval mode.
 
     Args:
@@ -50,11 +51,17 @@ def classifier(name: str) -> nn.Module:
             unless the name says so; ``timm:`` (``timm:local-dir:<folder>`` for what timm saved) and
             ``torchvision:``, which download weights and are given their normalisation;
             ``python:package.module:function`` is called without arguments and returns any module.
+        resize, crop: of its images, as of :class:`~scoreopt_defense.Fitted`.
 
     Raises:
         ValueError: if the name is unknown.
         ImportError: if the library is missing.
     """
+    network = _classifier(name)
+    return Fitted(network, resize=resize, crop=crop) if resize or crop else network
+
+
+def _classifier(name: str) -> nn.Module:
     kind, _, rest = name.partition(":")
     if kind not in _KINDS or not rest:
         if name not in pretrained.names("classifier") and kind != "file":

@@ -80,7 +80,7 @@ class ADP(Purifier):
             are long. At one level for all, 10 steps of 0.05 leave 60 % of the noise.
         shortest: an image stops at a step of this size, on the [-1, 1] scale; the authors' 1e-3 is
             on [0, 1].
-        gradient, deterministic, max_batch, autocast, channels_last, seed: as in
+        gradient, deterministic, max_batch, autocast, channels_last, size, seed: as in
             :class:`~scoreopt_defense.purifiers.PurifierSettings`.
 
     Raises:

@@ -26,6 +26,7 @@ from scoreopt_defense.purifiers.batching import (
 )
 from scoreopt_defense.purifiers.settings import PurifierSettings, check_gradient, level_of, modes
 from scoreopt_defense.settings import Frozen
+from scoreopt_defense.sizes import resized
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -180,20 +181,21 @@ class Purifier(Frozen, ABC):
         x_a = 2 * x.repeat(samples, 1, 1, 1) - 1
         if not len(x_a):
             return x_a
+        x_a = resized(x_a, self.settings.size)
         if self.settings.channels_last:
             x_a = x_a.contiguous(memory_format=torch.channels_last)
         together = len(x) if self.samples_apart else len(x_a)
         parts = chunks(len(x_a), max_batch or self.chunk(x_a), together)
         with precision(x_a, self.settings.autocast):
             purified = [carry_out(self, x_a[rows], noise[rows], options) for rows in parts]
-        return (torch.cat(purified) + 1) / 2
+        return (resized(torch.cat(purified), x.shape[-2:]) + 1) / 2
 
     def chunk(self, x: Tensor) -> int:
         """Images that are purified at a time, of a batch of shape ``(B, C, H, W)``."""
         size = self.settings.max_batch
         if not isinstance(size, str):
             return size or len(x)
-        return fitting(x.device, self._recorded(x[:1].detach()))
+        return fitting(x.device, self._recorded(resized(x[:1].detach(), self.settings.size)))
 
     def _recorded(self, x: Tensor) -> int:
         """Bytes that autograd keeps of the denoising of one image."""

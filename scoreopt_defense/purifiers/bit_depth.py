@@ -38,7 +38,7 @@ class BitDepth(WithoutNetwork):
 
     Args:
         bits: b, 1 to 16.
-        gradient, deterministic, max_batch, autocast, channels_last, seed: as in
+        gradient, deterministic, max_batch, autocast, channels_last, size, seed: as in
             :class:`~scoreopt_defense.purifiers.PurifierSettings`; the gradient is ``"bpda"``.
 
     Reference:

@@ -100,7 +100,7 @@ class DiffPure(Purifier):
         steps: n; the paper's are 1e-3 apart, 100 from t* = 0.1.
         sampler: ``"ddpm"``, ancestral sampling, a discretisation of the reverse SDE; or ``"ddim"``,
             deterministic but for the first noise.
-        gradient, deterministic, max_batch, autocast, channels_last, seed: as in
+        gradient, deterministic, max_batch, autocast, channels_last, size, seed: as in
             :class:`~scoreopt_defense.purifiers.PurifierSettings`.
 
     Example:

@@ -51,7 +51,7 @@ class GDMP(DiffPure):
         rounds: how often the image is noised and taken back; the authors' M.
         scale: :math:`\lambda`; 0 is no guidance. The default is that of the authors' configuration
             for CIFAR-10, as it works on an image in a batch of theirs.
-        gradient, deterministic, max_batch, autocast, channels_last, seed: as in
+        gradient, deterministic, max_batch, autocast, channels_last, size, seed: as in
             :class:`~scoreopt_defense.purifiers.PurifierSettings`.
 
     Example:

@@ -41,7 +41,7 @@ class JPEG(WithoutNetwork):
 
     Args:
         quality: 1 to 100, of Pillow's encoder.
-        gradient, deterministic, max_batch, autocast, channels_last, seed: as in
+        gradient, deterministic, max_batch, autocast, channels_last, size, seed: as in
             :class:`~scoreopt_defense.purifiers.PurifierSettings`; the gradient is ``"bpda"``.
 
     Raises:

@@ -68,7 +68,7 @@ class MENet(WithoutNetwork):
         rank: share of the image's height: so many leading singular values are kept.
         channels: ``"concat"``, side by side in one matrix, each entry with a mask of its own; or
             ``"separate"``, one matrix each under the same mask.
-        gradient, deterministic, max_batch, autocast, channels_last, seed: as in
+        gradient, deterministic, max_batch, autocast, channels_last, size, seed: as in
             :class:`~scoreopt_defense.purifiers.PurifierSettings`; the gradient is ``"bpda"``.
 
     Example:

@@ -36,7 +36,7 @@ class OneShot(Purifier):
         denoiser: the prior.
         sigma: noise level, or (low, high) to draw it from uniformly, on the [-1, 1] scale; one draw
             for the whole batch.
-        gradient, deterministic, max_batch, autocast, channels_last, seed: as in
+        gradient, deterministic, max_batch, autocast, channels_last, size, seed: as in
             :class:`~scoreopt_defense.purifiers.PurifierSettings`.
 
     Example:
@@ -64,15 +64,8 @@ class OneShot(Purifier):
                 f"{type(purifier).__name__} has no noise level sigma, and so no one-shot surrogate"
             )
         own = purifier.replace()
-        return cls(
-            purifier.denoiser,
-            sigma=own.sigma,
-            deterministic=own.deterministic,
-            max_batch=own.max_batch,
-            autocast=own.autocast,
-            channels_last=own.channels_last,
-            seed=own.seed,
-        )
+        shared = {name: getattr(own, name) for name in cls.Settings.names() if name != "gradient"}
+        return cls(purifier.denoiser, **shared)
 
     def purify(self, x_a: Tensor, noise: Noise, run: Runner = as_it_is) -> Tensor:
         return run(lambda x_a: self.one_shot(x_a, noise))(x_a)

@@ -172,7 +172,7 @@ class ScoreOpt(Purifier):
         compile: carry the steps out through ``torch.compile``; or a mode of its, such as
             ``"reduce-overhead"``, which replays them as CUDA graphs. The first call takes a minute
             or more. Values differ by rounding; the backward pass is not compiled. Needs torch 2.7.
-        gradient, deterministic, max_batch, autocast, channels_last, seed: as in
+        gradient, deterministic, max_batch, autocast, channels_last, size, seed: as in
             :class:`~scoreopt_defense.purifiers.PurifierSettings`.
 
     Raises:

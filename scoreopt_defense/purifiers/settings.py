@@ -35,6 +35,9 @@ class PurifierSettings(Settings):
             ``torch.autocast``. Images keep their type.
         channels_last: hand the denoiser images in that memory format, which suits the convolutions
             of GPUs with tensor cores.
+        size: both sides, in pixels, that images are resized to before they are purified, and back
+            after: those of the denoiser's own images. Every gradient mode differentiates the
+            resizing as it is; see :func:`~scoreopt_defense.sizes.resized`.
         seed: where the stream of noise starts. Each call goes on in the stream, so that repeated
             calls stay independent, and each worker of a ``DataLoader`` has its own; without a seed
             it starts at the operating system's entropy. Torch's global generator is neither used
@@ -49,6 +52,7 @@ class PurifierSettings(Settings):
     max_batch: int | str | None = None
     autocast: str | None = None
     channels_last: bool = False
+    size: int | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -57,6 +61,8 @@ class PurifierSettings(Settings):
         check_flag("channels_last", self.channels_last)
         if self.autocast is not None:
             check_choice("autocast", self.autocast, ("bfloat16", "float16"))
+        if self.size is not None:
+            self._set("size", check_count("size", self.size))
         if self.max_batch not in (None, "auto"):
             self._set("max_batch", check_count("max_batch", self.max_batch))
         if self.deterministic and self.seed is None:
@@ -67,6 +73,11 @@ class PurifierSettings(Settings):
     @classmethod
     def options(cls) -> dict[str, Options]:
         return {"gradient": Options(GRADIENTS, Gradient)}
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it; without a size that is not set, so that results keep their keys."""
+        found = super().as_dict()
+        return found if self.size else {n: value for n, value in found.items() if n != "size"}
 
 
 def level_of(settings: PurifierSettings) -> Any:

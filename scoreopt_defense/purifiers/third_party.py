@@ -64,7 +64,7 @@ class ThirdParty(Purifier):
         differentiable: whether autograd goes through it, in mode ``"exact"``. Where it takes
             gradients itself, that is exact only if it takes them with ``create_graph=True``. It
             records all of a call at once: ``max_batch`` bounds the memory.
-        gradient, deterministic, max_batch, autocast, channels_last, seed: as in
+        gradient, deterministic, max_batch, autocast, channels_last, size, seed: as in
             :class:`~scoreopt_defense.purifiers.PurifierSettings`; the gradient is ``"bpda"``
             by default, ``"smoothed"`` is exact, and ``"auto"`` is no ``max_batch``.
 

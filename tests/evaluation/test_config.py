@@ -85,6 +85,22 @@ def test_what_the_file_says_is_what_is_made(written):
     assert plan.hash == config.plan(config.materials()).hash
 
 
+def test_a_purifier_of_another_size_than_the_classifiers(written):
+    """Attacked at 32 pixels, purified at 24 and classified at 28."""
+    purified = 'purifier = "OneShot"\ndenoiser = "mnist-tiny"\noverrides = { size = 24 }\n'
+    text = f"{IMAGES}resize = 32\n{BARE}crop = 28\n{purified}"
+    materials = load(written(text)).materials()
+    (model,), (x, _) = materials.defences.values(), materials.images.batch(0, 4)
+    assert (x.shape[-1], model.purifier.size) == (32, 24)
+    want = pretrained.classifier("mnist-tiny")(model.purifier(x, seed=1)[..., 2:30, 2:30])
+    assert torch.equal(model(x, seed=1), want)
+    plan = Plan.of(materials, batch=4)
+    (defence,) = plan.defences.values()
+    assert len(defence.behaviour["denoised image at sigma 0.25"]["of"]) == 2 * 8
+    (again,) = reload(Plan.from_json(plan.as_json())).models.values()
+    assert torch.equal(again(x, seed=1), want)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -19,6 +19,7 @@ from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.denoisers.nothing import NoDenoiser
 from scoreopt_defense.evaluation.judging.fresh import as_deployed, placed, reseeded
 from scoreopt_defense.purifiers import Purifier, ScoreOpt
+from scoreopt_defense.sizes import resized
 
 __all__ = ["behaviour", "is_blind", "unlike"]
 
@@ -107,6 +108,7 @@ def _denoised(purifier: Purifier, x: Tensor) -> Answers:
     if isinstance(denoiser, NoDenoiser):
         return {}
     low, high = denoiser.sigma_range
+    x = resized(x, purifier.size)
     noise = torch.randn(x.shape, generator=_generator(), device="cpu").to(x)
     with torch.no_grad():
         for level in _LEVELS:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.sizes import Fitted
 
 __all__ = ["as_json", "described", "digest", "json_digest", "key_of", "of_attack"]
 
@@ -30,6 +31,8 @@ def described(model: nn.Module) -> dict[str, Any]:
             "classifier": described(model.classifier),
             **{name: described(network) for name, network in purifier.named_children()},
         }
+    if isinstance(model, Fitted):
+        return {"fitted": model.extra_repr(), "net": described(model.net)}
     return {
         "module": type(model).__qualname__,
         "training": any(getattr(part, "training", False) for part in model.modules()),
