@@ -57,8 +57,8 @@ def layout(
 
     Args:
         paths: of files, below the root, with "/" between names; of folders, where they end in it.
-        split: ``"train"`` or ``"test"`` (``val``, if there is no such folder) where there are
-            splits; all of them by default.
+        split: ``"train"``, ``"validation"`` or ``"test"`` (``val``, if there is no such folder)
+            where there are splits; all of them by default.
         source: what errors call the root.
 
     Raises:
@@ -193,7 +193,7 @@ def _of_split(images: list[_Entry], level: int, split: str | None) -> set[str]:
     """The folders with the images of a split."""
     present = {entry.folders[level] for entry in images if len(entry.folders) > level}
     kinds = {SPLITS[folder.casefold()] for folder in present}
-    if split == "test" and "test" not in kinds:
+    if split == "validation" or (split == "test" and "test" not in kinds):
         split = "val"
     return {name for name in present if split in (None, SPLITS[name.casefold()])}
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import stat
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from scoreopt_defense._checks import check_file
 from scoreopt_defense._optional import optional
 from scoreopt_defense._text import printable
 
@@ -20,6 +21,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "UnreadableImageError",
     "as_colours",
+    "content_of",
     "header_of",
     "is_image_name",
     "read_pixels",
@@ -31,10 +33,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 _GREY = ("1", "L", "LA")  # modes of 8 bits and less
 _SIDEWAYS = (5, 6, 7, 8)  # orientations of EXIF that exchange height and width
+_LARGEST = 2**30  # bytes of a file
 
-
-#: Gives a path, or a stream of what is in a file.
-File = Callable[[], Path | IO[bytes]]
+#: Gives what is in a file; whatever it raises names the file.
+File = Callable[[], bytes]
 
 
 def is_image_name(name: str) -> bool:
@@ -47,27 +49,56 @@ class UnreadableImageError(ValueError):
 
 
 class Header(NamedTuple):
-    """What an image file says of itself: sides as it is shown, and whether it is coloured."""
+    """What an image file says of itself: sides as it is shown, whether it is coloured, a digest."""
 
     height: int
     width: int
     is_coloured: bool
+    sha256: str
+
+
+def content_of(path: Path) -> bytes:
+    """All of a regular file.
+
+    Raises:
+        OSError, ValueError: if it cannot be read, is a device or a pipe, or is too large.
+    """
+    check_file(path, most=_LARGEST)
+    return path.read_bytes()
 
 
 def header_of(file: File, name: str) -> Header:
-    """What a file says before its pixels, of which nothing is decoded.
+    """What a file says before its pixels, which are decoded only where nothing else shows damage.
+
+    A PNG file has checksums, and a WebP file's length is checked as it is opened; a JPEG file that
+    was cut off has no end after its last scan.
 
     Raises:
-        UnreadableImageError: naming it, if its header or a checksum of a PNG file is broken.
+        UnreadableImageError: as :func:`read_pixels`, but for a flipped bit of a JPEG file's.
     """
-    with _opened(file, name) as image:
+    content = b""
+
+    def read() -> bytes:
+        nonlocal content
+        content = file()
+        return content
+
+    with _opened(read, name) as image:
         width, height = image.size
         is_coloured = not (image.mode in _GREY or image.mode[0] in "IF")
+        is_plain = not (
+            image.mode[0] in "IF" or image.mode[-1] in "Aa" or "transparency" in image.info
+        )
+        is_whole = image.format in ("PNG", "WEBP") or (
+            image.format == "JPEG" and content.rfind(b"\xff\xd9") > content.rfind(b"\xff\xda")
+        )
         getexif = optional("PIL.Image", extra="data").Image.getexif  # PNG's own decodes the pixels
         turned = _orientation(partial(getexif, image))
         image.verify()
+    if not (is_plain and is_whole):
+        read_pixels(lambda: content, name)
     sides = (width, height) if turned in _SIDEWAYS else (height, width)
-    return Header(*sides, is_coloured)
+    return Header(*sides, is_coloured, hashlib.sha256(content).hexdigest())
 
 
 def read_pixels(file: File, name: str) -> np.ndarray:
@@ -112,9 +143,7 @@ def _opened(file: File, name: str) -> Iterator[Any]:
     pillow = optional("PIL.Image", extra="data")
     pillow.init()
     try:
-        source = file()
-        if isinstance(source, Path) and not stat.S_ISREG(os.stat(source).st_mode):
-            raise UnreadableImageError(f"{name} cannot be read: it is no regular file")
+        source = BytesIO(file())
         with warnings.catch_warnings():
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             opened = pillow.open(source, formats=[kind for kind in _FORMATS if kind in pillow.OPEN])

@@ -41,6 +41,7 @@ SETTINGS = {
     "max_batch": 3,
     "autocast": None,
     "channels_last": False,
+    "size": None,
     "seed": 7,
 }
 

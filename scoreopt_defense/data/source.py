@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scoreopt_defense._checks import check_labels, check_unit_images
 from scoreopt_defense._foreign import said
+from scoreopt_defense.data.cache import remembered, stamp
 from scoreopt_defense.data.preprocessing import Preprocessing, in_unit
 
 __all__ = ["Array", "Images", "Items", "Source", "Tensors"]
@@ -67,19 +68,24 @@ class Source(ABC):
     def digest(self, place: int) -> bytes:
         """What tells an image from others."""
 
+    @property
+    def changes(self) -> str | None:
+        """What is another whenever an image is, and takes no reading of them; None: unknown."""
+        return None
+
     def batch(self, first: int, end: int) -> tuple[Tensor, Tensor]:
         """The images from ``first`` to before ``end``, and their labels."""
         places = np.arange(first, min(end, len(self)))
         return self.read(places), torch.from_numpy(self.labels[places])
 
     def digests(self) -> list[str]:
-        """Of each image and its label, SHA-256."""
-        return [
-            hashlib.sha256(
-                self.digest(place) + int(label).to_bytes(8, "big", signed=True)
-            ).hexdigest()
-            for place, label in enumerate(self.labels)
-        ]
+        """Of each image and its label, SHA-256; those of a file are computed once."""
+        about = self.changes and f"{self.changes} {hashlib.sha256(self.labels).hexdigest()}"
+        return remembered(about, len(self), lambda: [*map(self._digest, range(len(self)))])
+
+    def _digest(self, place: int) -> str:
+        label = int(self.labels[place]).to_bytes(8, "big", signed=True)
+        return hashlib.sha256(self.digest(place) + label).hexdigest()
 
     def take(self, places: np.ndarray) -> Source:
         """Those images alone, in that order."""
@@ -106,6 +112,10 @@ class _Part(Source):
 
     def digest(self, place: int) -> bytes:
         return self.whole.digest(int(self.places[place]))
+
+    @property
+    def changes(self) -> str | None:
+        return self.whole.changes and f"{self.whole.changes} {self.places.tolist()}"
 
 
 class Tensors(Source):
@@ -188,6 +198,12 @@ class Array(Source):
         pixels = np.ascontiguousarray(self._array()[place])
         return f"{self.preprocessing} {pixels.shape}".encode() + pixels.tobytes()
 
+    @property
+    def changes(self) -> str | None:
+        if not isinstance(self._pixels, Path):
+            return None
+        return f"{self.preprocessing} {stamp([self._pixels])}"
+
 
 class Items(Source):
     """A ``torch.utils.data.Dataset`` of images and labels, such as torchvision's.
@@ -203,51 +219,64 @@ class Items(Source):
 
     def __init__(self, dataset: Any, *, preprocessing: Preprocessing | None = None) -> None:
         self.dataset, self.preprocessing = dataset, preprocessing or Preprocessing()
+        first, _ = self._item(0)
+        self._digests: dict[int, bytes] = {}
         targets = getattr(dataset, "targets", None)
-        if targets is None or len(targets) != len(dataset):
-            targets = [self._item(place)[1] for place in range(len(dataset))]
-        first = self._image(0)
-        super().__init__(targets, first.shape, getattr(dataset, "classes", None) or ())
-        if not torch.equal(self._image(0), first):
+        unsaid = targets is None or len(targets) != len(dataset)
+        super().__init__(np.zeros(0, int) if unsaid else targets, first.shape,
+                         getattr(dataset, "classes", None) or ())  # fmt: skip
+        if unsaid:
+            self.labels = _checked_labels([self._looked_at(n) for n in range(len(dataset))])
+        if not torch.equal(self._item(0)[0], first):
             raise ValueError(
                 "the data set gives another image each time it is asked for item 0: leave random "
                 "transforms out"
             )
 
-    def _item(self, place: int) -> Any:
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_digests": {}}
+
+    def _item(self, place: int) -> tuple[Tensor, Any]:
+        """An image, shape ``(C, H, W)``, in [0, 1], and its label."""
         try:
             image, label = self.dataset[place]
         except Exception as error:
             raise ValueError(
                 f"item {place} of the data set must be an image and a label: {said(error)}"
             ) from error
-        return image, label
-
-    def _image(self, place: int) -> Tensor:
-        image, _ = self._item(place)
         if isinstance(image, Tensor):
             image = image.float() / 255 if image.dtype == torch.uint8 else image
-            return check_unit_images(image[None])[0]
+            return check_unit_images(image[None])[0], label
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
             raise ValueError(
                 f"item {place} must have an image of uint8 pixels, shape (H, W, C), got "
                 f"{pixels.dtype} of shape {pixels.shape}"
             )
-        return in_unit([self.preprocessing(pixels)])[0]
+        return in_unit([self.preprocessing(pixels)])[0], label
+
+    def _of_the_shape(self, place: int) -> tuple[Tensor, Any]:
+        image, label = self._item(place)
+        if tuple(image.shape) != self.shape:
+            raise ValueError(
+                f"item {place} must have the shape {self.shape} of the first, got "
+                f"{tuple(image.shape)}: say a crop, in preprocessing"
+            )
+        return image, label
+
+    def _looked_at(self, place: int) -> Any:
+        """Its label; its digest is kept, so that it is not read again for that."""
+        image, label = self._of_the_shape(place)
+        self._digests[place] = hashlib.sha256(image.contiguous().numpy()).digest()
+        return label
 
     def read(self, places: np.ndarray) -> Tensor:
-        images = [self._image(int(place)) for place in places]
-        for place, image in zip(places, images):
-            if tuple(image.shape) != self.shape:
-                raise ValueError(
-                    f"item {place} must have the shape {self.shape} of the first, got "
-                    f"{tuple(image.shape)}: say a crop, in preprocessing"
-                )
-        return torch.stack(images)
+        return torch.stack([self._of_the_shape(int(place))[0] for place in places])
 
     def digest(self, place: int) -> bytes:
-        return self._image(place).numpy().tobytes()
+        if place not in self._digests:
+            self._looked_at(place)
+        return self._digests[place]
 
 
 def _checked_labels(labels: Any) -> np.ndarray:

@@ -64,10 +64,11 @@ class Images(_Section):
     """
 
     source: str
-    split: Literal["train", "test"] = "test"
+    split: Literal["train", "test", "validation"] = "test"
     n: Count | None = None
     seed: Seed = 0
     order: Literal["drawn", "index"] = "drawn"
+    columns: tuple[str, str] | None = None
     transform: Literal["torchvision", "timm"] | None = None
     resize: Count | None = None
     crop: Count | None = None
@@ -177,6 +178,7 @@ class Config(_Section):
             of_it = self.images
             images = data.source(
                 of_it.source, split=of_it.split, n=of_it.n, seed=of_it.seed, order=of_it.order,
+                columns=of_it.columns,
                 preprocessing=of_it.preprocessing(d.classifier for d in self.defences.values()),
             )  # fmt: skip
         defences = {name: defence(name, section) for name, section in self.defences.items()}
@@ -186,11 +188,8 @@ class Config(_Section):
             name: _attack(name, section, math.prod(images.shape))
             for name, section in self.attacks.items()
         }
-        criterion = (
-            AnyStep(confirm=self.judging.confirm)
-            if self.judging.criterion == "any-step"
-            else Final()
-        )
+        any_step = self.judging.criterion == "any-step"
+        criterion = AnyStep(confirm=self.judging.confirm) if any_step else Final()
         judging = Judging(criterion=criterion, purifications=self.judging.purifications)
         suites = {name: _suite(name, section) for name, section in self.suites.items()}
         if self.suite is not None:

@@ -344,7 +344,7 @@ def test_sizes_are_compared_before_anything_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "scoreopt_defense.data.files.read_pixels", lambda _, name: decoded.append(name)
     )
-    said = r"must share one size, or be cropped to one, got 8 x 6 \(a/0\.png\), 8 x 4 \(a/9\.png\)"
+    said = r"must share one size, or be cropped to one, got 8 x 6 \(.*a/0\.png\), 8 x 4 \(.*a/9"
     with pytest.raises(ValueError, match=said):
         data.image_folder(tmp_path)
     assert not decoded

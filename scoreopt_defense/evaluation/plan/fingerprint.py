@@ -32,7 +32,7 @@ def described(model: nn.Module) -> dict[str, Any]:
             **{name: described(network) for name, network in purifier.named_children()},
         }
     if isinstance(model, Fitted):
-        return {"fitted": model.extra_repr(), "net": described(model.net)}
+        return {"resize": model.resize, "crop": model.crop, "net": described(model.net)}
     return {
         "module": type(model).__qualname__,
         "training": any(getattr(part, "training", False) for part in model.modules()),

@@ -16,6 +16,7 @@ from scoreopt_defense.evaluation.config import Config, defence
 from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.plan.behaviour import behaviour, unlike
 from scoreopt_defense.evaluation.plan.fingerprint import described
+from scoreopt_defense.sizes import Fitted
 
 __all__ = ["Reloaded", "reload"]
 
@@ -74,8 +75,8 @@ def _classes(config: Config | None) -> tuple[str, ...]:
     if config is None:
         return ()
     try:
-        images = config.images
-        return data.source(images.source, split=images.split, n=1, seed=images.seed).classes
+        of_it = config.images.model_dump(include={"source", "split", "seed", "columns"})
+        return data.source(**of_it, n=1).classes
     except (OSError, ValueError, ImportError):
         return ()
 
@@ -108,6 +109,9 @@ def _network(
     shipped: dict[str, Any],
 ) -> nn.Module | None:
     """The shipped network of that description; each is loaded once."""
+    if "net" in about:
+        net = _network(kind, load, about["net"], shipped)
+        return net and Fitted(net, resize=about["resize"], crop=about["crop"])
     if kind not in shipped:
         models = [load(name) for name in pretrained.names(kind)]
         shipped[kind] = [(described(model), model) for model in models]
