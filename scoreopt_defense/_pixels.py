@@ -96,7 +96,9 @@ def header_of(file: File, name: str) -> Header:
         turned = _orientation(partial(getexif, image))
         image.verify()
     if not (is_plain and is_whole):
-        read_pixels(lambda: content, name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # who uses the pixels is warned
+            read_pixels(lambda: content, name)
     sides = (width, height) if turned in _SIDEWAYS else (height, width)
     return Header(*sides, is_coloured, hashlib.sha256(content).hexdigest())
 

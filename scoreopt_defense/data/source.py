@@ -80,7 +80,9 @@ class Source(ABC):
 
     def digests(self) -> list[str]:
         """Of each image and its label, SHA-256; those of a file are computed once."""
-        about = self.changes and f"{self.changes} {hashlib.sha256(self.labels).hexdigest()}"
+        about = (
+            self.changes and f"{self.changes} {hashlib.sha256(self.labels.tobytes()).hexdigest()}"
+        )
         return remembered(about, len(self), lambda: [*map(self._digest, range(len(self)))])
 
     def _digest(self, place: int) -> str:
@@ -267,7 +269,7 @@ class Items(Source):
     def _looked_at(self, place: int) -> Any:
         """Its label; its digest is kept, so that it is not read again for that."""
         image, label = self._of_the_shape(place)
-        self._digests[place] = hashlib.sha256(image.contiguous().numpy()).digest()
+        self._digests[place] = hashlib.sha256(image.numpy().tobytes()).digest()
         return label
 
     def read(self, places: np.ndarray) -> Tensor:

@@ -92,13 +92,14 @@ def test_images_are_resized_and_cropped_as_torchvision_does_it(size, interpolati
     assert resized.size(*size) == resized(pixels).shape[:2]
 
 
-def test_files_of_any_size_and_colour_become_one(tmp_path):
+def test_files_of_any_size_and_colour_become_one(tmp_path, monkeypatch):
     root = write(tmp_path / "images", [(9, 12), (14, 8), (8, 8)], grey=[1])
     with pytest.raises(ValueError, match="must share one size, or be cropped to one"):
         data.source(root)
     source = data.source(root, preprocessing=data.Preprocessing(10, 8))
     assert source.shape == (3, 8, 8)
     assert source.load().x.shape == (3, 3, 8, 8)
+    monkeypatch.setattr("scoreopt_defense.data.files._KEPT", 0)  # found before it is decoded
     with pytest.raises(ValueError, match=r"00\.png: crop must be at most its 9 x 12 pixels"):
         data.source(root, preprocessing=data.Preprocessing(crop=10))
 
@@ -135,6 +136,33 @@ def test_figures_do_not_depend_on_how_images_are_read(tmp_path):
     assert figures(judged(data.source(root))) == expected
     assert figures(judged(data.source(root), workers=2)) == expected
     assert figures(judged(Dataset(x, y))) == expected
+
+
+class Counted(Dataset):
+    def __init__(self, x, y):
+        super().__init__(x, y)
+        self.read = []
+
+    def __getitem__(self, place):
+        self.read.append(place)
+        return super().__getitem__(place)
+
+
+@pytest.mark.parametrize("has_targets", [False, True])
+def test_a_data_sets_items_are_read_once_before_they_are_worked_on(has_targets):
+    """But for the first, which is asked for twice more: whether it is the same again."""
+    x, y = images(6)
+    dataset = Counted(x, y)
+    if has_targets:
+        dataset.targets = y.tolist()
+    source = data.Items(dataset)
+    assert len(set(source.digests())) == 6
+    assert sorted(dataset.read) == [0, 0, 0, 1, 2, 3, 4, 5]
+    assert source.digests() == pickle.loads(pickle.dumps(source)).digests()
+    dataset.x = [*x[:5], x[5, :, :-1]]
+    again = pickle.loads(pickle.dumps(source))
+    with pytest.raises(ValueError, match="item 5 must have the shape .* of the first"):
+        again.digests()
 
 
 def test_a_data_sets_item_that_is_no_image_is_named():
