@@ -28,7 +28,8 @@ gpu: $(VENV)/dev.stamp  ## what only a CUDA device can show, to benchmarks/resul
 	$(BIN)/python -m benchmarks.speed.gpu
 
 # A file's tests stay in one process, as they share what is made once.
-test: $(VENV)/dev.stamp  ## the default tests and the doctests; under 10 minutes
+EXTRA ?= dev
+test: $(VENV)/$(EXTRA).stamp  ## the default tests and the doctests; under 10 minutes
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 # The instructions of a CPU without AVX-512, on one that has it, which changes nothing on one without;
@@ -47,7 +48,7 @@ test-roots: $(VENV)/dev.stamp  ## the default tests as where a library's square 
 		-k "not ($(ELSEWHERE))"
 
 test-oldest:  ## the default tests on the oldest releases that pyproject.toml allows
-	PIP_CONSTRAINT=$(CURDIR)/tests/oldest.txt $(MAKE) test VENV=.venv-oldest
+	PIP_CONSTRAINT=$(CURDIR)/tests/oldest.txt $(MAKE) test VENV=.venv-oldest EXTRA=test
 
 lint: $(VENV)/dev.stamp  ## formatting, lint and types
 	$(BIN)/ruff format --check .

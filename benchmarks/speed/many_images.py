@@ -1,23 +1,29 @@
 """The memory that an evaluation of ImageNet's number of images takes, and how soon it begins.
 
     python -m benchmarks.speed.many_images
+    python -m benchmarks.speed.many_images --files --images 50000
 
 Synthetic images of 224 x 224, a mapped ``.npy`` file, judged once without an attack by a network
-that costs nothing, in two workers: what is left is the evaluation's own.
+that costs nothing, in two workers: what is left is the evaluation's own. With ``--files``, how long
+a folder of JPEG files of several sizes takes to be opened and told from others, and again.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import threading
 import time
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from PIL import Image
 
 from benchmarks.common.results_file import write
 from benchmarks.speed.record import ONE, Threshold
@@ -37,6 +43,52 @@ def written(folder: Path, count: int) -> Path:
     pixels.flush()
     np.save(folder / "labels.npy", np.zeros(count, dtype=np.int64))
     return folder / "x.npy"
+
+
+def jpeg_files(folder: Path, count: int, classes: int = 1000) -> Path:
+    """So many JPEG files of ImageNet's usual sizes, each another one, in so many classes."""
+    generator, made = np.random.default_rng(0), []
+    for width, height in ((500, 375), (375, 500), (500, 333), (640, 480), (400, 300)):
+        coarse = generator.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+        large = np.asarray(
+            Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        )
+        noisy = np.clip(large + generator.normal(0, 12, large.shape), 0, 255).astype(np.uint8)
+        stream = BytesIO()
+        Image.fromarray(noisy).save(stream, "JPEG", quality=75)
+        made.append(stream.getvalue())
+    for place in range(count):
+        within = folder / f"n{place % classes:08d}"
+        within.mkdir(parents=True, exist_ok=True)
+        start, rest = made[place % len(made)][:2], made[place % len(made)][2:]
+        comment = b"\xff\xfe\x00\x0a" + f"{place:08d}".encode()
+        (within / f"{place:08d}.JPEG").write_bytes(start + comment + rest)
+    return folder
+
+
+def starts(folder: Path, count: int) -> dict[str, Any]:
+    """Seconds until files are known, the first time and the second."""
+    jpeg_files(folder / "images", count)
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    taken = []
+    for _ in range(2):
+        started, busy = time.perf_counter(), time.process_time()
+        source = data.source(folder / "images", preprocessing=data.Preprocessing(256, 224))
+        source.digests()
+        taken.append((time.perf_counter() - started, time.process_time() - busy))
+    (first, first_busy), (second, second_busy) = taken
+    files = [file for file in (folder / "images").rglob("*") if file.is_file()]
+    return {
+        "files": count,
+        "MB": round(sum(file.stat().st_size for file in files) / 1e6),
+        "first start, s": round(first, 1),
+        "of the processor": round(first_busy, 1),
+        "second start, s": round(second, 1),
+        "of the processor again": round(second_busy, 1),
+        "cache, MB": round(
+            sum(f.stat().st_size for f in (folder / "cache").rglob("*.json")) / 1e6, 1
+        ),
+    }
 
 
 class Peaks(threading.Thread):
@@ -94,15 +146,20 @@ def measured(folder: Path, count: int, workers: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, nargs="+", default=[500, 5_000, 50_000])
+    parser.add_argument("--files", action="store_true", help="of JPEG files, how soon it begins")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for count in args.images:
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measured(Path(folder), count, args.workers))
+            found = starts if args.files else partial(measured, workers=args.workers)
+            rows.append(found(Path(folder), count))
         print(rows[-1], flush=True)
-    write("many_images", workers=args.workers, side=SIDE, rows=rows)
+    if args.files:
+        write("many_files", rows=rows)
+    else:
+        write("many_images", workers=args.workers, side=SIDE, rows=rows)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def test_a_data_sets_items_are_read_once_before_they_are_worked_on(has_targets):
     assert source.digests() == pickle.loads(pickle.dumps(source)).digests()
     dataset.x = [*x[:5], x[5, :, :-1]]
     again = pickle.loads(pickle.dumps(source))
-    with pytest.raises(ValueError, match="item 5 must have the shape .* of the first"):
+    with pytest.raises(ValueError, match=r"item 5 must have the shape .* of the first"):
         again.digests()
 
 
