@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.adaptive.run import NAME, ROWS, THREATS
+from benchmarks.paper import random_networks
 from scoreopt_defense import purifiers
 from scoreopt_defense.attacks import ATTACKS, TABLE_5, paper_budget
 from scoreopt_defense.evaluation.config import Config, tomllib
@@ -93,6 +94,7 @@ class Cell:
         section: the defence's, of a configuration.
         attacks: sections by label; more than one where they share a run.
         judged: what is not the scale's default in ``judging``, in words.
+        prepared: how images are resized and cropped.
         worst: name of the adaptive benchmark's row about the same defence and threat, if any.
     """
 
@@ -105,6 +107,7 @@ class Cell:
     judging: Mapping[str, Any]
     rest: Mapping[str, Any]
     judged: str = ""
+    prepared: Mapping[str, Any] = field(default_factory=dict)
     worst: str | None = None
 
     @property
@@ -128,7 +131,7 @@ class Cell:
         attacks = {n: a | clean if "files" in a else a for n, a in self.attacks.items()}
         return Config.model_validate(
             {
-                "images": {"source": source, "n": self.images, "order": "index"},
+                "images": {"source": source, "n": self.images, "order": "index"} | self.prepared,
                 "defences": {self.defence: self.section},
                 "attacks": attacks,
                 "judging": self.judging,
@@ -172,6 +175,7 @@ def rows(
     denoiser: str | None = None,
     cifar10_c: str | None = None,
     float32: bool = False,
+    random_weights: bool = False,
 ) -> list[Row]:
     """The rows of a table at a scale.
 
@@ -179,8 +183,9 @@ def rows(
         classifier, denoiser: in place of the scale's own, for what this project can't name.
         cifar10_c: folder of CIFAR-10-C's arrays, in place of corruptions made here.
         float32: whether attacks compute in it, whatever the scale says.
+        random_weights: of the same architectures, which no download brings.
     """
-    made = _Maker(table, scale, classifier, denoiser, cifar10_c, float32)
+    made = _Maker(table, scale, classifier, denoiser, cifar10_c, float32, random_weights)
     return [row for values in specification(table).get("rows", ()) for row in made.rows(values)]
 
 
@@ -195,11 +200,13 @@ class _Maker:
         denoiser: str | None,
         cifar10_c: str | None,
         float32: bool,
+        random_weights: bool,
     ) -> None:
         self.spec, self.name, self.scale = specification(table), scale, SCALES[scale]
         if float32:
             self.scale = replace(self.scale, autocast=None)
         self.classifier, self.denoiser, self.cifar10_c = classifier, denoiser, cifar10_c
+        self.random_weights = random_weights
 
     def rows(self, values: dict[str, Any]) -> Iterator[Row]:
         """One, or one for each of the values that it varies."""
@@ -261,8 +268,13 @@ class _Maker:
             if default and (chosen := given or own):
                 section[part] = chosen
                 label += f", {part} {chosen.rpartition('/')[2]}"
+            if self.random_weights and part in section:
+                section[part] = random_networks.named(section[part])
+        if self.random_weights:
+            label += ", random weights"
+        section |= self.spec.get("fit", {})
         if "purifier" in section:
-            most = {"max_batch": 256} if self.name == "paper" else {}
+            most = {"max_batch": self.spec.get("max_batch", 256)} if self.name == "paper" else {}
             section["overrides"] = section.get("overrides", {}) | most | settings
         return label, section
 
@@ -316,7 +328,8 @@ class _Maker:
         return Cell(
             defence=defence, attack=name, section=section, attacks=attacks, judging=judging,
             judged=judged, images=self.spec.get(f"images_{self.name}", self.scale.images[asks]),
-            trials=trials, rest=self.scale.rest, worst=worst,
+            trials=trials, rest=self.scale.rest, prepared=self.spec.get("prepared", {}),
+            worst=worst,
         )  # fmt: skip
 
 

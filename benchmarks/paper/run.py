@@ -46,7 +46,8 @@ def run(table: str, args: argparse.Namespace) -> None:
     every = cells(table, args.scale, **_chosen(args))
     missing = [c for c in every if not _judged_so(c, there.get(c.key))]
     for cell in {c.run: c for c in missing}.values():
-        config = cell.config(args.source)
+        given = {n: getattr(args, n) for n in ("device", "batch") if getattr(args, n) is not None}
+        config = cell.config(args.source).model_copy(update=given)
         materials = config.materials()
         plan = config.plan(materials)
         if args.dry_run:
@@ -187,7 +188,8 @@ def _pixels(source: str, images: int) -> list[bytes]:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {n: getattr(args, n) for n in ("classifier", "denoiser", "cifar10_c", "float32")}
+    names = ("classifier", "denoiser", "cifar10_c", "float32", "random_weights")
+    return {n: getattr(args, n) for n in names}
 
 
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
@@ -201,6 +203,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--classifier", help="in place of the scale's own")
     parser.add_argument("--denoiser", help="likewise")
+    parser.add_argument(
+        "--random-weights", action="store_true",
+        help="of the ImageNet networks: what a run takes; nothing is exported",
+    )  # fmt: skip
+    parser.add_argument("--device", help="in place of the scale's own")
+    parser.add_argument("--batch", type=int, help="images a unit, likewise")
     parser.add_argument("--cifar10-c", help="folder of its arrays, for Table 5")
     precision.add_argument(parser)
     parser.add_argument("--row", action="append", help="run this one alone; may be repeated")
@@ -216,7 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
     timed = specification(args.table).get("kind") == "timing"
     if args.source is None and not (args.draw or args.export or timed):
         parser.error("name the images, or say --draw or --export")
-    tried = args.dry_run or args.images is not None
+    tried = args.dry_run or args.images is not None or args.random_weights
     if timed and not (args.draw or tried):
         paper_timing.run(args.table, args.scale, specification(args.table), SCALES[args.scale])
     elif not (args.draw or timed):

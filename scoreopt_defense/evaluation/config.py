@@ -22,6 +22,7 @@ from scoreopt_defense.evaluation.judging.threat_model import bound_of
 from scoreopt_defense.evaluation.plan import Materials, Plan
 from scoreopt_defense.evaluation.plan.plan import MOST_THREADS
 from scoreopt_defense.evaluation.plan.tasks import Suite
+from scoreopt_defense.sizes import fitted
 
 optional("pydantic", extra="evaluate")
 from pydantic import (  # noqa: E402
@@ -175,11 +176,10 @@ class Config(_Section):
             ConfigError: naming the key and value of what cannot be had.
         """
         with _named("images", self.images.source):
-            of_it = self.images
+            it = self.images
             images = data.source(
-                of_it.source, split=of_it.split, n=of_it.n, seed=of_it.seed, order=of_it.order,
-                columns=of_it.columns,
-                preprocessing=of_it.preprocessing(d.classifier for d in self.defences.values()),
+                it.source, split=it.split, n=it.n, seed=it.seed, order=it.order, columns=it.columns,
+                preprocessing=it.preprocessing(d.classifier for d in self.defences.values()),
             )  # fmt: skip
         defences = {name: defence(name, section) for name, section in self.defences.items()}
         with _named("device", self.device):
@@ -264,7 +264,7 @@ def _named(key: str, value: Any) -> Iterator[None]:
 def defence(name: str, section: Defence) -> nn.Module:
     key = f"defences.{name}"
     with _named(f"{key}.classifier", section.classifier):
-        network = named.classifier(section.classifier, resize=section.resize, crop=section.crop)
+        network = fitted(named.classifier(section.classifier), section.resize, section.crop)
     about = section.model_dump(exclude={"classifier", "votes"}, exclude_defaults=True)
     with _named(key, about):
         purifier = named.purifier(

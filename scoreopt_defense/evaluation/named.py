@@ -18,7 +18,6 @@ from scoreopt_defense.data import Preprocessing
 from scoreopt_defense.evaluation.plan.tasks import Suite
 from scoreopt_defense.evaluation.suite.adaptive import SUITES
 from scoreopt_defense.presets import preset
-from scoreopt_defense.sizes import Fitted
 
 __all__ = [
     "CLASSIFIERS",
@@ -42,7 +41,7 @@ CLASSIFIERS = (
 )
 
 
-def classifier(name: str, *, resize: int | None = None, crop: int | None = None) -> nn.Module:
+def classifier(name: str) -> nn.Module:
     """A classifier of images in [0, 1], in eval mode.
 
     Args:
@@ -51,17 +50,11 @@ def classifier(name: str, *, resize: int | None = None, crop: int | None = None)
             unless the name says so; ``timm:`` (``timm:local-dir:<folder>`` for what timm saved) and
             ``torchvision:``, which download weights and are given their normalisation;
             ``python:package.module:function`` is called without arguments and returns any module.
-        resize, crop: of its images, as of :class:`~scoreopt_defense.Fitted`.
 
     Raises:
         ValueError: if the name is unknown.
         ImportError: if the library is missing.
     """
-    network = _classifier(name)
-    return Fitted(network, resize=resize, crop=crop) if resize or crop else network
-
-
-def _classifier(name: str) -> nn.Module:
     kind, _, rest = name.partition(":")
     if kind not in _KINDS or not rest:
         if name not in pretrained.names("classifier") and kind != "file":
@@ -115,7 +108,8 @@ def purifier(
 ) -> purifiers.Purifier | None:
     """A purifier by its class's name, a preset and overrides; None for ``"none"``.
 
-    ``"python:package.module:function"`` is called without arguments and returns a purifier.
+    ``"python:package.module:function"`` is called without arguments and returns a purifier; as the
+    name of a denoiser, a :class:`~scoreopt_defense.denoisers.Denoiser`.
 
     Raises:
         ValueError, TypeError: naming what is missing, unknown or out of range.
@@ -151,7 +145,9 @@ def purifier(
         raise ValueError(f"{kind} needs denoiser = one of {pretrained.names('denoiser')}, ...")
     settings = (preset(preset_name) if preset_name else {}) | overrides
     found = kinds[kind].Settings.from_dict(settings)  # { name = "mse", weight = 0.1 } is a loss
-    return kinds[kind](pretrained.denoiser(denoiser), found)
+    own = denoiser.startswith("python:")
+    network = made(denoiser.removeprefix("python:")) if own else pretrained.denoiser(denoiser)
+    return kinds[kind](network, found)
 
 
 def attack(name: str, **overrides: Any) -> Any:

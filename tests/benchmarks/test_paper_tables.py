@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 from collections import defaultdict
 from functools import partial
 
@@ -22,10 +23,11 @@ from benchmarks.common.table_text import less, shares
 from benchmarks.paper import cells as paper_cells
 from benchmarks.paper import cost as paper_cost
 from benchmarks.paper import drawing as paper_drawing
+from benchmarks.paper import random_networks
 from benchmarks.paper import run as paper_tables
 from benchmarks.paper import timing as paper_timing
 from benchmarks.paper.cells import SCALES, TABLES, cells, rows, specification
-from scoreopt_defense import data
+from scoreopt_defense import Fitted, data
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.evaluation import Store, named
 from scoreopt_defense.evaluation import config as configuration
@@ -174,6 +176,9 @@ class _Rescaled(nn.Module):
 def _shorter(monkeypatch, table):
     """One judged purification, one step of ScoreOpt, and a curve's first point."""
     monkeypatch.setitem(specification(table), "judging_paper", {"purifications": 1})
+    for part, side in {"prepared": 32, "fit": 28}.items():  # of ImageNet's tables
+        if given := specification(table).get(part):
+            monkeypatch.setitem(specification(table), part, dict.fromkeys(given, side))
     for row in specification(table)["rows"]:
         if "values" in row:
             monkeypatch.setitem(row, "values", [1])
@@ -208,6 +213,32 @@ def test_the_papers_scale_runs_end_to_end_on_two_images(table, small, monkeypatc
         assert "EOT replicates" not in drawn
         assert svg.read_text().startswith("<?xml")
         assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_imagenets_files_are_purified_at_256_and_classified_at_224(small, monkeypatch):
+    """By networks of random weights, if need be, which every process makes alike."""
+    pillow = pytest.importorskip("PIL.Image")
+    for place, size in enumerate([(300, 270), (260, 400)]):
+        pixels = np.random.default_rng(place).integers(0, 256, (*size, 3), dtype=np.uint8)
+        pillow.fromarray(pixels).save(small / "images" / f"class {place}" / "0.png")
+    for cell in cells("table13", "paper", images=2, random_weights=True):
+        config = cell.config(str(small / "images"))
+        assert config.images.preprocessing([]) == data.Preprocessing(256, 256)
+        (section,) = config.defences.values()
+        assert section.crop == 224
+        assert "random weights" in cell.run
+        for name in (section.classifier, section.denoiser):
+            kind, module, function = name.split(":")
+            assert kind == "python"
+            assert callable(getattr(sys.modules[module], function))
+    monkeypatch.setattr(random_networks, "guided_diffusion", lambda: named.pretrained.denoiser(""))
+    model = configuration.defence("it", section)
+    assert isinstance(model.classifier, Fitted)
+    assert (model.purifier.max_batch, model.purifier.size) == ("auto", None)
+    images = data.source(small / "images", preprocessing=data.Preprocessing(256, 256))
+    assert images.shape == (3, 256, 256)
+    one, two = (random_networks.resnet50().state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_table_is_made_in_parts(small, monkeypatch):
