@@ -237,6 +237,7 @@ def test_imagenets_files_are_purified_at_256_and_classified_at_224(small, monkey
     assert (model.purifier.max_batch, model.purifier.size) == ("auto", None)
     images = data.source(small / "images", preprocessing=data.Preprocessing(256, 256))
     assert images.shape == (3, 256, 256)
+    assert random_networks.small_denoiser()(torch.rand(1, 3, 8, 8), 0.3).shape == (1, 3, 8, 8)
     one, two = (random_networks.resnet50().state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
