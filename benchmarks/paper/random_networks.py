@@ -63,10 +63,8 @@ class _Small(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        wide = nn.Conv2d(32, 32, 3, padding=1)
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 32, 3, padding=1), nn.SiLU(), wide, nn.SiLU(), nn.Conv2d(32, 3, 3, padding=1)
-        )  # fmt: skip
+        first, wide, last = (nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 32), (32, 32), (32, 3)))
+        self.layers = nn.Sequential(first, nn.SiLU(), wide, nn.SiLU(), last)
 
     def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         sigma = sigma.reshape(-1, 1, 1, 1)
