@@ -130,7 +130,7 @@ def test_attacks_move_in_the_frame_of_the_images():
 
 def test_a_purifiers_steps_are_of_its_size():
     seen = []
-    purifier = ScoreOpt(gaussian(), steps=2, size=9, sigma=SIGMA, lr=0.01)
+    purifier = ScoreOpt(gaussian(), variant="O", steps=2, size=9, sigma=SIGMA, lr=0.01)
     x = mid_images(2, size=SIDE)
     assert purifier(x, callback=lambda step: seen.append(step["x"].shape[-1])).shape == x.shape
     assert set(seen) == {9}
