@@ -22,7 +22,7 @@ def run_without(blocked, code):
 OPTIONAL = ["art", "torchattacks", "diffusers", "mlxtend", "PIL", "torchvision", "matplotlib",
             "foolbox", "hypothesis", "scipy", "recoloradv", "imagecorruptions", "typer", "rich",
             "pydantic", "distributed", "azula",
-            "plotly"]  # fmt: skip
+            "plotly", "datasets"]  # fmt: skip
 
 
 def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():
@@ -47,6 +47,7 @@ def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():
             lambda: data.mnist(),
             lambda: data.cifar("."),
             lambda: data.image_folder("."),
+            lambda: data.source("hf:nothing"),
             *(
                 lambda how=how: how.run(model, x, torch.tensor(y))
                 for how in (
@@ -69,6 +70,7 @@ def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():
             ("mlxtend", "data"),
             ("torchvision", "data"),
             ("PIL", "data"),
+            ("datasets", "huggingface"),
         ],
         *[("torchattacks", "attacks"), ("recoloradv", "attacks"), ("art", "art")],
         *[("foolbox", "attacks"), ("imagecorruptions", "corruptions")],
