@@ -54,8 +54,8 @@ def other(name):
     """Another value of each setting that is allowed beside the rest."""
     values = {"loss": MSE(weight=2.0), "steps": 3, "lr": 0.06, "sigma": (0.3, 0.3), "seed": 8,
               "outer_steps": 1, "optimizer": SGD(), "anchor": "moving", "gradient": BPDA(),
-              "deterministic": False, "max_batch": 4, "jacobian": False, "tol": 0.1,
-              "compile": True, "autocast": "bfloat16", "channels_last": True, "size": 7}  # fmt: skip
+              "deterministic": False, "max_batch": 4, "jacobian": False, "tol": 0.1, "size": 7,
+              "compile": True, "autocast": "bfloat16", "channels_last": True}  # fmt: skip
     with_it = {
         "variant": {"variant": "O", "anchor": "moving", "outer_steps": 1},
         "jacobian": {"jacobian": False, "anchor": "moving", "loss": MSE(weight=2.0)},
