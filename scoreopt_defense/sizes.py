@@ -22,11 +22,12 @@ def resized(x: Tensor, size: int | Sequence[int] | None) -> Tensor:
         x: shape ``(B, C, H, W)``.
         size: (height, width), or one number for both; None leaves the size.
     """
-    if size is None or (size := (size, size) if isinstance(size, int) else tuple(size)) == (
-        tuple(x.shape[-2:])
-    ):
+    if size is None:
         return x
-    return interpolate(x, size=size, mode="bilinear", align_corners=False)
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if sides == tuple(x.shape[-2:]):
+        return x
+    return interpolate(x, size=sides, mode="bilinear", align_corners=False)
 
 
 class Fitted(nn.Module):
