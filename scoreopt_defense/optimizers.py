@@ -84,9 +84,9 @@ class Adam:
     ) -> tuple[Tensor, ...]:
         m, v = state
         m = m.lerp(grad, 1 - self.beta1)
-        v = (self.beta2 * v).addcmul(grad, grad, value=1 - self.beta2)
-        divisor = self._divisor(_root(v) / (1 - self.beta2**count) ** 0.5)
-        return x - lr / (1 - self.beta1**count) * m / divisor, m, v
+        v = (self.beta2 * v).addcmul_(grad, grad, value=1 - self.beta2)
+        divisor = self._divisor(_root(v).div_((1 - self.beta2**count) ** 0.5))
+        return x - (lr / (1 - self.beta1**count) * m).div_(divisor), m, v
 
     def _divisor(self, root: Tensor) -> Tensor:
         return root + self.epsilon
@@ -122,7 +122,8 @@ class SmoothedAdam(Adam):
 
 def _root(v: Tensor) -> Tensor:
     """Square root, of derivative zero at zero: there v's own is zero and the root's infinite."""
-    return torch.where(v > 0, v, 1).sqrt().where(v > 0, 0)
+    positive = v > 0
+    return torch.where(positive, v, 1).sqrt_().where(positive, 0)
 
 
 #: What ``optimizer=`` may be by name.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -140,12 +140,14 @@ class LossGradient:
     loss: Loss
     moving: bool = True
     jacobian: bool = True
+    _spent: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     def __call__(
         self, x_t: Tensor, x: Tensor, x_a: Tensor, x_at: Tensor | None, sigma: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         denoised_a = None if x_at is None else self.denoiser(x_at, sigma)
         constant = None if self.jacobian else self.denoiser(x_t, sigma)
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x_t, x, x_a))
 
         def loss(shift: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             denoised = self.denoiser(x_t + shift, sigma) if constant is None else constant
@@ -157,10 +159,14 @@ class LossGradient:
                 )
             moved = x + shift if self.moving else x
             loss = self.loss(denoised, moved, x_a=x_a, denoised_a=denoised_a, sigma=sigma)
+            if not (recorded or torch.compiler.is_compiling()):
+                # Its graph will have given up its tensors, and stays until the next step's stands:
+                # what it is made of lies among them, and keeps the C library from giving the memory
+                # back to the system that the next step takes again.
+                self._spent[:] = [loss]
             return loss.sum(), (loss.detach(), denoised.detach())
 
-        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x_t, x, x_a))
-        grad, (losses, denoised) = _gradient(loss, torch.zeros_like(x_t), recorded)
+        grad, (losses, denoised) = _gradient(loss, x_t.new_zeros(()).expand_as(x_t), recorded)
         return grad, losses, denoised
 
 

@@ -60,10 +60,11 @@ def scoreopt_n(
     """Algorithm 2: optimise the noised attacked image, then denoise it once."""
     x_i = x_a
     for i in range(M):
-        sigma_t, eps_1 = noise.level(sigma, i, x_a), noise.eps_1(i, x_a)
-        x_t, state = x_i + sigma_t * eps_1, descent.start(x_a)
+        sigma_t = noise.level(sigma, i, x_a)
+        noise_1 = sigma_t * noise.eps_1(i, x_a)
+        x_t, state = x_i + noise_1, descent.start(x_a)
         for j in range(N):
-            x = descent.anchor(x_i, x_t - sigma_t * eps_1)
+            x = descent.anchor(x_i, x_t - noise_1)
             x_at = descent.noised_attack(x_a, sigma_t, noise, i, j)
             grad, state = descent.gradient(x_t, x, x_a, x_at, sigma_t, state)
             callback(dict(
