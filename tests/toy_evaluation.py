@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,17 @@ def found(result: Result | Path) -> list[dict[str, Any]]:
     return [_of_unit(result.store, unit, done) for unit, done in result.units()]
 
 
+def kept(out: Path) -> dict[str, bytes]:
+    """The images that a record has, as they are kept, by their digests."""
+    return dict(in_images(out, "SELECT digest, content FROM images"))
+
+
+def in_images(out: Path, statement: str, given: Any = ()) -> list[Any]:
+    """What SQLite says to a statement about a record's images."""
+    with closing(sqlite3.connect(out / "images.sqlite")) as database, database:
+        return database.execute(statement, given).fetchall()
+
+
 def _of_unit(store: Store, unit: Unit, done: UnitResult) -> dict[str, Any]:
     values = {
         name: value.tolist() if isinstance(value, np.ndarray) else value
@@ -151,8 +164,8 @@ def _of_unit(store: Store, unit: Unit, done: UnitResult) -> dict[str, Any]:
     }
     named = {"defence": unit.defence, "attack": unit.attack, "seed": unit.seed}
     whose = {"fingerprint": done.defence, "content": done.task}
-    images = store.adversarial(done).tobytes() if done.adversarial else None
-    return named | whose | values | {"bytes": images}
+    images = b"".join(image.tobytes() for image in store.adversarial(done).values())
+    return named | whose | values | {"bytes": images or None}
 
 
 def run_here(out: str, options: dict[str, Any], together: float = 0.0) -> None:

@@ -1,9 +1,10 @@
-"""What the evaluation itself costs: a unit's share of the coordinator, one more attack, a table.
+"""What the evaluation itself costs: a unit's share of the coordinator, one more attack, a page.
 
     python -m benchmarks.speed.record
 
 Units of a stub network, whose own time is taken off; then one more attack on a finished run of four
-defences and six attacks, counted; then a record of a million judged images, opened and printed.
+defences and six attacks, counted; then records of so many judged images, opened and printed, and
+their pages; and how all that grows. Seconds are the processor's.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common.results_file import write
+from benchmarks.common.timing import exponent
 from scoreopt_defense.evaluation import Judging, Result, Store, evaluate
 from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.record.rows import UnitResult
+from scoreopt_defense.evaluation.report import run_page
 from scoreopt_defense.evaluation.run.progress import Progress
 from scoreopt_defense.evaluation.run.unit import Outcome
 
@@ -45,8 +48,10 @@ class Threshold(nn.Module):
 class Brighter:
     """An attack that costs nothing."""
 
+    norm = "linf"
+
     def __init__(self, by: float) -> None:
-        self.by = by
+        self.by = self.eps = by
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return (x + self.by).clamp(0, 1)
@@ -71,7 +76,7 @@ class Counted(Progress):
 
 
 def defences(count: int) -> dict[str, nn.Module]:
-    return {f"d{k}": Threshold(0.41 + 0.05 * k).eval() for k in range(count)}
+    return {f"d{k}": Threshold(0.41 + 0.2 * k / count).eval() for k in range(count)}
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:
@@ -81,8 +86,8 @@ def images(count: int) -> tuple[Tensor, Tensor]:
 
 def units(folder: Path, count: int) -> dict[str, float]:
     """So many units of one image each."""
-    attacks = {f"a{k}": Brighter(0.01 * k) for k in range(4)}
-    seen, started = Counted(), time.perf_counter()
+    attacks = {f"a{k}": Brighter(0.01 * (k + 1)) for k in range(4)}
+    seen, cpu, started = Counted(), time.process_time(), time.perf_counter()
     evaluate(
         defences(4), images(count // 20), attacks, out=folder, batch=1, judging=ONE, checks=False,
         progress=seen,
@@ -91,30 +96,17 @@ def units(folder: Path, count: int) -> dict[str, float]:
     return {
         "units": len(seen.units),
         "milliseconds a unit": round(1000 * own / len(seen.units), 3),
+        "seconds": round(time.process_time() - cpu, 2),
         "megabytes after 1,000": round(seen.megabytes[0], 1),
         "megabytes at the end": round(seen.megabytes[-1], 1),
     }
 
 
-def one_more(folder: Path) -> dict[str, int]:
-    """Units that another attack on a finished run computes."""
-    attacks = {f"a{k}": Brighter(0.01 * k) for k in range(6)}
-    counts = {}
-    for name, asked in {"run": attacks, "one more": attacks | {"new": Brighter(0.3)}}.items():
-        seen = Counted()
-        evaluate(
-            defences(4), images(64), asked, out=folder, judging=ONE, checks=False, progress=seen
-        ).store.close()
-        counts[name] = len(seen.units)
-        counts[f"{name}, its own"] = seen.units.count("new")
-    return counts
-
-
-def table(folder: Path, count: int) -> dict[str, float]:
-    """Seconds until the table of so many judged images is there."""
-    attacks = {f"a{k}": Brighter(0.01 * k) for k in range(4)}
-    x, y = images(count // 20)
-    materials = materials_of(defences(4), (x, y), attacks, Judging())
+def judged(folder: Path, models: int, attacks: int, count: int, *, checks: bool) -> Path:
+    """A record of so many defences, attacks and images, judged at random."""
+    x, y = images(count)
+    tried = {f"a{k}": Brighter(0.005 * (k + 1)) for k in range(attacks)}
+    materials = materials_of(defences(models), (x, y), tried, Judging(), checks=checks)
     generator = np.random.default_rng(0)
     with Store(folder, writing=True) as store:
         for unit in store.adopt(Plan.of(materials)).units():
@@ -128,6 +120,59 @@ def table(folder: Path, count: int) -> dict[str, float]:
                     lead=np.where(right, 1.0, -1.0) * generator.random((unit.size, 8)),
                 )
             )  # fmt: skip
+    return folder
+
+
+def page(folder: Path, models: int, attacks: int, count: int) -> dict[str, Any]:
+    """The page of so many defences, attacks and images, with its checks; the best of two."""
+    judged(folder, models, attacks, count, checks=True)
+    seconds = []
+    for _ in range(2):
+        cpu = time.process_time()
+        with Store(folder) as store:
+            size = len(run_page(store))
+        seconds.append(time.process_time() - cpu)
+    shape = {"defences": models, "attacks": attacks, "images": count}
+    return shape | {"seconds": round(min(seconds), 2), "megabytes": round(size / 1e6, 1)}
+
+
+def grown(rows: list[dict[str, Any]], by: str) -> dict[str, Any]:
+    """Rows, and the exponent of their seconds."""
+    return {
+        "rows": rows,
+        "exponent": exponent([row[by] for row in rows], [row["seconds"] for row in rows]),
+    }
+
+
+def growth(folder: Path) -> dict[str, Any]:
+    """Seconds against images, attacks and units."""
+    of_images = [page(folder / f"i{n}", 2, 4, n) for n in (12_500, 25_000, 50_000)]
+    of_attacks = [page(folder / f"a{n}", 10, n, 256) for n in (10, 20, 40)]
+    of_units = [units(folder / f"u{n}", n) for n in (5_000, 10_000, 20_000)]
+    return {
+        "page against images": grown(of_images, "images"),
+        "page against attacks": grown(of_attacks, "attacks"),
+        "evaluation against units": grown(of_units, "units"),
+    }
+
+
+def one_more(folder: Path) -> dict[str, int]:
+    """Units that another attack on a finished run computes."""
+    attacks = {f"a{k}": Brighter(0.01 * (k + 1)) for k in range(6)}
+    counts = {}
+    for name, asked in {"run": attacks, "one more": attacks | {"new": Brighter(0.3)}}.items():
+        seen = Counted()
+        evaluate(
+            defences(4), images(64), asked, out=folder, judging=ONE, checks=False, progress=seen
+        ).store.close()
+        counts[name] = len(seen.units)
+        counts[f"{name}, its own"] = seen.units.count("new")
+    return counts
+
+
+def table(folder: Path, count: int) -> dict[str, float]:
+    """Seconds until the table of so many judged images is there."""
+    judged(folder, 4, 4, count // 20, checks=False)
     started, cpu = time.perf_counter(), time.process_time()
     with Store(folder) as store:
         str(Result(store))
@@ -140,17 +185,18 @@ def table(folder: Path, count: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--units", type=int, default=20_000)
     parser.add_argument("--images", type=int, default=1_000_000, help="judged ones, of the table")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    str(evaluate(defences(1), images(8), {"a": Brighter(0.1)}, checks=False))  # loads what it needs
+    run_page(evaluate(defences(2), images(8), {"a": Brighter(0.1)}).store)  # loads what it needs
     with tempfile.TemporaryDirectory() as folder:
         found = {
-            "units": units(Path(folder) / "units", args.units),
             "one more attack": one_more(Path(folder) / "more"),
             "table": table(Path(folder) / "table", args.images),
+            "page": page(Path(folder) / "page", 50, 20, 256),
+            **growth(Path(folder)),
         }
+        found["units"] = found["evaluation against units"]["rows"][-1]
     for name, figures in found.items():
         print(name, figures)
     write("record", seed=0, threads=1, **found)

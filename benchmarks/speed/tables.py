@@ -303,11 +303,28 @@ def _spread(figure: dict[str, float] | None) -> str:
     return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
 
 
+def stored_images() -> str:
+    """Bits a number of attacked images, and how long an image takes."""
+    rows = results("stored_images")["rows"]
+    return markdown(
+        ["bits a number (milliseconds an image)",
+         *(f"{row['attack']}, {row['side']}²" for row in rows)],
+        [
+            [way, *(f"{of['bits a number']:.1f} ({of['milliseconds an image']:.1f})"
+                    for of in (row["ways"][way] for row in rows))]
+            for way in rows[0]["ways"]
+        ]
+        + [["images that 16 bits hold exactly, %",
+            *(f"{100 * row['exact as 16 bits, share of images']:.0f}" for row in rows)]],
+    )  # fmt: skip
+
+
 SPEED_TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         speed_overhead, speed_doors, speed_parts, speed_authors, costs, speed_sequential,
         speed_many_steps, speed_attacks, speed_evaluate, speed_scaling, paper_networks, paper_hours,
         memory_authors, memory_max_batch, memory_jacobian, frontier_points, frontier_stopping,
+        stored_images,
     )
 }  # fmt: skip

@@ -33,10 +33,10 @@ from benchmarks.speed.record import ONE, Brighter, defences
 from scoreopt_defense.evaluation import Store
 from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
-from scoreopt_defense.evaluation.record.pixels import digest_of
+from scoreopt_defense.evaluation.record.packing import digest_of
 from scoreopt_defense.evaluation.run import scheduler, workers
 from scoreopt_defense.evaluation.run.progress import Progress
-from scoreopt_defense.evaluation.run.unit import Outcome, _result
+from scoreopt_defense.evaluation.run.unit import Outcome, _packed, _result
 
 PROCESSES = 4  # that Dask's workers are in
 #: All workers come at once, and what each looks at of itself many times a second is looked at here
@@ -59,7 +59,7 @@ def slept(unit: Unit, materials: Materials, seconds: float) -> Outcome:
         lead=np.ones((size, 1)), seconds=seconds, adversarial=(kept is not None and digest_of(kept))
         or None,
     )  # fmt: skip
-    return Outcome(unit, result, kept)
+    return Outcome(unit, result, None if kept is None else _packed(np.arange(size), kept))
 
 
 class Sleepers(Executor):

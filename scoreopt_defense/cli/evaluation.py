@@ -78,8 +78,8 @@ def evaluate(
         part.write_bytes(config.read_bytes())
     try:
         result = evaluate_plan(
-            plan, materials, out=folder, name=config.stem, workers=workers, cluster=cluster,
-            retry_failed=retry_failed, wait=wait, progress=progress(),
+            plan, materials, out=folder, name=config.stem, keep=read.keep, workers=workers,
+            cluster=cluster, retry_failed=retry_failed, wait=wait, progress=progress(),
         )  # fmt: skip
     except Stopped as stop:
         say(f"scoreopt: {stop}", error=True)

@@ -40,7 +40,6 @@ else:
 
 __all__ = ["Config", "ConfigError", "defence", "load"]
 
-
 _MAX_BYTES = 2**20  # of a file: more than anybody writes
 
 
@@ -151,7 +150,7 @@ class Config(_Section):
         defences, attacks: by name; the clean images are always judged.
         suite: the name of one at its own settings, such as ``"adaptive"``.
         suites: suites by name, with settings.
-        judging, checks, trials, batch, seed, threads: as in
+        judging, checks, keep, trials, batch, seed, threads: as in
             :func:`scoreopt_defense.evaluation.evaluate`.
         device: where the networks and images are put.
     """
@@ -163,6 +162,7 @@ class Config(_Section):
     suites: dict[str, SuiteSection] = {}
     judging: Judged = Judged()
     checks: bool = Field(default=True, strict=True)
+    keep: Literal["all", "worst", "none"] = "all"
     trials: Count = 1
     batch: Count = 32
     seed: Seed = 0

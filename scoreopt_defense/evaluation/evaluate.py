@@ -31,6 +31,7 @@ from scoreopt_defense.evaluation.record.recognised import changed
 from scoreopt_defense.evaluation.record.results import Result
 from scoreopt_defense.evaluation.record.store import Store
 from scoreopt_defense.evaluation.run import workers as crews
+from scoreopt_defense.evaluation.run.keeping import KEEP
 from scoreopt_defense.evaluation.run.progress import Progress
 from scoreopt_defense.evaluation.run.scheduler import run
 from scoreopt_defense.evaluation.suite.adaptive import SUITES
@@ -54,6 +55,7 @@ def evaluate(
     judging: Judging | None = None,
     suites: Mapping[str, Suite] | Iterable[str] | str = (),
     checks: bool = True,
+    keep: str = "all",
     workers: int = 1,
     cluster: str | None = None,
     threads: int = 1,
@@ -65,15 +67,13 @@ def evaluate(
 
     The clean images come first, as an attack of the name ``"clean"``. Figures depend on the
     arguments and on what a record has, not on the order, the number of workers, or how often a run
-    was stopped. The
-    caller's networks and attacks are worked with, and put back as they were after each attack and
-    each judging. Before the first, each defence is asked about a few images: what it answers to two
-    fixed ones is part of its key.
+    was stopped. The caller's networks and attacks are worked with, and put back as they were after
+    each attack and each judging. Before the first, each defence is asked about a few images: what
+    it answers to two fixed ones is part of its key.
 
     Args:
         defences: modules from images in [0, 1] to logits, in eval mode, by name; or one of them.
-            Randomised or not, a :class:`~scoreopt_defense.DefendedModel` or not. Each is asked
-            about a few images first.
+            Randomised or not, a :class:`~scoreopt_defense.DefendedModel` or not.
         images: ``(x, y)`` or :class:`~scoreopt_defense.data.Images`: ``x`` of shape
             ``(n, C, H, W)``, float32, in [0, 1]; or what is read where it is worked on: a
             :class:`~scoreopt_defense.data.Source` or a ``torch.utils.data.Dataset``.
@@ -95,18 +95,19 @@ def evaluate(
         checks: run what a checklist of the other attacks rests on beside them, on the first 32
             images: the defence's gradients, noise of each attack's size, and an attack without a
             bound. A defence that masks its gradients fails them.
+        keep: adversarial images that stay when the run is finished: ``"all"``, ``"none"``, or
+            ``"worst"``: of each image the one of the attack that left least, and a suite's worst.
         workers: processes, each with a copy of the networks, which must be pickled; 1 is this
             process.
         cluster: address of a Dask scheduler, in place of ``workers``.
         threads: of each worker, 1024 at most; the last bits of sums depend on it.
-        retry_failed: do the units again that ``out`` records as failed, and what began from them.
-        wait: until no other process writes the record, in place of an error that says which does.
+        retry_failed: do again what ``out`` records as failed, and what began from it.
+        wait: until no other process writes the record; without it that is an error.
         progress: told of each unit; silent by default.
 
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed, such as a defence
-            that does not answer with logits, a label that is none of its classes, or an attack that
-            would be held to nothing.
+            that gives no logits, a label of no class, or an attack that would be held to nothing.
         StoreError: if the record cannot be read or written, or another process is writing it.
         ConnectionError: if the cluster's scheduler does not answer, or is lost.
         Stopped: after Ctrl-C, when the units in flight are recorded.
@@ -123,7 +124,7 @@ def evaluate(
     materials = materials_of(defences, images, attacks, judging or Judging(), suites, checks=checks)
     plan = Plan.of(materials, trials=trials, batch=batch, seed=seed, threads=threads)
     return evaluate_plan(
-        plan, materials, out=out, name=name, workers=workers, cluster=cluster,
+        plan, materials, out=out, name=name, keep=keep, workers=workers, cluster=cluster,
         retry_failed=retry_failed, wait=wait, progress=progress,
     )  # fmt: skip
 
@@ -134,6 +135,7 @@ def evaluate_plan(
     *,
     out: str | Path | None = None,
     name: str = "evaluation",
+    keep: str = "all",
     workers: int = 1,
     cluster: str | None = None,
     retry_failed: bool = False,
@@ -142,6 +144,7 @@ def evaluate_plan(
 ) -> Result:
     """As :func:`evaluate`, of a plan and its materials."""
     check_count("workers", workers)
+    check_choice("keep", keep, KEEP)
     if cluster is not None:
         crew = crews.cluster(materials, plan.threads, cluster)
     elif workers > 1:
@@ -162,7 +165,7 @@ def evaluate_plan(
         if retry_failed:
             results = store.read({unit.key for unit in plan.units()})
             store.forget([result.key for result in results if result.error])
-        run(plan, materials, store, crew, progress)
+        run(plan, materials, store, crew, progress, keep=keep, view=name)
     except BaseException:
         store.close()
         raise
@@ -267,7 +270,8 @@ def _by_name(attacks: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
     if isinstance(attacks, str):
         attacks = [attacks]
     if not isinstance(attacks, Mapping):
-        pairs = [(a if isinstance(a, str) else _name(a), a) for a in attacks]
+        pairs = [(a if isinstance(a, str) else str(getattr(a, "name", type(a).__name__)), a)
+                 for a in attacks]  # fmt: skip
         attacks = dict(pairs)
         if len(attacks) < len(pairs):
             raise ValueError(
@@ -294,7 +298,3 @@ def _check_told_apart(attacks: Mapping[str, Any]) -> None:
                 f"attacks {other!r} and {name!r} say the same of themselves, and would have one "
                 "result: their as_dict() must tell them apart"
             )
-
-
-def _name(attack: Any) -> str:
-    return str(getattr(attack, "name", type(attack).__name__))

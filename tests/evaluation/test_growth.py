@@ -14,7 +14,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_evaluation import EPS, Ascent, Failing, Noisy, Toy, defences, found, images, run
+import toy_evaluation
+from toy_evaluation import (
+    EPS,
+    Ascent,
+    Failing,
+    Noisy,
+    Toy,
+    defences,
+    found,
+    images,
+    in_images,
+    run,
+)
 
 from scoreopt_defense import cli
 from scoreopt_defense.evaluation import AnyStep, Judging, Result, Store, StoreError, Suite
@@ -58,11 +70,10 @@ def carried_out(out, **options):
 
 
 def kept(out: Path):
-    """All rows of results, and all files of images, with their times."""
+    """All rows of results, and all images."""
     with sqlite3.connect(out / "record.sqlite") as database:
         rows = {row[0]: row for row in database.execute('SELECT "key", * FROM units')}
-    files = (out / "images").iterdir()
-    return rows | {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    return rows | toy_evaluation.kept(out)
 
 
 @pytest.fixture(scope="module")
@@ -363,8 +374,11 @@ def test_what_is_taken_out_is_gone_alone_and_can_be_done_again(kind, much, of_mu
         assert len(store.done()) == 30 - units
         assert list(store.views()) == ([] if kind == "a run" else ["evaluation"])
     with Store(much) as store:
-        named = {done.adversarial for done in store.read() if done.adversarial}
-        assert {path.stem for path in (much / "images").iterdir()} == named
+        made = {done.key for done in store.read() if done.adversarial}
+        assert store.pixels.held().keys() == made
+    held = in_images(much, "SELECT DISTINCT digest FROM held")
+    assert {digest for (digest,) in held} == toy_evaluation.kept(much).keys()
+    with Store(much) as store:
         if kind != "a run":
             assert str(Result(store))
     assert cli.main(["runs", str(much)]) == 0
@@ -492,9 +506,7 @@ def test_another_process_that_writes_is_said_at_once_and_readers_are_let_in(tmp_
     assert said_here in said
     assert "wait until it has ended, or give another folder" in said_here
     assert views == ["evaluation"]
-    (tmp_path / "images" / ".00aa11bb22cc33dd.part").touch()  # of a killed one
     assert found(run(tmp_path, **BASE)) == found(result) == found(run(None, **BASE))
-    assert not list(tmp_path.rglob("*.part"))
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from html_pages import Page
 from torch import Tensor, nn
-from toy_evaluation import Ascent, Noisy, defences, found, images, run
+from toy_evaluation import Ascent, Noisy, defences, found, images, in_images, run
 from toys import smooth_classifier
 
 from scoreopt_defense import cli
@@ -23,6 +23,7 @@ from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.plan import CLEAN, Defence, Plan, Planned
 from scoreopt_defense.evaluation.record import figures
 from scoreopt_defense.evaluation.record.export import to_json
+from scoreopt_defense.evaluation.record.packing import digest_of, pack
 from scoreopt_defense.evaluation.record.rows import UnitResult
 from scoreopt_defense.evaluation.report import comparison_page, run_page, tables
 from scoreopt_defense.evaluation.run.estimate import estimate
@@ -449,33 +450,34 @@ def test_a_page_reads_each_thing_once(masked: Result, monkeypatch: Any) -> None:
     assert probes == 6  # whose figures no table shows
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "other", "shape", "few"])
-def test_a_damaged_images_file_is_named_and_the_rest_is_shown(
+@pytest.mark.parametrize("damage", ["gone", "shape", "channels", "whole file"])
+def test_a_damaged_image_is_named_and_the_rest_is_shown(
     damage: str, tmp_path: Path, capsys: Any
 ) -> None:
-    import safetensors.numpy
-
     out = tmp_path / "run"
     few: dict[str, Any] = {"defences": {"noisy": Noisy().eval()}, "trials": 1}
     result = run(out, **few)
-    (name, *_) = [of.adversarial for unit, of in result.units() if unit.attack == "long"]
+    (key, *_) = [of.key for unit, of in result.units() if unit.attack == "long"]
     result.store.close()
-    file = out / "images" / f"{name}.safetensors"
     if damage == "gone":
-        file.unlink()
-    elif damage in (tensors := {
-        "other": ("y", (4, 3, 8, 8)), "shape": ("x", (4, 3, 2, 2)), "few": ("x", (1, 3, 8, 8)),
-    }):  # fmt: skip
-        name, shape = tensors[damage]
-        file.write_bytes(safetensors.numpy.save({name: np.zeros(shape, np.float32)}))
+        of_it = "SELECT digest FROM held WHERE unit = ?"
+        in_images(out, f"DELETE FROM images WHERE digest IN ({of_it})", [key])
+    elif damage == "whole file":
+        (out / "images.sqlite").write_bytes(b"not a database, and longer than a header" * 100)
     else:
-        file.write_bytes(file.read_bytes()[: 1000 if damage == "cut" else 0])
+        other = np.zeros((3, 2, 2) if damage == "shape" else (1, 8, 8), np.float32)
+        in_images(out, "INSERT INTO images VALUES (?, ?)", [digest_of(other), pack(other)])
+        in_images(out, "UPDATE held SET digest = ? WHERE unit = ?", [digest_of(other), key])
     with Store(out) as store:
         page = run_page(store)
     text = " ".join(Page(page).text.split())
-    assert f"{file} is missing or damaged" in text
+    said = {
+        "gone": "is missing or damaged", "shape": "is of shape (3, 2, 2), of (3, 8, 8) by the plan",
+        "channels": "is of shape (1, 8, 8)", "whole file": "its images.sqlite is damaged",
+    }  # fmt: skip
+    assert said[damage] in text
     assert "long on noisy" not in text
-    assert "ascent on noisy" in text
+    assert ("ascent on noisy" in text) == (damage != "whole file")
     assert cli.main(["report", str(out)]) == 0
     assert cli.main(["export", str(out), "--csv", str(tmp_path / "rows.csv")]) == 0
     assert cli.main(["export", str(out), "--json", str(tmp_path / "run.json")]) == 0

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from toy_evaluation import Ascent, Failing, Noisy, defences, found, images, run
+from toy_evaluation import Ascent, Failing, Noisy, defences, found, images, in_images, kept, run
 
 from scoreopt_defense import DefendedModel, ScoreOpt, cli, pretrained
 from scoreopt_defense._files import replacing
@@ -25,6 +25,8 @@ from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.record import store as storing
 from scoreopt_defense.evaluation.record.export import to_csv, to_json, to_parquet
+from scoreopt_defense.evaluation.record.packing import digest_of, pack, unpack
+from scoreopt_defense.evaluation.record.pixels import Pixels
 from scoreopt_defense.evaluation.report import write
 from scoreopt_defense.evaluation.report.reload import reload
 
@@ -64,9 +66,9 @@ def test_a_finished_run_is_read_and_nothing_is_done_again(finished):
         result = Result(store)
         rows = found(result)
         assert result.cell("noisy", "ascent").accuracy.n == 12
-    written = {path.name: path.stat().st_mtime_ns for path in (finished / "images").iterdir()}
+    written = kept(finished)
     assert found(run(finished, **SMALL)) == rows
-    assert {p.name: p.stat().st_mtime_ns for p in (finished / "images").iterdir()} == written
+    assert kept(finished) == written
 
 
 def test_any_program_that_reads_sqlite_can_read_it(finished):
@@ -85,12 +87,32 @@ def test_any_program_that_reads_sqlite_can_read_it(finished):
 def test_images_are_kept_once_whoever_they_are_of(tmp_path):
     """Clean ones are, of any defence and trial."""
     result = run(tmp_path)
-    kept = [path.stem for path in (tmp_path / "images").iterdir()]
-    assert sorted(kept) == sorted({done.adversarial for _, done in result.units()})
-    clean = {done.adversarial for unit, done in result.units() if unit.attack == "clean"}
-    assert len(clean) == 3  # of 18 units
-    content = safetensors.numpy.load_file(tmp_path / "images" / f"{clean.pop()}.safetensors")
-    assert any(np.array_equal(content["x"], X[i : i + 4].numpy()) for i in range(0, 12, 4))
+    made = {
+        digest_of(image)
+        for _, done in result.units()
+        for image in result.store.adversarial(done).values()
+    }
+    there = kept(tmp_path)
+    assert there.keys() == made
+    assert sum(digest_of(x) in there for x in X.numpy()) == 12  # of 18 units of 4
+    assert all(digest_of(unpack(content)) == digest for digest, content in there.items())
+
+
+def test_images_of_an_earlier_version_are_read_and_forgotten(finished):
+    """A file of safetensors' for each batch, by its digest."""
+    (folder := finished / "images").mkdir()
+    with Store(finished) as store:
+        before = found(Result(store))
+        for done in store.read():
+            batch = np.stack(list(store.adversarial(done).values()))
+            file = folder / f"{done.adversarial}.safetensors"
+            safetensors.numpy.save_file({"x": batch}, file)
+    (finished / "images.sqlite").unlink()
+    assert found(finished) == before
+    assert found(run(finished, **SMALL)) == before
+    with Store(finished, writing=True) as store:
+        store.forget(store.done())
+    assert not list(folder.iterdir())
 
 
 def test_adversarial_images_are_within_the_bound_and_in_their_places(finished):
@@ -137,22 +159,33 @@ def test_a_damaged_store_is_said_and_left(damage, finished):
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut short", "empty", "other pixels"])
+DAMAGE = {
+    "gone": "DELETE FROM images WHERE digest = ?",
+    "cut short": "UPDATE images SET content = substr(content, 1, 40) WHERE digest = ?",
+    "empty": "UPDATE images SET content = x'' WHERE digest = ?",
+    "no image": "UPDATE images SET content = 3 WHERE digest = ?",
+    "other pixels": (
+        "UPDATE images SET content = (SELECT min(content) FROM images) WHERE digest = ?"
+    ),
+    "a shape without end": (
+        "UPDATE images SET content = x'04ffffffffffffffffffffffff' WHERE digest = ?"
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_images_that_are_damaged_are_said_and_mended_by_doing_their_unit_again(damage, finished):
-    """Empty ones are what is left of a file that a power failure met before it was on the disk."""
     with Store(finished) as store:
         [done] = store.read([unit.key for unit in store.plan().units()][-1:])
-    path = finished / "images" / f"{done.adversarial}.safetensors"
-    content = path.read_bytes()
-    pixels = content[:-4] + b"\0\0\0\0"
-    path.write_bytes(
-        {"cut short": content[:-8], "empty": b"", "other pixels": pixels}.get(damage, b"")
+    before = kept(finished)
+    [(digest,)] = in_images(
+        finished, "SELECT digest FROM held WHERE unit = ? AND place = 2", [done.key]
     )
-    if damage == "gone":
-        path.unlink()
+    in_images(finished, DAMAGE[damage], [digest])
+    assert kept(finished) != before
     with (
         Store(finished) as store,
-        pytest.raises(StoreError, match=rf"{path} is missing or damaged .*: restore a copy, or"),
+        pytest.raises(StoreError, match=rf"image {digest} of .* is missing or damaged .*: restore"),
     ):
         Result(store).adversarial("noisy", "ascent")
     database = sqlite3.connect(finished / "record.sqlite")
@@ -160,7 +193,7 @@ def test_images_that_are_damaged_are_said_and_mended_by_doing_their_unit_again(d
         database.execute('DELETE FROM units WHERE "key" = ?', [done.key])
     database.close()
     assert found(run(finished, **SMALL)) == found(run(None, **SMALL))
-    assert path.read_bytes() == content
+    assert kept(finished) == before
 
 
 def test_a_unit_that_took_long_is_on_the_disk_as_soon_as_it_is_recorded(tmp_path):
@@ -169,9 +202,12 @@ def test_a_unit_that_took_long_is_on_the_disk_as_soon_as_it_is_recorded(tmp_path
     with Store(tmp_path, writing=True) as store:
         store.adopt(result.plan)
         for count, (_, done) in enumerate(result.units()):
-            store.add(replace(done, seconds=2.0), result.store.adversarial(done))
+            images = result.store.adversarial(done).items()
+            packed = {place: (digest_of(image), pack(image)) for place, image in images}
+            store.add(replace(done, seconds=2.0), packed)
             with Store(tmp_path) as reader:
                 assert len(reader.done()) == count + 1
+                assert len(reader.adversarial(done)) == 4
 
 
 def mounted(folder, *options):
@@ -186,13 +222,13 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(storing, "_TOGETHER", -1.0)  # each unit is on the disk at once
     out = tmp_path / "disk"
     out.mkdir()
-    mounted(out, "-o", "size=256k")
+    mounted(out, "-o", "size=512k")
     try:
         with pytest.raises(StoreError, match="the disk is full: free some space and start again"):
             run(out, **SMALL | {"batch": 1, "trials": 4})
         with Store(out) as store:
-            kept = len(store.done())
-        assert 0 < kept < 4 * 12 * 2
+            units = len(store.done())
+        assert 0 < units < 4 * 12 * 2
         subprocess.run(["mount", "-o", "remount,size=4m", str(out)], check=True)
         again = run(out, **SMALL | {"batch": 1, "trials": 4})
         assert found(again) == found(run(None, **SMALL | {"batch": 1, "trials": 4}))
@@ -203,22 +239,21 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
 def test_a_write_that_fails_keeps_what_was_there(tmp_path, monkeypatch):
     """As above, wherever nothing can be mounted."""
-    written, save = [], safetensors.numpy.save
+    written, write = [], Pixels.write
 
     def full(*arguments):
         written.append(1)
         if len(written) > 3:
             raise OSError(28, "No space left on device")
-        return save(*arguments)
+        return write(*arguments)
 
-    monkeypatch.setattr(safetensors.numpy, "save", full)
+    monkeypatch.setattr(Pixels, "write", full)
     with pytest.raises(StoreError, match="the disk is full"):
         run(tmp_path, **SMALL)
     monkeypatch.undo()
     with Store(tmp_path) as store:
-        recorded = {f"{done.adversarial}.safetensors" for done in store.read()}
-    assert set(os.listdir(tmp_path / "images")) == recorded
-    assert len(recorded) == 3
+        assert store.done() == store.pixels.held().keys()
+        assert len(store.done()) == 3
     assert found(run(tmp_path, **SMALL)) == found(run(None, **SMALL))
 
 
@@ -363,9 +398,6 @@ def test_nothing_of_a_record_is_a_pickle(tmp_path, monkeypatch):
         monkeypatch.setattr(pickle, name, refused)
     rows = found(run(tmp_path, **SMALL))
     assert found(tmp_path) == rows
-    monkeypatch.undo()
-    for path in tmp_path.rglob("*.safetensors"):
-        assert set(safetensors.numpy.load_file(path)) == {"x"}
 
 
 @pytest.mark.parametrize("writes", [to_csv, to_json, to_parquet, lambda _, path: write("a", path)])

@@ -33,6 +33,11 @@ for library in ("foolbox", "torchattacks"):
     pytest.importorskip(library)
 
 
+def images_of(batch: np.ndarray) -> Any:
+    """What a unit left, by place."""
+    return lambda places: {place: batch[place] for place in places}
+
+
 class Threshold(nn.Module):
     """Class 0 where an image's mean is below a half; the margin is how far it is from there.
 
@@ -201,7 +206,7 @@ class TestStages:
 
     def test_ties_keep_the_first(self) -> None:
         x, same = np.zeros((1, 1, 2, 2), dtype=np.float32), judged([[1]])
-        kept = carried(x, 0, [(same, x + 0.25), (same, x + 0.5)])
+        kept = carried(x, 0, [(same, images_of(x + by)) for by in (0.25, 0.5)])
         assert isinstance(kept, Carried)
         assert kept.images.max() == 0.25
         assert not kept.standing[0]

@@ -28,12 +28,12 @@ def contents(store: Store) -> list[list[list[str]]]:
                      str(plan.trials)])  # fmt: skip
     units: dict[str, Counter[str]] = {"defences": Counter(), "tasks": Counter()}
     failed, images = Counter[str](), Counter[str]()
-    size = {path: store.pixels.size(path) for path in {r.adversarial for r in store.read()} if path}
+    held = store.pixels.held()
     for result in store.read():
         for kind, of in (("defences", result.defence), ("tasks", result.task)):
             units[kind][of] += 1
             failed[of] += result.error is not None
-            images[of] += size.get(result.adversarial, 0) if result.adversarial else 0
+            images[of] += held[result.key][1] if result.key in held else 0
     called = _names(plans)
     defences = [["defence", "fingerprint", "units", "failed", "images, MB", "versions"]] + [
         [", ".join(called.get(row.id, ["(of no run)"])), row.id[:_SHORT],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -113,32 +114,52 @@ def aligned(a: dict[int, float], b: dict[int, float]) -> tuple[np.ndarray, np.nd
     return np.array([a[image] for image in both]), np.array([b[image] for image in both])
 
 
-def chance_of_more(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> float:
-    """How likely it is that ``a`` comes out so much higher than ``b``, if neither is higher.
+def chance_of_more(gaps: Sequence[np.ndarray], *, seed: int = 0) -> list[float]:
+    """How likely it is that so large a mean gap comes out, if neither side is higher; of many.
 
     The share of the ways to swap the two of an image, some images' or none, in which the mean
     difference is as large: a sign-flip test, one-sided. It rejects no oftener than it says at any
     number of images, where a bootstrap's interval of few is too narrow.
 
     Args:
-        a, b: of each image, shape ``(n,)``.
-        seed: of the 9,999 ways that are tried where there are more.
+        gaps: one side less the other, of each image, shape ``(n,)``.
+        seed: of the 9,999 ways that are tried where there are more, the same for all of one n.
 
     Reference:
         Fisher, The Design of Experiments, 1935, section 21.
     """
-    gaps = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    least = gaps.sum() - 1e-9 * np.abs(gaps).sum()  # sums of the same numbers in another order
-    if 2 ** len(gaps) <= _RESAMPLES:
-        ways = np.arange(2 ** len(gaps))[:, None] >> np.arange(len(gaps))
-        return float(((1 - 2 * (ways & 1)) @ gaps >= least).mean())
-    generator, above = np.random.default_rng(seed), 1  # the one that is there
-    if len(gaps) > _MANY:
-        values, counts = np.unique(gaps, return_counts=True)
-        more = generator.binomial(counts, 0.5, (_RESAMPLES, len(counts)))
-        above += int(((2 * more - counts) @ values >= least).sum())
-        return above / (_RESAMPLES + 1)
-    for first in range(0, _RESAMPLES, _AT_ONCE):
-        ways = generator.integers(0, 2, (min(_AT_ONCE, _RESAMPLES - first), len(gaps)))
-        above += int(((1.0 - 2 * ways) @ gaps >= least).sum())
+    found = [0.0] * len(gaps)
+    sizes: dict[int, list[int]] = defaultdict(list)
+    for place, gap in enumerate(gaps):
+        if len(gap) > _MANY:
+            found[place] = _of_many(gap, np.random.default_rng(seed))
+        else:
+            sizes[len(gap)].append(place)
+    for size, places in sizes.items():
+        of_size = np.stack([gaps[place] for place in places], axis=1)
+        least, ways = _least(of_size), 2**size
+        if ways <= _RESAMPLES:
+            flips = np.arange(ways)[:, None] >> np.arange(size) & 1
+            above = ((1.0 - 2 * flips) @ of_size >= least).sum(0)
+        else:
+            above, ways = np.ones(len(places)), _RESAMPLES + 1  # the one that is there
+            generator = np.random.default_rng(seed)
+            for first in range(0, _RESAMPLES, _AT_ONCE):
+                rows = min(_AT_ONCE, _RESAMPLES - first)
+                flips = generator.integers(0, 2, (rows, size))
+                above += ((1.0 - 2 * flips) @ of_size >= least).sum(0)
+        for place, share in zip(places, (above / ways).tolist()):
+            found[place] = share
+    return found
+
+
+def _of_many(gap: np.ndarray, generator: np.random.Generator) -> float:
+    values, counts = np.unique(gap, return_counts=True)
+    more = generator.binomial(counts, 0.5, (_RESAMPLES, len(counts)))
+    above = 1 + int(((2 * more - counts) @ values >= _least(gap)).sum())
     return above / (_RESAMPLES + 1)
+
+
+def _least(gaps: np.ndarray) -> Any:
+    """The sum that is there, less what another order of the same numbers may make of it."""
+    return gaps.sum(0) - 1e-9 * np.abs(gaps).sum(0)

@@ -24,6 +24,7 @@ from scoreopt_defense.evaluation.record.statistics import (
     survival,
 )
 from scoreopt_defense.evaluation.record.store import Store
+from scoreopt_defense.evaluation.record.store_error import NotKept, StoreError
 
 __all__ = ["Cell", "Failure", "Figures"]
 
@@ -235,23 +236,36 @@ class Figures:
     ) -> np.ndarray:
         """The adversarial images, shape ``(n, C, H, W)``.
 
-        NaN where there are none: their unit failed, or nothing was done to images past the first
-        256, which are those of the source.
+        NaN where there are none: their unit failed or did not meet them, they were not kept, or
+        nothing was done to images past the first 256, which are those of the source.
 
         Args:
             images: by their indices; all by default.
+
+        Raises:
+            NotKept: if these were made, and none of them was kept.
+            StoreError: naming what is missing or damaged.
         """
         self._check_known(defence, attack)
         if trial not in range(self.plan.trials):
             raise ValueError(f"trial must be from 0 to {self.plan.trials - 1}, got {trial!r}")
         places = {image: place for place, image in enumerate(images or range(self.plan.count))}
-        found = np.full((len(places), *self.plan.images["shape"][1:]), np.nan, dtype=np.float32)
+        shape = tuple(self.plan.images["shape"][1:])
+        found = np.full((len(places), *shape), np.nan, dtype=np.float32)
+        made, there = 0, 0
         for unit, result in self._units.get((defence, attack), ()):
-            here = [image for image in range(*unit.images) if image in places]
-            if unit.trial == trial and result.adversarial and here:
-                kept = self.store.adversarial(result)
-                for image in here:
-                    found[places[image]] = kept[image - unit.images[0]]
+            met = [p for p in result.places.tolist() if unit.images[0] + p in places]
+            if unit.trial == trial and result.adversarial and met:
+                kept = self.store.adversarial(result, met)
+                made, there = made + len(met), there + len(kept)
+                for place, image in kept.items():
+                    if image.shape != shape:
+                        raise StoreError(f"an image of {attack} is of shape {image.shape}, of "
+                                         f"{shape} by the plan")  # fmt: skip
+                    found[places[unit.images[0] + place]] = image
+        if made and not there:
+            raise NotKept(f"the images of {attack} on {defence} were not kept: a run says keep = "
+                          '"all" to have them, in a record that has no result of it')  # fmt: skip
         return found
 
     @property

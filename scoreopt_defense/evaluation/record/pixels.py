@@ -1,100 +1,171 @@
-"""Adversarial images of a record: a file for each batch of pixels, called by its digest."""
+"""Adversarial images of a record: each kept once, by its digest, whichever units made it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 
-from scoreopt_defense._files import replacing
-from scoreopt_defense.evaluation.record.store_error import StoreError
+from scoreopt_defense.evaluation.record.database import connected
+from scoreopt_defense.evaluation.record.packing import digest_of, unpack
+from scoreopt_defense.evaluation.record.store_error import StoreError, said_plainly
 
-__all__ = ["Pixels", "digest_of"]
+__all__ = ["IMAGES", "Packed", "Pixels"]
+
+IMAGES, _OLD = "images.sqlite", "images"  # once a file of safetensors' for each batch
+_SCHEMA = """
+    PRAGMA auto_vacuum=FULL;
+    PRAGMA journal_mode=WAL;
+    CREATE TABLE IF NOT EXISTS images (digest TEXT PRIMARY KEY NOT NULL, content BLOB NOT NULL);
+    CREATE TABLE IF NOT EXISTS held (
+        unit TEXT NOT NULL, place INTEGER NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (unit, place)
+    ) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS holders ON held (digest);
+"""
+
+
+#: Images by their places in a unit: digest, and what ``pack`` makes of it.
+Packed = Mapping[int, tuple[str, bytes]]
 
 
 class Pixels:
     """What is kept, on the disk or in memory.
 
     Args:
-        folder: None for memory.
+        folder: of ``images.sqlite``; None for memory.
+        writing: whether to write it, and make it if it is not there.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self._in_memory: dict[str, np.ndarray] = {}
-        self._unsynced: list[Path] = []
+    def __init__(self, folder: Path | None, *, writing: bool = False) -> None:
+        self.folder, self.writing = folder, writing
 
-    def make(self) -> None:
-        """Make the folder; what a run that was killed left half written goes."""
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob("*.part"):
-                left.unlink()
+    @cached_property
+    def _database(self) -> sqlite3.Connection:
+        """Opened when first asked for: a run's figures can be read without its images."""
+        file = None if self.folder is None else self.folder / IMAGES
+        if not self.writing and file and not file.is_file():
+            file = None  # there are none, or those of an earlier format
+        database = connected(file, writing=self.writing)
+        if file is None or self.writing:
+            database.executescript(_SCHEMA)
+        return database
 
-    def write(self, name: str, images: np.ndarray) -> None:
-        """Keep images by their digest, unless they are there: see :meth:`sync`."""
-        if self.folder is None:
-            self._in_memory[name] = images
-            return
-        path, content = self._path(name), safetensors.numpy.save({"x": images})
-        if not (path.exists() and path.read_bytes() == content):
-            with replacing(path) as temporary:
-                temporary.write_bytes(content)
-            self._unsynced.append(path)
+    def write(self, unit: str, images: Packed) -> None:
+        """Keep a unit's images: see :meth:`commit`."""
+        with self._errors():
+            self._database.executemany(
+                "INSERT INTO images VALUES (?, ?) ON CONFLICT (digest) DO UPDATE "
+                "SET content = excluded.content WHERE content != excluded.content",
+                images.values(),
+            )
+            self._database.executemany(
+                "INSERT OR REPLACE INTO held VALUES (?, ?, ?)",
+                [(unit, place, digest) for place, (digest, _) in images.items()],
+            )
 
-    def sync(self) -> None:
+    def commit(self) -> None:
         """Wait until what was written is on the disk."""
-        for path in self._unsynced:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        self._unsynced.clear()
+        with self._errors():
+            self._database.commit()
 
-    def read(self, name: str) -> np.ndarray:
-        """Images, shape ``(B, C, H, W)``, in [0, 1].
+    def read(self, unit: str, places: Sequence[int], old: str = "") -> dict[int, np.ndarray]:
+        """Those of a unit's images that are kept, by place: shape ``(C, H, W)``, in [0, 1].
+
+        Args:
+            old: what an earlier version called the file of all of them.
 
         Raises:
-            StoreError: naming the file, if it is missing or damaged.
+            StoreError: naming one that is missing or damaged.
         """
-        if self.folder is None:
-            return self._in_memory[name]
-        path = self._path(name)
+        one = (
+            "SELECT digest, content FROM held LEFT JOIN images USING (digest) "
+            "WHERE unit = ? AND place = ?"
+        )
+        found = {}
+        for place in places:
+            with self._errors():
+                rows = self._database.execute(one, [unit, place]).fetchall()
+            for digest, content in rows:
+                with _damaged(f"image {digest} of {self.folder}/{IMAGES}"):
+                    found[place] = _checked(unpack(content or b""), digest)
+        if not found and (path := self._old(old)):
+            with _damaged(str(path)):
+                images = _checked(safetensors.numpy.load_file(path)["x"], old)
+                found = {place: images[place] for place in places}
+        return found
+
+    def drop(self, unit: str, places: Sequence[int] | None = None, old: str | None = None) -> None:
+        """Keep a unit's images no longer, all or those; what others made as well stays with them.
+
+        Args:
+            old: as in :meth:`read`.
+        """
+        with self._errors():
+            held = self._database.execute("SELECT place, digest FROM held WHERE unit = ?", [unit])
+            gone = [of for of in held.fetchall() if places is None or of[0] in places]
+            self._database.executemany(
+                "DELETE FROM held WHERE unit = ? AND place = ?",
+                [(unit, place) for place, _ in gone],
+            )
+            self._database.executemany(
+                "DELETE FROM images WHERE digest = ? "
+                "AND digest NOT IN (SELECT digest FROM held WHERE digest = ?)",
+                [(digest, digest) for _, digest in gone],
+            )
+        if path := self._old(old):
+            path.unlink()
+
+    def is_old(self, name: str) -> bool:
+        """Whether there is a file of an earlier version's."""
+        return self._old(name) is not None
+
+    def _old(self, name: str | None) -> Path | None:
+        if self.folder is None or not name or not name.isalnum():
+            return None
+        path = self.folder / _OLD / f"{name}.safetensors"
+        return path if path.is_file() else None
+
+    def held(self) -> dict[str, tuple[int, int]]:
+        """How many images are kept of each unit, and their bytes; one of several counts in each."""
+        with self._errors():
+            rows = self._database.execute(
+                "SELECT unit, count(*), sum(length(content)) FROM held JOIN images USING (digest) "
+                "GROUP BY unit"
+            )
+            return {unit: (count, size) for unit, count, size in rows}
+
+    def close(self) -> None:
+        """Close the file, if it was opened."""
+        if "_database" in vars(self):
+            self._database.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """SQLite's errors, in a sentence that says what to do."""
         try:
-            images = safetensors.numpy.load_file(path)["x"]
-            if digest_of(images) != name:
-                raise ValueError("other pixels than were recorded")
-        except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
-            raise StoreError(
-                f"{path} is missing or damaged ({error}): restore a copy, or forget the result "
-                "and evaluate again"
-            ) from error
-        return images
-
-    def size(self, name: str) -> int:
-        """Bytes; 0 if they are gone."""
-        if self.folder is None:
-            return self._in_memory[name].nbytes
-        path = self._path(name)
-        return path.stat().st_size if path.exists() else 0
-
-    def delete(self, name: str) -> None:
-        """Keep them no longer."""
-        if self.folder is None:
-            self._in_memory.pop(name, None)
-        else:
-            self._path(name).unlink(missing_ok=True)
-
-    def _path(self, name: str) -> Path:
-        assert self.folder is not None
-        if not name.isalnum():
-            raise StoreError(f"{self.folder}: a result's images are called {name!r}")
-        return self.folder / f"{name}.safetensors"
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.folder}: {said_plainly(error, IMAGES)}") from error
 
 
-def digest_of(images: np.ndarray) -> str:
-    """What adversarial images are called by."""
-    about = json.dumps([str(images.dtype), images.shape]).encode()
-    return hashlib.sha256(about + np.ascontiguousarray(images).tobytes()).hexdigest()[:40]
+def _checked(images: np.ndarray, digest: str) -> np.ndarray:
+    if digest_of(images) != digest:
+        raise ValueError("other pixels than were recorded")
+    return images
+
+
+@contextmanager
+def _damaged(what: str) -> Iterator[None]:
+    """Whatever a damaged image raises, in a sentence that says what to do."""
+    try:
+        yield
+    except (OSError, LookupError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise StoreError(
+            f"{what} is missing or damaged ({error}): restore a copy, or forget the result and "
+            "evaluate again"
+        ) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +17,9 @@ import numpy as np
 
 from scoreopt_defense.evaluation.plan.environment import machine
 from scoreopt_defense.evaluation.plan.plan import Plan
+from scoreopt_defense.evaluation.record.database import connected
 from scoreopt_defense.evaluation.record.lock import Lock
-from scoreopt_defense.evaluation.record.pixels import Pixels
+from scoreopt_defense.evaluation.record.pixels import Packed, Pixels
 from scoreopt_defense.evaluation.record.recognised import recognised
 from scoreopt_defense.evaluation.record.rows import (
     KnownDefence,
@@ -33,7 +34,7 @@ from scoreopt_defense.evaluation.record.store_error import StoreError, said_plai
 
 __all__ = ["RECORD", "Store", "StoreError"]
 
-RECORD, _IMAGES = "record.sqlite", "images"
+RECORD = "record.sqlite"
 _FORMAT, _OLD = 3, "run.sqlite"  # of formats 1 and 2
 _TABLES = {"units": UnitResult, "defences": KnownDefence, "tasks": KnownTask, "views": View}
 _TOGETHER = 1.0  # second, within which what is added waits for the disk once
@@ -59,7 +60,7 @@ class Store:
 
     def __init__(self, folder: str | Path | None = None, *, writing: bool = False) -> None:
         self.folder = None if folder is None else Path(folder)
-        self.pixels = Pixels(None if self.folder is None else self.folder / _IMAGES)
+        self.pixels = Pixels(self.folder, writing=writing)
         self._lock: Lock | None = None
         self._committed = self._waits = 0.0
         with self._errors(), ExitStack() as undo:
@@ -71,29 +72,19 @@ class Store:
 
     def _open(self, *, writing: bool) -> sqlite3.Connection:
         if self.folder is None:
-            return sqlite3.connect(":memory:")
+            return connected(None, writing=True)
         file = self.folder / RECORD
         if writing:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(self.folder)
-            self.pixels.make()
-            database = sqlite3.connect(file, timeout=60)
-            database.execute("PRAGMA synchronous=FULL")
-            return database
-        if not file.is_file():
+        elif not file.is_file():
             if (self.folder / _OLD).is_file():
                 raise StoreError(
                     f"{self.folder} holds a record of an earlier format ({_OLD}): the version that "
                     "made it reads it; to evaluate again begins a new record beside it"
                 )
             raise StoreError(f"there is no record in {self.folder}: expected {RECORD}")
-        where = file.absolute().as_uri()
-        try:
-            database = sqlite3.connect(f"{where}?mode=ro", uri=True)
-            database.execute("SELECT name FROM views")
-            return database
-        except sqlite3.OperationalError:  # a log cannot be made on a medium that is read-only
-            return sqlite3.connect(f"{where}?immutable=1", uri=True)
+        return connected(file, writing=writing)
 
     def unlock(self) -> None:
         """Let others write, what is added being on the disk."""
@@ -213,32 +204,39 @@ class Store:
                     if wanted is None or row.key in wanted:
                         yield row
 
-    def add(self, result: UnitResult, images: np.ndarray | None = None, more: bool = False) -> None:
+    def add(self, result: UnitResult, images: Packed | None = None, more: bool = False) -> None:
         """Record a unit, whole or not at all: its images first, then its row.
 
         What took, or was added within, less than a second waits for the disk with the next; where
         there is ``more`` at hand, however long it took.
         """
         with self._errors():
-            if images is not None:
-                self.pixels.write(str(result.adversarial), images)
+            if images:
+                self.pixels.write(result.key, images)
             self._insert(result)
             self._waits = max(self._waits, result.seconds)
             if max(0 if more else self._waits, time.monotonic() - self._committed) > _TOGETHER:
                 self._commit()
 
     def _commit(self) -> None:
-        self.pixels.sync()
+        self.pixels.commit()
         self._database.commit()
         self._committed, self._waits = time.monotonic(), 0.0
 
-    def adversarial(self, result: UnitResult) -> np.ndarray:
-        """A unit's adversarial images, shape ``(B, C, H, W)``, in [0, 1].
+    def adversarial(
+        self, result: UnitResult, places: Sequence[int] | None = None
+    ) -> dict[int, np.ndarray]:
+        """Of a unit's adversarial images, or those, the ones that are kept, by place.
+
+        Shape ``(C, H, W)``, in [0, 1].
 
         Raises:
-            StoreError: naming the file, if it is missing or damaged.
+            StoreError: naming what is missing or damaged.
         """
-        return self.pixels.read(str(result.adversarial))
+        if result.adversarial is None:
+            return {}
+        wanted = result.places.tolist() if places is None else places
+        return self.pixels.read(result.key, wanted, result.adversarial)
 
     def forget(self, keys: Iterable[str]) -> int:
         """Delete results, those that began from them, and what no other result has.
@@ -256,10 +254,11 @@ class Store:
                 self._database.execute(
                     f"DELETE FROM {table} WHERE {key} NOT IN (SELECT {of} FROM units)"
                 )
-            self._commit()
             for row in rows:
-                if row.adversarial and row.adversarial not in kept:
-                    self.pixels.delete(row.adversarial)
+                if row.key in lost:
+                    old = row.adversarial if row.adversarial not in kept else None
+                    self.pixels.drop(row.key, old=old)
+            self._commit()
         return sum(row.key in lost for row in rows)
 
     def forget_view(self, name: str) -> None:
@@ -274,6 +273,7 @@ class Store:
             self.unlock()
         finally:
             self._database.close()
+            self.pixels.close()
 
     def __enter__(self) -> Store:
         return self

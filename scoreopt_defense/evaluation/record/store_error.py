@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 
-__all__ = ["StoreError", "said_plainly"]
+__all__ = ["NotKept", "StoreError", "said_plainly"]
 
 
 class StoreError(OSError):
     """A record that cannot be opened, read or written, and what to do about it."""
+
+
+class NotKept(StoreError):
+    """Images that a run was told not to keep."""
 
 
 def said_plainly(error: sqlite3.Error | OSError, file: str) -> str:

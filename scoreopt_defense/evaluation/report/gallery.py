@@ -20,8 +20,7 @@ from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.plan.fingerprint import key_of
 from scoreopt_defense.evaluation.record.figures import Cell
 from scoreopt_defense.evaluation.record.results import Result
-from scoreopt_defense.evaluation.record.rows import Judgement
-from scoreopt_defense.evaluation.record.store import StoreError
+from scoreopt_defense.evaluation.record.store_error import NotKept, StoreError
 from scoreopt_defense.evaluation.report.reload import Reloaded
 from scoreopt_defense.evaluation.run.unit import CLEAN_KEPT
 from scoreopt_defense.noise import derive, seeded
@@ -80,7 +79,8 @@ class Gallery:
         shrunk: whether they are smaller than they were.
         sides: of each defence, the attack that it undoes best and the one that it undoes least.
         absent: why there are none.
-        damaged: of files that cannot be read, what is wrong.
+        unkept: attacks on defences whose images the run did not keep.
+        damaged: of images that cannot be read, what is wrong.
     """
 
     walls: list[Wall]
@@ -90,6 +90,7 @@ class Gallery:
     shrunk: bool = False
     sides: list[tuple[Cell, Cell, Cell]] = field(default_factory=list)
     absent: str | None = None
+    unkept: int = 0
     damaged: list[str] = field(default_factory=list)
 
     @property
@@ -114,26 +115,30 @@ def gallery(result: Result, loaded: Reloaded, *, count: int = 8, seed: int = 0) 
         return Gallery([], absent=why)
     drawn = np.random.default_rng(seed).permutation(min(total, CLEAN_KEPT))[:count].tolist()
     clean: dict[str, Tensor] = {}
-    made, damaged = [], []
+    made, damaged, unkept = [], [], 0
     for cell in cells:
         try:
             if cell.defence not in clean:
                 clean[cell.defence] = _drawn(result, cell.defence, CLEAN, drawn)
             attacked = _drawn(result, cell.defence, cell.attack, drawn)
-        except StoreError as error:  # of one file; the others are shown
+        except NotKept:
+            unkept += 1
+        except StoreError as error:  # of one image; the others are shown
             damaged.append(str(error))
         else:
             made.append(_Maker(result, loaded, cell, drawn, clean[cell.defence], attacked, seed))
     made = [maker for maker in made if maker.places]
     damaged = list(dict.fromkeys(damaged))
     if not made:
-        return Gallery([], absent="none can be read", damaged=damaged)
+        why = "the run did not keep them (keep)" if unkept else "none can be read"
+        return Gallery([], absent=why, damaged=damaged)
     extremes = _sides(result)
     ends = [cell for _, *both in extremes for cell in both]
     walls = [Wall(maker.cell, maker.gain, maker.cell in ends) for maker in made]
     found = Gallery(
-        walls, len(drawn), seed, shrunk=max(sides) > _LONGEST, sides=extremes, damaged=damaged
-    )
+        walls, len(drawn), seed, shrunk=max(sides) > _LONGEST, sides=extremes, unkept=unkept,
+        damaged=damaged,
+    )  # fmt: skip
     size = 0
     for image in drawn:
         row = [(wall, maker.show(image)) for wall, maker in zip(walls, made)]
@@ -180,11 +185,12 @@ class _Maker:
         seed: int,
     ) -> None:
         self.cell, self.classes = cell, loaded.classes
-        self.rows: dict[int, Judgement] = {
-            row.image: row for row in result.judgements(cell.defence, cell.attack) if row.trial == 0
-        }
+        judged = result.judged(cell.defence, cell.attack)
+        rows = np.flatnonzero((judged.trials == 0) & np.isin(judged.images, drawn))
+        self.judged = dict(zip(judged.images[rows].tolist(), rows.tolist()))
+        self.labels, self.predicted = judged.labels, judged.predicted
         there = torch.isfinite(clean).flatten(1).all(1) & torch.isfinite(attacked).flatten(1).all(1)
-        keep = [i for i, ok in enumerate(there.tolist()) if ok and drawn[i] in self.rows]
+        keep = [i for i, ok in enumerate(there.tolist()) if ok and drawn[i] in self.judged]
         self.places = {drawn[i]: place for place, i in enumerate(keep)}
         self.clean, self.attacked = clean[keep], attacked[keep]
         self.gain = _gain(self.attacked - self.clean) if keep else 1.0
@@ -195,16 +201,16 @@ class _Maker:
     def show(self, image: int) -> Shown | None:
         if image not in self.places:
             return None
-        place, row = self.places[image], self.rows[image]
-        predicted = Counter(row.predicted.tolist())
+        place, row = self.places[image], self.judged[image]
+        label, predicted = int(self.labels[row]), Counter(self.predicted[row].tolist())
         return Shown(
             image,
-            self._class(row.label),
+            self._class(label),
             _png(self.clean[place]),
             _png(self.attacked[place]),
             _png(0.5 + self.gain * (self.attacked[place] - self.clean[place])),
-            right=predicted[row.label],
-            draws=len(row.predicted),
+            right=predicted[label],
+            draws=predicted.total(),
             taken_for=self._class(predicted.most_common(1)[0][0]),
             purified=None if self.purified is None else _png(self.purified[place]),
             bare=None if self.bare is None else self._class(self.bare[place]),

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from types import FrameType
 
@@ -18,6 +19,7 @@ from scoreopt_defense._foreign import said
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
 from scoreopt_defense.evaluation.record.judged import Judged
 from scoreopt_defense.evaluation.record.store import Store
+from scoreopt_defense.evaluation.run.keeping import Keeping, lacking
 from scoreopt_defense.evaluation.run.progress import Progress
 from scoreopt_defense.evaluation.run.unit import Outcome, lost
 from scoreopt_defense.evaluation.run.workers import LOOK, Crew, carry_out
@@ -41,8 +43,21 @@ class Stopped(KeyboardInterrupt):
         self.by = by
 
 
-def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Progress) -> None:
+def run(
+    plan: Plan,
+    materials: Materials,
+    store: Store,
+    crew: Crew,
+    progress: Progress,
+    *,
+    keep: str = "all",
+    view: str = "",
+) -> None:
     """Carry out whatever of the plan is not in the record.
+
+    Args:
+        keep, view: which images stay; see
+            :class:`~scoreopt_defense.evaluation.run.keeping.Keeping`.
 
     Raises:
         Stopped: after Ctrl-C or SIGTERM, when the units in flight are recorded; the same call goes
@@ -53,6 +68,11 @@ def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Pr
     """
     done = store.done()
     units = list({unit.key: unit for unit in plan.units()}.values())  # two names may be one task
+    if again := lacking(units, done, store):
+        progress.note(f"{len(again)} units are done again: others begin from images of theirs that "
+                      "were not kept")  # fmt: skip
+        done -= again
+    keeping = Keeping(keep, plan, store, view, done)
     progress.start(units, done)
 
     def begins_from(unit: Unit) -> Carried | None:
@@ -63,14 +83,16 @@ def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Pr
         there = {result.key: result for result in store.read(unit.needs)}
         found = (there[key] for key in unit.needs)
         judged = (
-            (Judged.of([result]), store.adversarial(result) if result.adversarial else x)
+            (Judged.of([result]), partial(store.adversarial, result))
             for result in found
             if result.predicted is not None
         )
         return carried(x, unit.images[0], judged)
 
     def record(outcome: Outcome, more: bool) -> None:
-        store.add(outcome.result, outcome.images, more=more)
+        images = outcome.images if keeping.takes(outcome.unit) else None
+        store.add(outcome.result, images, more=more)
+        keeping.recorded(outcome.unit)
         progress.advance(outcome)
         if outcome.result.error:
             progress.note(f"failed: {outcome.unit}: {outcome.result.error}")
@@ -90,6 +112,7 @@ def run(plan: Plan, materials: Materials, store: Store, crew: Crew, progress: Pr
         progress.stop()
     if work.left:
         raise _stopped(work)
+    keeping.finished()
 
 
 class _Work:

@@ -21,7 +21,8 @@ from scoreopt_defense.evaluation.judging import Judging, judge
 from scoreopt_defense.evaluation.judging.fresh import placed, reseeded
 from scoreopt_defense.evaluation.plan import Materials, Unit
 from scoreopt_defense.evaluation.plan.tasks import Judge, Task
-from scoreopt_defense.evaluation.record.pixels import digest_of
+from scoreopt_defense.evaluation.record.packing import digest_of, pack
+from scoreopt_defense.evaluation.record.pixels import Packed
 from scoreopt_defense.evaluation.record.rows import UnitResult
 from scoreopt_defense.evaluation.suite.carry_over import Carried
 from scoreopt_defense.noise import derive, seeded
@@ -34,15 +35,15 @@ CLEAN_KEPT = 256
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What came of a unit, and its adversarial images, shape ``(B, C, H, W)``.
+    """What came of a unit, and the adversarial images of what it tried.
 
-    Of an image that was not tried they are what the suite had found before. None of a unit that
-    failed, and where nothing was done to images past the first few: they are those of the source.
+    None of a unit that failed, and where nothing was done to images past the first few: they are
+    those of the source.
     """
 
     unit: Unit
     result: UnitResult
-    images: np.ndarray | None = None
+    images: Packed | None = None
 
 
 def execute(
@@ -60,17 +61,16 @@ def execute(
     model = _hookable(materials.defences[unit.defence])
     todo = materials.tasks[unit.attack][unit.defence]
     x, y = (placed(model, read) for read in materials.images.batch(*unit.images))
-    start, everyone = x, None
-    places = np.arange(unit.size)
+    start, places = x, np.arange(unit.size)
     if before is not None:
         start = torch.from_numpy(before.images).to(x)
         if not isinstance(todo, Judge):
-            places, everyone = before.standing.nonzero()[0], before.images
+            places = before.standing.nonzero()[0]
             kept = placed(model, torch.from_numpy(places))
             x, y, start = x[kept], y[kept], start[kept]
     calls: Counter[str] = Counter()
     found: dict[str, Any] = {}
-    images, error = everyone, None
+    images, error = None, None
     if len(x):
         try:
             with contained(), _threads(threads), _counted(model, calls):
@@ -80,7 +80,7 @@ def execute(
                     ),
                     unit.seed, x, y, start,
                 )  # fmt: skip
-            found, images = _put_together(parts, places, everyone)
+            found, images = _put_together(parts)
             if unit.images[0] >= CLEAN_KEPT and before is None and _are_clean(parts, x):
                 images = None
         except Exception as problem:  # whatever a library raises; the run goes on
@@ -91,7 +91,11 @@ def execute(
         denoiser_calls=calls["denoiser"], classifier_calls=calls["classifier"],
         seconds=time.perf_counter() - started, **found,
     )  # fmt: skip
-    return Outcome(unit, result, images)
+    return Outcome(unit, result, None if images is None else _packed(places, images))
+
+
+def _packed(places: np.ndarray, images: np.ndarray) -> Packed:
+    return {place: (digest_of(image), pack(image)) for place, image in zip(places.tolist(), images)}
 
 
 def lost(unit: Unit, labels: np.ndarray, error: str) -> Outcome:
@@ -166,18 +170,12 @@ def _confirmed(part: _Part, model: nn.Module, y: Tensor, confirm: int, seed: int
     return replace(part, left=left, draws=draws)
 
 
-def _put_together(
-    parts: list[_Part], places: np.ndarray, everyone: np.ndarray | None
-) -> tuple[dict[str, Any], np.ndarray]:
-    """A result's figures, and the images of all, be they tried or not."""
+def _put_together(parts: list[_Part]) -> tuple[dict[str, Any], np.ndarray]:
+    """A result's figures, and its images."""
     names = ("predicted", "lead", "broken", "left", "draws")
     found: dict[str, Any] = {n: _joined([getattr(part, n) for part in parts]) for n in names}
     images = _joined([part.images for part in parts])
     assert images is not None
-    if everyone is not None:
-        whole = everyone.copy()
-        whole[places] = images
-        images = whole
     measured = {
         name: torch.cat([part.measured[name].cpu().float() for part in parts]).tolist()
         for name in parts[0].measured

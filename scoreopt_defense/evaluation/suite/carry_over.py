@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,22 +67,30 @@ def harms(judged: Judged) -> list[Harm]:
     return [Harm(*of) for of in zip(expected.tolist(), leads.tolist(), left.tolist())]
 
 
-def carried(x: np.ndarray, first: int, found: Iterable[tuple[Judged, np.ndarray]]) -> Carried:
+#: Images by their places in a batch, of those places that are asked for.
+Found = Callable[[list[int]], Mapping[int, np.ndarray]]
+
+
+def carried(x: np.ndarray, first: int, found: Iterable[tuple[Judged, Found]]) -> Carried:
     """What a unit begins from.
 
     Args:
         x: its clean images.
         first: index of the first of them in the run.
-        found: of each unit before it, what was judged and the images that it left of all; one
-            may have met fewer images, or more.
+        found: of each unit before it, what was judged and the images that it left, but for those
+            that are clean; one may have met fewer images, or more.
     """
     images, standing = x.copy(), np.ones(len(x), dtype=bool)
     least = [Harm(2.0, 0.0, 2.0)] * len(x)  # nothing found yet
+    by: dict[int, Found] = {}
     for judged, attacked in found:
         for place, done in zip((judged.images - first).tolist(), harms(judged)):
             if place >= len(x):
                 continue
             standing[place] &= done.left > 0
             if done < least[place]:
-                least[place], images[place] = done, attacked[place]
+                least[place], by[place] = done, attacked
+    for attacked in dict.fromkeys(by.values()):
+        for place, image in attacked([place for place, of in by.items() if of is attacked]).items():
+            images[place] = image
     return Carried(images, standing)

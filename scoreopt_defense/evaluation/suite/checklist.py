@@ -158,7 +158,7 @@ class _Checks:
         # p is at most a half where the gap is above 0, and at least a half where it is not
         above = {pair: gap for pair, gap in gaps.items() if gap.mean() > 0}
         asked = above or dict([max(gaps.items(), key=lambda item: item[1].mean())])
-        found = {pair: chance_of_more(gap, np.zeros(len(gap))) for pair, gap in asked.items()}
+        found = dict(zip(asked, chance_of_more(list(asked.values()))))
         (weak, strong), chance = min(found.items(), key=lambda item: item[1])
         worst = difference(left[strong], left[weak], confidence=_CONFIDENCE)
         failed = [part for part in absent if self.was_run(part)]
@@ -264,7 +264,8 @@ class _OfSuite(_Checks):
             f"{100 * defended.mean():.1f} % defended, {100 * bare.mean():.1f} % bare, "
             f"{len(bare)} images"
         )
-        chance = chance_of_more(bare - _CLEAN_COST, defended) if lost > _CLEAN_COST else 1.0
+        gap = bare - _CLEAN_COST - defended
+        chance = chance_of_more([gap])[0] if lost > _CLEAN_COST else 1.0
         within = None if chance > _CHANCE and lost > _CLEAN_COST else chance > _CHANCE
         return _judged(name, said, within if _can_fail(len(bare)) else None)
 
