@@ -40,20 +40,28 @@ def written(folder: Path, count: int) -> Path:
 
 
 class Peaks(threading.Thread):
-    """The most memory that this process and its children had."""
+    """The most memory that this process and its children had.
 
-    def __init__(self) -> None:
+    Args:
+        kind: ``"rss"``, ``"uss"`` or ``"pss"``, as psutil has it.
+    """
+
+    def __init__(self, kind: str = "rss") -> None:
         super().__init__(daemon=True)
-        self.me, self.worker, self.stopped = 0, 0, False
-        self.before = psutil.Process().memory_info().rss
+        self.kind, self.me, self.worker, self.stopped = kind, 0, 0, False
+        self.before = self._of(psutil.Process())
+
+    def _of(self, process: psutil.Process) -> int:
+        info = process.memory_info() if self.kind == "rss" else process.memory_full_info()
+        return getattr(info, self.kind)
 
     def run(self) -> None:
         process = psutil.Process()
         while not self.stopped:
-            self.me = max(self.me, process.memory_info().rss)
+            self.me = max(self.me, self._of(process))
             for child in process.children(recursive=True):
                 try:
-                    self.worker = max(self.worker, child.memory_info().rss)
+                    self.worker = max(self.worker, self._of(child))
                 except psutil.Error:  # it has ended
                     continue
             time.sleep(0.05)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import secrets
 import signal
 import threading
@@ -13,11 +12,12 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from concurrent.futures import wait as futures_wait
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from scoreopt_defense._foreign import said
+from scoreopt_defense._mapped import Mapped, packed, unpacked
 from scoreopt_defense._memory import keep_freed_memory
 from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.plan import Materials, Unit
@@ -32,6 +32,7 @@ _HELD: dict[str, tuple[Materials, int] | str] = {}
 _ONE_AT_A_TIME = threading.Lock()
 LOOK = 5.0  # seconds, after which it is looked whether the workers are still there
 _PATIENCE = 10.0  # seconds, with a cluster that is asked to forget the networks
+_T = TypeVar("_T")
 _STARTS = 3  # of workers that are lost before their first unit, before the run is given up
 
 
@@ -45,10 +46,10 @@ def carry_out(key: str, unit: Unit, before: Carried | None = None) -> Outcome:
         return execute(unit, materials, before, threads=threads)
 
 
-def hold(key: str, blob: Any) -> None:
+def hold(key: str, data: Any) -> None:
     """Give this process the networks, and how many threads it computes with."""
     try:
-        _HELD[key] = pickle.loads(blob)
+        _HELD[key] = unpacked(data)
     except BaseException as error:  # whatever a user's module raises; said to who asks if it began
         _HELD[key] = said(error)
 
@@ -135,13 +136,11 @@ class _Here(Executor):
 
 
 def processes(materials: Materials, threads: int, count: int) -> Crew:
-    """A pool of so many processes, each with the networks."""
-    packed = _packed(materials, threads)
+    """A pool of so many processes, which share the networks' memory."""
     context = multiprocessing.get_context("spawn")
-    # Shared memory, which has no name and ends with the processes. As an argument the networks
-    # would fill the pipe to a process that dies before it reads, and the write would never end.
-    blob = context.RawArray("B", len(packed))
-    memoryview(blob).cast("B")[:] = packed
+    # As an argument the networks would fill the pipe to a process that dies before it reads, and
+    # the write would never end.
+    mapped = _for_workers(Mapped, materials, threads)
     key, turn, devices = secrets.token_hex(8), context.Value("i", 0), _devices(materials)
 
     @contextmanager
@@ -151,7 +150,7 @@ def processes(materials: Materials, threads: int, count: int) -> Crew:
             count,
             mp_context=context,
             initializer=_start_process,
-            initargs=(key, blob, turn, devices),
+            initargs=(key, mapped, turn, devices),
         )
         try:
             yield pool, lambda: count
@@ -165,9 +164,9 @@ def processes(materials: Materials, threads: int, count: int) -> Crew:
     return Crew(opened, key)
 
 
-def _packed(materials: Materials, threads: int) -> bytes:
+def _for_workers(pack: Callable[[Any], _T], *things: Any) -> _T:
     try:
-        return pickle.dumps((materials, threads))
+        return pack(things)
     except Exception as error:
         raise ValueError(
             f"workers need networks and attacks that can be pickled, and these cannot ({error}): "
@@ -184,7 +183,7 @@ def _devices(materials: Materials) -> list[str]:
     return said.split(",") if said else [str(i) for i in range(torch.cuda.device_count())]
 
 
-def _start_process(key: str, blob: Any, turn: Any, devices: Sequence[str]) -> None:
+def _start_process(key: str, data: Any, turn: Any, devices: Sequence[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # are the coordinator's, and are sent to all
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -193,7 +192,7 @@ def _start_process(key: str, blob: Any, turn: Any, devices: Sequence[str]) -> No
             os.environ["CUDA_VISIBLE_DEVICES"] = devices[turn.value % len(devices)]
             turn.value += 1
     keep_freed_memory()
-    hold(key, memoryview(blob))
+    hold(key, data)
 
 
 def _end_with_parent() -> None:
@@ -211,7 +210,7 @@ def cluster(materials: Materials, threads: int, address: str) -> Crew:
     carries out one unit at a time.
     """
     distributed = optional("distributed", extra="cluster")
-    blob, key = _packed(materials, threads), secrets.token_hex(8)
+    data, key = _for_workers(packed, materials, threads), secrets.token_hex(8)
 
     lost = (
         f"the Dask scheduler at {address} is lost: what is recorded is kept. Start a scheduler and "
@@ -224,7 +223,7 @@ def cluster(materials: Materials, threads: int, address: str) -> Crew:
             client = distributed.Client(address, timeout="30s", set_as_default=False)
         except (OSError, ValueError) as error:
             raise ConnectionError(f"no Dask scheduler answers at {address}: {error}") from error
-        plugin = _plugin(key, blob)
+        plugin = _plugin(key, data)
 
         def width() -> int:
             try:
@@ -254,7 +253,7 @@ def cluster(materials: Materials, threads: int, address: str) -> Crew:
     return Crew(opened, key)
 
 
-def _plugin(key: str, blob: bytes) -> Any:
+def _plugin(key: str, data: bytearray) -> Any:
     base: Any = optional("distributed", extra="cluster").WorkerPlugin
 
     class Networks(base):
@@ -264,11 +263,14 @@ def _plugin(key: str, blob: bytes) -> Any:
         def setup(self, worker: Any) -> None:
             from scoreopt_defense.evaluation.run import workers
 
-            workers.hold(key, blob)
+            workers.hold(key, self.data)
+            self.data = None  # which it has a copy of
 
         def teardown(self, worker: Any) -> None:
             from scoreopt_defense.evaluation.run import workers
 
             workers.let_go(key)
 
-    return Networks()
+    plugin = Networks()
+    plugin.data = data
+    return plugin
