@@ -43,16 +43,19 @@ class Mapped:
             self._block = multiprocessing.RawArray("B", len(data))
             memoryview(self._block).cast("B")[:] = data
         else:
-            has = hasattr(os, "memfd_create")
-            self._file = (
-                open(os.memfd_create("scoreopt"), "w+b") if has else tempfile.TemporaryFile()
-            )
+            self._file = _nameless()
             _pack(thing, self._file)
 
     def __reduce__(self) -> Any:
         if sys.platform == "win32":
             return bytearray, (self._block,)
         return _maps, (reduction.DupFd(self._file.fileno()),)
+
+
+def _nameless() -> Any:
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("scoreopt"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _maps(file: Any) -> tuple[mmap.mmap, mmap.mmap]:

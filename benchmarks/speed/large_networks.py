@@ -3,7 +3,7 @@
     python -m benchmarks.speed.large_networks
 
 A network of 200 MB, and none, in 2 and 4 worker processes that judge a few images: the most memory
-that a process had to itself (USS), and with its share of what several map (PSS).
+that a process had to itself, and with its share of what several map (PSS).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import nn
 
 from benchmarks.common.results_file import write
 from benchmarks.speed.many_images import First, Peaks
-from benchmarks.speed.record import ONE, images
-from scoreopt_defense.evaluation import evaluate
+from benchmarks.speed.record import images
+from scoreopt_defense.evaluation import Judging, evaluate
 
 WIDTH = 1024  # a layer has 4.2 MB
 
@@ -28,22 +28,22 @@ def network(megabytes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(16, WIDTH), *layers, nn.Linear(WIDTH, 2)).eval()
 
 
-def measured(megabytes: int, workers: int, cluster: str | None = None) -> dict[str, Any]:
+def measured(megabytes: int, workers: int) -> dict[str, Any]:
     model = network(megabytes)
-    uss, pss, first, started = Peaks("uss"), Peaks("pss"), First(), time.perf_counter()
-    uss.start(), pss.start()
+    own, pss, first, started = Peaks("own"), Peaks("pss"), First(), time.perf_counter()
+    own.start(), pss.start()
     evaluate(
-        {"it": model}, images(64), judging=ONE, checks=False, batch=2, workers=workers,
-        progress=first,
+        {"it": model}, images(64), judging=Judging(purifications=20), checks=False, batch=8,
+        workers=workers, progress=first,
     ).store.close()  # fmt: skip
-    uss.stopped = pss.stopped = True
+    own.stopped = pss.stopped = True
     return {
         "network, MB": megabytes,
         "workers": workers,
-        "coordinator, USS": round(uss.me / 1e6),
-        "coordinator, PSS": round(pss.me / 1e6),
-        "worker, USS": round(uss.worker / 1e6),
-        "worker, PSS": round(pss.worker / 1e6),
+        "coordinator, own MB": round(own.me / 1e6),
+        "coordinator, PSS MB": round(pss.me / 1e6),
+        "worker, own MB": round(own.worker / 1e6),
+        "worker, PSS MB": round(pss.worker / 1e6),
         "seconds to the first unit": round(first.began - started, 1),
         "seconds": round(time.perf_counter() - started, 1),
     }

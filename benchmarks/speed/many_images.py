@@ -43,7 +43,8 @@ class Peaks(threading.Thread):
     """The most memory that this process and its children had.
 
     Args:
-        kind: ``"rss"``, ``"uss"`` or ``"pss"``, as psutil has it.
+        kind: ``"rss"`` or ``"pss"``, as psutil has it; or ``"own"``, what no other process and no
+            file has, which does not depend on who else has the same libraries.
     """
 
     def __init__(self, kind: str = "rss") -> None:
@@ -52,8 +53,10 @@ class Peaks(threading.Thread):
         self.before = self._of(psutil.Process())
 
     def _of(self, process: psutil.Process) -> int:
-        info = process.memory_info() if self.kind == "rss" else process.memory_full_info()
-        return getattr(info, self.kind)
+        if self.kind == "pss":
+            return process.memory_full_info().pss
+        memory = process.memory_info()
+        return memory.rss - (memory.shared if self.kind == "own" else 0)
 
     def run(self) -> None:
         process = psutil.Process()
