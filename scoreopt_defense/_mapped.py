@@ -116,7 +116,7 @@ def _pack(thing: Any, file: BinaryIO) -> None:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, rest: BinaryIO, numbers: BinaryIO) -> None:
+    def __init__(self, rest: BinaryIO, numbers: Any) -> None:
         super().__init__(rest)
         self.numbers = numbers
         self.seen: dict[tuple[int, int], tuple[int, UntypedStorage]] = {}

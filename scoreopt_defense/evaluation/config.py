@@ -30,6 +30,7 @@ from pydantic import (  # noqa: E402
     ConfigDict,
     Field,
     ValidationError,
+    WrapValidator,
 )
 
 if sys.version_info >= (3, 11):
@@ -53,6 +54,7 @@ class _Section(BaseModel):
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, strict=True)]
+OrAuto = WrapValidator(lambda value, count: None if value == "auto" else count(value))
 
 
 class Images(_Section):
@@ -117,15 +119,16 @@ def _fraction(value: Any) -> Any:
     return value
 
 
+Eps = Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)]
+
+
 class Attacked(_Section):
     """An attack's name, by default the section's own, and overrides of its settings."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     attack: str | None = None
-    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)] | None = (
-        None
-    )
+    eps: Eps | None = None
 
 
 class SuiteSection(_Section):
@@ -134,9 +137,7 @@ class SuiteSection(_Section):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     suite: str | None = None
-    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)] | None = (
-        None
-    )
+    eps: Eps | None = None
 
 
 class Config(_Section):
@@ -148,7 +149,8 @@ class Config(_Section):
         suite: the name of one at its own settings, such as ``"adaptive"``.
         suites: suites by name, with settings.
         judging, checks, trials, batch, seed, threads: as in
-            :func:`scoreopt_defense.evaluation.evaluate`.
+            :func:`scoreopt_defense.evaluation.evaluate`. ``"auto"`` for the number of images or
+            threads is None here: see :mod:`scoreopt_defense.evaluation.run.fitting`.
         device: where the networks and images are put.
     """
 
@@ -160,9 +162,9 @@ class Config(_Section):
     judging: Judged = Judged()
     checks: bool = Field(default=True, strict=True)
     trials: Count = 1
-    batch: Count = 32
+    batch: Annotated[int | None, Field(ge=1, strict=True), OrAuto] = 32
     seed: Seed = 0
-    threads: Annotated[int, Field(ge=1, le=MOST_THREADS, strict=True)] = 1
+    threads: Annotated[int | None, Field(ge=1, le=MOST_THREADS, strict=True), OrAuto] = 1
     device: str = "cpu"
 
     def materials(self) -> Materials:
@@ -197,11 +199,14 @@ class Config(_Section):
         with _named("defences, attacks and suites", [*defences, *attacks, *suites]):
             return materials_of(defences, images, attacks, judging, suites, checks=self.checks)
 
-    def plan(self, materials: Materials) -> Plan:
-        """The plan for these materials."""
-        return Plan.of(
-            materials, trials=self.trials, batch=self.batch, seed=self.seed, threads=self.threads
-        )
+    def plan(self, materials: Materials, **found: int) -> Plan:
+        """The plan for these materials.
+
+        Args:
+            **found: ``batch`` and ``threads`` where the file says ``"auto"``.
+        """
+        sizes: dict[str, Any] = {"batch": self.batch, "threads": self.threads} | found
+        return Plan.of(materials, trials=self.trials, seed=self.seed, **sizes)
 
 
 def load(path: str | Path) -> Config:

@@ -258,6 +258,7 @@ def _plugin(key: str, data: bytearray) -> Any:
 
     class Networks(base):
         name = f"scoreopt-{key}"
+        data: Any
 
         # A local class travels by value, with copies of the globals that it names: it imports them.
         def setup(self, worker: Any) -> None:
