@@ -30,7 +30,7 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + held)
-    return min(psutil.virtual_memory().available, *_left_in_groups(*_GROUPS))
+    return min([psutil.virtual_memory().available, *_left_in_groups(*_GROUPS)])
 
 
 def _left_in_groups(own: Path, mounted: Path) -> list[int]:

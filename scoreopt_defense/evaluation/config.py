@@ -149,8 +149,7 @@ class Config(_Section):
         suite: the name of one at its own settings, such as ``"adaptive"``.
         suites: suites by name, with settings.
         judging, checks, trials, batch, seed, threads: as in
-            :func:`scoreopt_defense.evaluation.evaluate`. ``"auto"`` for the number of images or
-            threads is None here: see :mod:`scoreopt_defense.evaluation.run.fitting`.
+            :func:`scoreopt_defense.evaluation.evaluate`; None for ``"auto"``.
         device: where the networks and images are put.
     """
 
@@ -200,11 +199,7 @@ class Config(_Section):
             return materials_of(defences, images, attacks, judging, suites, checks=self.checks)
 
     def plan(self, materials: Materials, **found: int) -> Plan:
-        """The plan for these materials.
-
-        Args:
-            **found: ``batch`` and ``threads`` where the file says ``"auto"``.
-        """
+        """The plan for these materials, with the ``batch`` and ``threads`` that were found."""
         sizes: dict[str, Any] = {"batch": self.batch, "threads": self.threads} | found
         return Plan.of(materials, trials=self.trials, seed=self.seed, **sizes)
 
