@@ -95,8 +95,8 @@ def evaluate(
         checks: run what a checklist of the other attacks rests on beside them, on the first 32
             images: the defence's gradients, noise of each attack's size, and an attack without a
             bound. A defence that masks its gradients fails them.
-        workers: processes, each with a copy of the networks, which must be pickled; 1 is this
-            process.
+        workers: processes, which share the memory of the networks' weights; networks and attacks
+            must be such as can be pickled. 1 is this process.
         cluster: address of a Dask scheduler, in place of ``workers``.
         threads: of each worker, 1024 at most; the last bits of sums depend on it.
         retry_failed: do the units again that ``out`` records as failed, and what began from them.
