@@ -98,6 +98,7 @@ def test_each_worker_sees_a_gpu_of_its_own(monkeypatch):
 
 
 def test_on_cuda_there_is_a_worker_a_gpu_unless_it_is_said(tmp_path, monkeypatch):
+    on_cpu = materials_of(defences(), images(2), {}, Judging())
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for device, count in {"cuda": 8, "cuda:1": 1}.items():
@@ -105,8 +106,7 @@ def test_on_cuda_there_is_a_worker_a_gpu_unless_it_is_said(tmp_path, monkeypatch
         read = SimpleNamespace(device=device, batch=32, threads=1)
         assert _sizes(read, None, None, None, tmp_path, "a") == (32, 1, count)
         assert _sizes(read, None, 3, None, tmp_path, "a") == (32, 1, 3)
-    materials = materials_of(defences(), images(2), {}, Judging())
-    assert workers._devices(materials) == []
+    assert workers._devices(on_cpu) == []
     on_gpu = SimpleNamespace(parameters=lambda: [SimpleNamespace(is_cuda=True)])
     materials = SimpleNamespace(defences={"on a GPU": on_gpu})
     assert workers._devices(materials) == [str(gpu) for gpu in range(8)]
