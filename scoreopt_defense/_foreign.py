@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as of_all_modules
 
+from scoreopt_defense._mapped import unwritten
 from scoreopt_defense._text import printable
 from scoreopt_defense.noise import Stream
 
@@ -156,7 +157,9 @@ def _own_tensors(part: nn.Module) -> list[Tensor]:
 
 def _of_tensor(tensor: Tensor) -> Undo:
     """Its numbers, and where they lie; its gradient is set aside meanwhile."""
-    place, numbers, required = tensor.data, tensor.detach().clone(), tensor.requires_grad
+    place, required, numbers = tensor.data, tensor.requires_grad, unwritten(tensor.detach())
+    if numbers is None:
+        numbers = tensor.detach().clone()
     grad = tensor.grad if tensor.is_leaf else None
     if grad is not None:
         tensor.grad = None

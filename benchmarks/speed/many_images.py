@@ -92,20 +92,31 @@ def starts(folder: Path, count: int) -> dict[str, Any]:
 
 
 class Peaks(threading.Thread):
-    """The most memory that this process and its children had."""
+    """The most memory that this process and its children had.
 
-    def __init__(self) -> None:
+    Args:
+        kind: ``"rss"`` or ``"pss"``, as psutil has it; or ``"own"``, what no other process and no
+            file has, which does not depend on who else has the same libraries.
+    """
+
+    def __init__(self, kind: str = "rss") -> None:
         super().__init__(daemon=True)
-        self.me, self.worker, self.stopped = 0, 0, False
-        self.before = psutil.Process().memory_info().rss
+        self.kind, self.me, self.worker, self.stopped = kind, 0, 0, False
+        self.before = self._of(psutil.Process())
+
+    def _of(self, process: psutil.Process) -> int:
+        if self.kind == "pss":
+            return process.memory_full_info().pss
+        memory = process.memory_info()
+        return memory.rss - (memory.shared if self.kind == "own" else 0)
 
     def run(self) -> None:
         process = psutil.Process()
         while not self.stopped:
-            self.me = max(self.me, process.memory_info().rss)
+            self.me = max(self.me, self._of(process))
             for child in process.children(recursive=True):
                 try:
-                    self.worker = max(self.worker, child.memory_info().rss)
+                    self.worker = max(self.worker, self._of(child))
                 except psutil.Error:  # it has ended
                     continue
             time.sleep(0.05)

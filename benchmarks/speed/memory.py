@@ -19,16 +19,12 @@ import resource
 import statistics
 import subprocess
 import sys
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from benchmarks.common.results_file import resumed, weights
 from benchmarks.common.timing import (
@@ -43,6 +39,7 @@ from benchmarks.common.timing import (
 from benchmarks.speed import authors
 from benchmarks.speed.differentiated import gradient_of, modes, naive_gradient
 from scoreopt_defense import ScoreOpt, pretrained
+from scoreopt_defense._memory import Alive
 
 #: What is measured: arguments of :func:`run`, and how.
 Cell = dict[str, Any]
@@ -103,39 +100,9 @@ def peak(prepared: Callable[[], Any]) -> float:
 
 def most_alive(prepared: Callable[[], Any]) -> float:
     """Megabytes that the tensors made during the call had at most at once."""
-    with _Alive() as alive:
+    with Alive() as alive:
         prepared()
     return alive.most / 1024**2
-
-
-class _Alive(TorchDispatchMode):
-    """Follows the storage of every operation's result until it is freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.now = self.most = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor.untyped_storage())
-        return made
-
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        place = storage.data_ptr()
-        if place in self.sizes:
-            return
-        self.sizes[place] = storage.nbytes()
-        self.now += storage.nbytes()
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._freed, place)
-
-    def _freed(self, place: int) -> None:
-        self.now -= self.sizes.pop(place)
 
 
 def prepare(cell: Cell, args: argparse.Namespace) -> Callable[[], Any]:

@@ -62,17 +62,14 @@ def evaluate(
     find_own_modules()
     read = configuration.load(config)
     materials = read.materials()
-    plan = read.plan(materials)
-    if workers is None:
-        workers = (
-            _cores() // read.threads or 1 if read.device == "cpu" else _accelerators(read.device)
-        )
-    if dry_run:
-        _foretell(plan, materials, workers)
-        return
     folder = out or Path("runs") / config.stem
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out must be a folder, and {folder} is a file")
+    batch, threads, workers = _sizes(read, materials, workers, cluster, folder, config.stem)
+    plan = read.plan(materials, batch=batch, threads=threads)
+    if dry_run:
+        _foretell(plan, materials, workers)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / config.name) as part:  # for the report's --config
         part.write_bytes(config.read_bytes())
@@ -94,6 +91,37 @@ def evaluate(
             say(f"\n{failed} units failed, and the figures are without them: mend the cause, "
                     "and call this again with --retry-failed.")  # fmt: skip
             raise typer.Exit(3)
+
+
+def _sizes(
+    read: Any, materials: Any, workers: int | None, cluster: str | None, folder: Path, name: str
+) -> tuple[int, int, int]:
+    """Images a unit, threads, workers: what is given, else what the record has, else what fits."""
+    import torch
+
+    from scoreopt_defense.evaluation.record.store import RECORD, Store
+    from scoreopt_defense.evaluation.run.fitting import fitting
+
+    batch, threads = read.batch, read.threads
+    auto = batch is None or threads is None
+    if auto and cluster:
+        raise ValueError(
+            'batch and threads "auto" go by this machine\'s memory: with --cluster give numbers'
+        )
+    if auto and (folder / RECORD).exists():
+        with Store(folder) as store:
+            if name in store.views():
+                before = store.plan(name)
+                batch, threads = batch or before.batch, threads or before.threads
+    if workers is None and read.device != "cpu":
+        workers = _accelerators(read.device)
+    found = fitting(
+        materials, device=torch.device(read.device), cores=_cores(), batch=batch, threads=threads,
+        workers=workers,
+    )  # fmt: skip
+    if auto:
+        say("Units of {} images, {} thread(s) in each of {} worker(s).".format(*found), error=True)
+    return found
 
 
 def _cores() -> int:

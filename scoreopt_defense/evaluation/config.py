@@ -31,6 +31,7 @@ from pydantic import (  # noqa: E402
     ConfigDict,
     Field,
     ValidationError,
+    WrapValidator,
 )
 
 if sys.version_info >= (3, 11):
@@ -53,6 +54,7 @@ class _Section(BaseModel):
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, strict=True)]
+OrAuto = WrapValidator(lambda value, count: None if value == "auto" else count(value))
 
 
 class Images(_Section):
@@ -120,15 +122,16 @@ def _fraction(value: Any) -> Any:
     return value
 
 
+Eps = Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)]
+
+
 class Attacked(_Section):
     """An attack's name, by default the section's own, and overrides of its settings."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     attack: str | None = None
-    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)] | None = (
-        None
-    )
+    eps: Eps | None = None
 
 
 class SuiteSection(_Section):
@@ -137,9 +140,7 @@ class SuiteSection(_Section):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     suite: str | None = None
-    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)] | None = (
-        None
-    )
+    eps: Eps | None = None
 
 
 class Config(_Section):
@@ -151,7 +152,7 @@ class Config(_Section):
         suite: the name of one at its own settings, such as ``"adaptive"``.
         suites: suites by name, with settings.
         judging, checks, keep, trials, batch, seed, threads: as in
-            :func:`scoreopt_defense.evaluation.evaluate`.
+            :func:`scoreopt_defense.evaluation.evaluate`; None for ``"auto"``.
         device: where the networks and images are put.
     """
 
@@ -164,9 +165,9 @@ class Config(_Section):
     checks: bool = Field(default=True, strict=True)
     keep: Literal["all", "worst", "none"] = "all"
     trials: Count = 1
-    batch: Count = 32
+    batch: Annotated[int | None, Field(ge=1, strict=True), OrAuto] = 32
     seed: Seed = 0
-    threads: Annotated[int, Field(ge=1, le=MOST_THREADS, strict=True)] = 1
+    threads: Annotated[int | None, Field(ge=1, le=MOST_THREADS, strict=True), OrAuto] = 1
     device: str = "cpu"
 
     def materials(self) -> Materials:
@@ -198,11 +199,10 @@ class Config(_Section):
         with _named("defences, attacks and suites", [*defences, *attacks, *suites]):
             return materials_of(defences, images, attacks, judging, suites, checks=self.checks)
 
-    def plan(self, materials: Materials) -> Plan:
-        """The plan for these materials."""
-        return Plan.of(
-            materials, trials=self.trials, batch=self.batch, seed=self.seed, threads=self.threads
-        )
+    def plan(self, materials: Materials, **found: int) -> Plan:
+        """The plan for these materials, with the ``batch`` and ``threads`` that were found."""
+        sizes: dict[str, Any] = {"batch": self.batch, "threads": self.threads} | found
+        return Plan.of(materials, trials=self.trials, seed=self.seed, **sizes)
 
 
 def load(path: str | Path) -> Config:

@@ -30,10 +30,11 @@ from scoreopt_defense.evaluation.record.lock import Held
 from scoreopt_defense.evaluation.record.recognised import changed
 from scoreopt_defense.evaluation.record.results import Result
 from scoreopt_defense.evaluation.record.store import Store
-from scoreopt_defense.evaluation.run import workers as crews
+from scoreopt_defense.evaluation.run.cluster import cluster as on_cluster
 from scoreopt_defense.evaluation.run.keeping import KEEP
 from scoreopt_defense.evaluation.run.progress import Progress
 from scoreopt_defense.evaluation.run.scheduler import run
+from scoreopt_defense.evaluation.run.workers import in_process, processes
 from scoreopt_defense.evaluation.suite.adaptive import SUITES
 from scoreopt_defense.evaluation.suite.controls import CHECKS, Controls
 
@@ -97,8 +98,8 @@ def evaluate(
             bound. A defence that masks its gradients fails them.
         keep: adversarial images that stay when the run is finished: ``"all"``, ``"none"``, or
             ``"worst"``: of each image the one of the attack that left least, and a suite's worst.
-        workers: processes, each with a copy of the networks, which must be pickled; 1 is this
-            process.
+        workers: processes, which share the memory of the networks' weights; networks and attacks
+            must be such as can be pickled. 1 is this process.
         cluster: address of a Dask scheduler, in place of ``workers``.
         threads: of each worker, 1024 at most; the last bits of sums depend on it.
         retry_failed: do again what ``out`` records as failed, and what began from it.
@@ -146,11 +147,11 @@ def evaluate_plan(
     check_count("workers", workers)
     check_choice("keep", keep, KEEP)
     if cluster is not None:
-        crew = crews.cluster(materials, plan.threads, cluster)
+        crew = on_cluster(materials, plan.threads, cluster)
     elif workers > 1:
-        crew = crews.processes(materials, plan.threads, workers)
+        crew = processes(materials, plan.threads, workers)
     else:
-        crew = crews.in_process(materials, plan.threads)
+        crew = in_process(materials, plan.threads)
     progress = progress or Progress()
     store = _opened(out, wait, progress)
     try:
@@ -163,8 +164,7 @@ def evaluate_plan(
                 progress.note(f"{label} does not answer alike twice, or not at all: that it was "
                               "edited would not be seen; then forget its results")  # fmt: skip
         if retry_failed:
-            results = store.read({unit.key for unit in plan.units()})
-            store.forget([result.key for result in results if result.error])
+            store.forget([r.key for r in store.read({u.key for u in plan.units()}) if r.error])
         run(plan, materials, store, crew, progress, keep=keep, view=name)
     except BaseException:
         store.close()

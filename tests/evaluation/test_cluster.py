@@ -147,11 +147,11 @@ def test_a_wrong_address_is_one_sentence():
             "tls://127.0.0.1:1": "TLS expects",
         }
         code = """import sys
-from scoreopt_defense.evaluation.run import workers
-workers._ANSWERS = 1.0
+from scoreopt_defense.evaluation.run import cluster
+cluster._ANSWERS = 1.0
 for address in sys.argv[1:]:
     try:
-        with workers.cluster(None, 1, address).open():
+        with cluster.cluster(None, 1, address).open():
             print("it answers")
     except ConnectionError as error:
         print(error, file=sys.stderr)"""

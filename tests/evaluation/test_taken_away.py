@@ -7,13 +7,14 @@ import signal
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toy_evaluation import Ascent, Noisy, defences, found, images, run
 
 from scoreopt_defense import cli
-from scoreopt_defense.cli.evaluation import _accelerators
+from scoreopt_defense.cli.evaluation import _accelerators, _sizes
 from scoreopt_defense.evaluation import Judging, Stopped, Store
 from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.run import scheduler, workers
@@ -96,9 +97,18 @@ def test_each_worker_sees_a_gpu_of_its_own(monkeypatch):
     assert {*seen.values()} == {3.0, 5.0}
 
 
-def test_on_cuda_there_is_a_worker_a_gpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "device_count", lambda: 8)
-        assert _accelerators("cuda") == 8
-        assert _accelerators("cuda:1") == 1
-    assert workers._devices(materials_of(defences(), images(2), {}, Judging())) == []
+def test_on_cuda_there_is_a_worker_a_gpu_unless_it_is_said(tmp_path, monkeypatch):
+    on_cpu = materials_of(defences(), images(2), {}, Judging())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for device, count in {"cuda": 8, "cuda:1": 1}.items():
+        assert _accelerators(device) == count
+        read = SimpleNamespace(device=device, batch=32, threads=1)
+        assert _sizes(read, None, None, None, tmp_path, "a") == (32, 1, count)
+        assert _sizes(read, None, 3, None, tmp_path, "a") == (32, 1, 3)
+    assert workers._devices(on_cpu) == []
+    on_gpu = SimpleNamespace(parameters=lambda: [SimpleNamespace(is_cuda=True)])
+    materials = SimpleNamespace(defences={"on a GPU": on_gpu})
+    assert workers._devices(materials) == [str(gpu) for gpu in range(8)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert workers._devices(materials) == ["2", "5"]

@@ -10,7 +10,7 @@ from scoreopt_defense.evaluation.plan.tasks import Task
 from scoreopt_defense.evaluation.run.unit import Outcome, execute
 from scoreopt_defense.settings import Settings
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "estimate", "samples_of"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def estimate(plan: Plan, materials: Materials) -> list[Estimate]:
     sample of EOT, in whose number they are linear. Times are those of this machine, now.
     """
     samples = {
-        (name, defence): _samples(task) if plan.tasks[name][defence].suite else 1
+        (name, defence): samples_of(task) if plan.tasks[name][defence].suite else 1
         for name, of in materials.tasks.items()
         for defence, task in of.items()
     }
@@ -80,7 +80,7 @@ def estimate(plan: Plan, materials: Materials) -> list[Estimate]:
     return [foretold(outcome) for outcome in single]
 
 
-def _samples(task: Task) -> int:
+def samples_of(task: Task) -> int:
     """Of EOT; 1 where it is not known how to take fewer, as of somebody's own attack."""
     return getattr(task.attack, "eot", 1) if isinstance(task.attack, Settings) else 1
 

@@ -1,47 +1,36 @@
-"""Where units are carried out: here, in processes of their own, or on a cluster."""
+"""Where units are carried out: here, or in processes of their own."""
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
 import os
-import pickle
 import secrets
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import (
-    BrokenExecutor,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-)
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from concurrent.futures import wait as futures_wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from scoreopt_defense._foreign import said
+from scoreopt_defense._mapped import Mapped, unpacked
 from scoreopt_defense._memory import keep_freed_memory
-from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.plan import Materials, Unit
 from scoreopt_defense.evaluation.run.unit import Outcome, execute
 from scoreopt_defense.evaluation.suite.carry_over import Carried
 
-__all__ = ["LOOK", "Crew", "cluster", "in_process", "processes"]
+__all__ = ["LOOK", "Crew", "for_workers", "in_process", "processes"]
 
 # Of a worker process: what it was given once by each crew, or why it could not be read; and that it
 # does one unit at a time, since torch's and numpy's global generators are the process's.
 _HELD: dict[str, tuple[Materials, int] | str] = {}
 _ONE_AT_A_TIME = threading.Lock()
 LOOK = 5.0  # seconds, after which it is looked whether the workers are still there
-_ANSWERS = 30.0  # seconds, within which a scheduler does
-_COUNTED = 1.0  # second, for which a cluster's workers are not counted again
-_PATIENCE = 4.0  # seconds, with a cluster that is asked to forget the networks; after 25 of SIGTERM
+_T = TypeVar("_T")
 _STARTS = 3  # of workers that are lost before their first unit, before the run is given up
 
 
@@ -55,10 +44,10 @@ def carry_out(key: str, unit: Unit, before: Carried | None = None) -> Outcome:
         return execute(unit, materials, before, threads=threads)
 
 
-def hold(key: str, blob: Any) -> None:
+def hold(key: str, data: Any) -> None:
     """Give this process the networks, and how many threads it computes with."""
     try:
-        _HELD[key] = pickle.loads(blob)
+        _HELD[key] = unpacked(data)
     except BaseException as error:  # whatever a user's module raises; said to who asks if it began
         _HELD[key] = said(error)
 
@@ -145,13 +134,11 @@ class _Here(Executor):
 
 
 def processes(materials: Materials, threads: int, count: int) -> Crew:
-    """A pool of so many processes, each with the networks."""
-    packed = _packed(materials, threads)
+    """A pool of so many processes, which share the networks' memory."""
     context = multiprocessing.get_context("spawn")
-    # Shared memory, which has no name and ends with the processes. As an argument the networks
-    # would fill the pipe to a process that dies before it reads, and the write would never end.
-    blob = context.RawArray("B", len(packed))
-    memoryview(blob).cast("B")[:] = packed
+    # As an argument the networks would fill the pipe to a process that dies before it reads, and
+    # the write would never end.
+    mapped = for_workers(Mapped, materials, threads)
     key, turn, devices = secrets.token_hex(8), context.Value("i", 0), _devices(materials)
 
     @contextmanager
@@ -161,7 +148,7 @@ def processes(materials: Materials, threads: int, count: int) -> Crew:
             count,
             mp_context=context,
             initializer=_start_process,
-            initargs=(key, blob, turn, devices),
+            initargs=(key, mapped, turn, devices),
         )
         try:
             yield pool, lambda: count
@@ -175,9 +162,9 @@ def processes(materials: Materials, threads: int, count: int) -> Crew:
     return Crew(opened, key)
 
 
-def _packed(materials: Materials, threads: int) -> bytes:
+def for_workers(pack: Callable[[Any], _T], *things: Any) -> _T:
     try:
-        return pickle.dumps((materials, threads))
+        return pack(things)
     except Exception as error:
         raise ValueError(
             f"workers need networks and attacks that can be pickled, and these cannot ({error}): "
@@ -194,7 +181,7 @@ def _devices(materials: Materials) -> list[str]:
     return said.split(",") if said else [str(i) for i in range(torch.cuda.device_count())]
 
 
-def _start_process(key: str, blob: Any, turn: Any, devices: Sequence[str]) -> None:
+def _start_process(key: str, data: Any, turn: Any, devices: Sequence[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # are the coordinator's, and are sent to all
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -203,7 +190,7 @@ def _start_process(key: str, blob: Any, turn: Any, devices: Sequence[str]) -> No
             os.environ["CUDA_VISIBLE_DEVICES"] = devices[turn.value % len(devices)]
             turn.value += 1
     keep_freed_memory()
-    hold(key, memoryview(blob))
+    hold(key, data)
 
 
 def _end_with_parent() -> None:
@@ -212,89 +199,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
-
-
-def cluster(materials: Materials, threads: int, address: str) -> Crew:
-    """A running Dask scheduler, such as ``tcp://10.0.0.1:8786``; its workers get the networks once.
-
-    Its workers' processes should have one thread each (``dask worker --nthreads 1``): a process
-    carries out one unit at a time.
-    """
-    distributed = optional("distributed", extra="cluster")
-    blob, key = _packed(materials, threads), secrets.token_hex(8)
-
-    lost = (
-        f"the Dask scheduler at {address} is lost: what is recorded is kept. Start a scheduler and "
-        "workers, and then this again"
-    )
-
-    @contextmanager
-    def opened() -> Iterator[tuple[Executor, Callable[[], int]]]:
-        try:
-            with ThreadPoolExecutor(1) as elsewhere:  # a notebook has a running loop in its thread
-                elsewhere.submit(asyncio.run, _answers(address)).result()
-            client = distributed.Client(address, timeout=_ANSWERS, set_as_default=False)
-        except (OSError, ValueError, TypeError, asyncio.TimeoutError) as error:
-            why = str(error) or f"what listens there said nothing in {_ANSWERS:.0f} s"
-            raise ConnectionError(f"no Dask scheduler answers at {address}: {why}") from error
-        plugin = _plugin(key, blob)
-        asked, count = float("-inf"), 0
-
-        def width() -> int:
-            nonlocal asked, count
-            if client.status != "running":
-                raise ConnectionError(lost)
-            if time.monotonic() - asked > _COUNTED:
-                try:
-                    count = len(client.nthreads())
-                except OSError as error:
-                    raise ConnectionError(lost) from error
-                asked = time.monotonic()
-            return 2 * max(1, count)
-
-        def leave() -> None:
-            with suppress(Exception):
-                if client.status == "running":
-                    client.unregister_worker_plugin(plugin.name)
-                client.close(timeout=_PATIENCE / 2)
-
-        try:
-            try:
-                client.register_plugin(plugin)  # also on workers that join or come back later
-            except OSError as error:
-                raise ConnectionError(lost) from error
-            yield client.get_executor(pure=False), width
-        finally:  # of a scheduler that is lost, Dask may wait for ever
-            leaving = threading.Thread(target=leave, daemon=True)
-            leaving.start()
-            leaving.join(_PATIENCE)
-
-    return Crew(opened, key)
-
-
-async def _answers(address: str) -> None:
-    """Raise if none does; a client that is given a wrong address can't be closed, and may hang."""
-    distributed = optional("distributed", extra="cluster")
-    options = distributed.Security().get_connection_args("client")
-    comm = distributed.comm.connect(address, timeout=_ANSWERS, **options)
-    (await asyncio.wait_for(comm, _ANSWERS)).abort()
-
-
-def _plugin(key: str, blob: bytes) -> Any:
-    base: Any = optional("distributed", extra="cluster").WorkerPlugin
-
-    class Networks(base):
-        name = f"scoreopt-{key}"
-
-        # A local class travels by value, with copies of the globals that it names: it imports them.
-        def setup(self, worker: Any) -> None:
-            from scoreopt_defense.evaluation.run import workers
-
-            workers.hold(key, blob)
-
-        def teardown(self, worker: Any) -> None:
-            from scoreopt_defense.evaluation.run import workers
-
-            workers.let_go(key)
-
-    return Networks()
