@@ -59,6 +59,7 @@ from typing import Any
 from scoreopt_defense._checks import check_choice
 from scoreopt_defense.attacks.art import ARTPGD
 from scoreopt_defense.attacks.base import Attack
+from scoreopt_defense.attacks.black_box import Remembered, Scores
 from scoreopt_defense.attacks.boundary import Boundary
 from scoreopt_defense.attacks.bounded import BoundedAttack, ProjectedGradientAttack
 from scoreopt_defense.attacks.corruptions import TABLE_5, Corruptions
@@ -89,7 +90,9 @@ __all__ = [
     "MomentumPGD",
     "Measuring",
     "RandomNoise",
+    "Remembered",
     "ProjectedGradientAttack",
+    "Scores",
     "Shortened",
     "Square",
     "StAdv",

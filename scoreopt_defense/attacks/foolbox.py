@@ -33,7 +33,8 @@ class FoolboxPGD(ProjectedGradientAttack):
     .. math:: m \leftarrow \mu m + g / \overline{|g|}, \qquad
               x \leftarrow \Pi_{\varepsilon, [0, 1]}\big(x + \alpha_i\, \mathrm{sign}\, m\big)
 
-    and along m over its own length in l2.
+    and along m over its own length in l2. In l1 it is along the signs of the hundredth of m that is
+    largest, over their number.
 
     Args:
         norm, eps, gradient, eot, steps, restarts, step_size, random_start: as in
@@ -45,10 +46,13 @@ class FoolboxPGD(ProjectedGradientAttack):
             ``step_size`` by half a cosine. None: all are of one size.
 
     Reference:
-        Dong et al., CVPR 2018, for momentum; Croce and Hein, ICML 2020, for shorter steps.
+        Dong et al., CVPR 2018, for momentum; Croce and Hein, ICML 2020, for shorter steps; Tramèr
+        and Boneh, NeurIPS 2019, for l1.
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("foolbox",)
+
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
 
     takes_start: ClassVar[bool] = True
 
@@ -67,7 +71,11 @@ class FoolboxPGD(ProjectedGradientAttack):
         self, model: nn.Module, x: Tensor, y: Tensor, *, start: Tensor | None = None
     ) -> Tensor:
         foolbox = optional("foolbox", extra="attacks")
-        kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[self.norm]
+        kind = {
+            "linf": foolbox.attacks.LinfPGD,
+            "l2": foolbox.attacks.L2PGD,
+            "l1": foolbox.attacks.SparseL1DescentAttack,
+        }[self.norm]
         attack = _hooked(kind, self, start)(
             rel_stepsize=self.step_size,
             steps=self.steps,
@@ -92,21 +100,14 @@ def _hooked(kind: Any, settings: FoolboxPGD, start: Tensor | None) -> Any:
             return self.project(astensor(start), x0, epsilon)
 
         def get_optimizer(self, x: Any, stepsize: float) -> Any:
-            mean, sizes = torch.zeros_like(x.raw), _sizes(settings)
-
-            def step(gradients: Any) -> Any:
-                nonlocal mean
-                if settings.momentum:
-                    size = gradients.raw.abs().mean((1, 2, 3), keepdim=True)
-                    mean = settings.momentum * mean + gradients.raw / size.clamp(min=_TINY)
-                    gradients = super(Hooked, self).normalize(astensor(mean), x=x, bounds=None)
-                return settings.eps * next(sizes) * gradients
-
-            return step
+            self.mean, sizes = torch.zeros_like(x.raw), _sizes(settings)
+            return lambda gradients: settings.eps * next(sizes) * gradients
 
         def normalize(self, gradients: Any, *, x: Any, bounds: Any) -> Any:
-            if settings.momentum:  # it is done of their mean
-                return gradients
+            if settings.momentum:
+                size = gradients.raw.abs().mean((1, 2, 3), keepdim=True).clamp(min=_TINY)
+                self.mean = settings.momentum * self.mean + gradients.raw / size
+                gradients = astensor(self.mean)
             return super().normalize(gradients, x=x, bounds=bounds)
 
     return Hooked
