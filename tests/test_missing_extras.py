@@ -19,7 +19,7 @@ def run_without(blocked, code):
     return result.stdout
 
 
-OPTIONAL = ["art", "torchattacks", "diffusers", "mlxtend", "PIL", "torchvision", "matplotlib",
+OPTIONAL = ["art", "torchattacks", "pyautoattack", "diffusers", "mlxtend", "PIL", "torchvision", "matplotlib",
             "foolbox", "hypothesis", "scipy", "recoloradv", "imagecorruptions", "typer", "rich",
             "pydantic", "distributed", "azula",
             "plotly", "datasets"]  # fmt: skip
@@ -52,7 +52,7 @@ def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():
                 lambda how=how: how.run(model, x, torch.tensor(y))
                 for how in (
                     attacks.attack("pgd-eot-linf"), attacks.attack("stadv"), attacks.ARTPGD(),
-                    attacks.FoolboxPGD(), attacks.attack("corruptions"),
+                    attacks.FoolboxPGD(), attacks.attack("corruptions"), attacks.AutoPGD(),
                 )
             ),
         ):
@@ -74,6 +74,7 @@ def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():
         ],
         *[("torchattacks", "attacks"), ("recoloradv", "attacks"), ("art", "art")],
         *[("foolbox", "attacks"), ("imagecorruptions", "corruptions")],
+        ("pyautoattack", "autoattack"),
     ]
     for line, (package, extra) in zip(out[1:], wanted, strict=True):
         assert line.startswith(f"this needs {package}, which could not be imported")

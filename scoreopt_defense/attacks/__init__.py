@@ -66,6 +66,7 @@ from scoreopt_defense.attacks.corruptions import TABLE_5, Corruptions
 from scoreopt_defense.attacks.foolbox import FoolboxPGD, MomentumPGD, RandomNoise
 from scoreopt_defense.attacks.mister_ed import StAdv
 from scoreopt_defense.attacks.protocols import Attacking, Measuring, Startable, can_start
+from scoreopt_defense.attacks.pyautoattack import AutoPGD
 from scoreopt_defense.attacks.torchattacks import APGD, PGD, SPSA, AutoAttack, Square
 from scoreopt_defense.attacks.views import AsItIs, Classifier, Shortened, Surrogate, View
 from scoreopt_defense.gradients import BPDA, Smoothed
@@ -82,6 +83,7 @@ __all__ = [
     "Attack",
     "Attacking",
     "AutoAttack",
+    "AutoPGD",
     "Boundary",
     "BoundedAttack",
     "Classifier",
@@ -112,7 +114,7 @@ KINDS: Mapping[str, type[Attack]] = MappingProxyType(
         kind.__name__: kind
         for kind in (
             *(PGD, APGD, SPSA, AutoAttack, Square, StAdv, ARTPGD, FoolboxPGD, Corruptions),
-            *(Boundary, MomentumPGD, RandomNoise),
+            *(Boundary, MomentumPGD, RandomNoise, AutoPGD),
         )
     }
 )

@@ -30,15 +30,17 @@ from scoreopt_defense.attacks import (
     PGD,
     TABLE_5,
     Attack,
+    AutoPGD,
     Boundary,
     FoolboxPGD,
+    MomentumPGD,
     attack,
 )  # fmt: skip
 from scoreopt_defense.attacks.bounded import BoundedAttack, strongest
 from scoreopt_defense.attacks.losses import LOSSES, divisors, dlr, margin
 from scoreopt_defense.evaluation.suite.probes import Gradients
 
-for library in ("art", "foolbox", "recoloradv", "torchattacks"):
+for library in ("art", "foolbox", "pyautoattack", "recoloradv", "torchattacks"):
     pytest.importorskip(library)
 torch.optim.Adam(
     [torch.zeros(1)]
@@ -54,6 +56,7 @@ class Row(NamedTuple):
 
 
 LINF, L2, SHORT = {"eps": 0.2}, {"eps": 1.0}, {"steps": 4, "eot": 2}
+L1 = {"norm": "l1", "eps": 5.0}
 BLACK_BOX = {"modes": set()}
 TRANSFER = {"purifiers": set(), "modes": set()}
 SURROGATE = {"purifiers": {OneShot}}
@@ -100,6 +103,12 @@ ROWS = {
     "boundary": Row(Boundary(steps=4, bisections=3, **LINF), **TRANSFER),
     "boundary-l2": Row(Boundary(norm="l2", steps=4, bisections=3, **L2), **TRANSFER),
     "pgd-autocast": Row(PGD(autocast="bfloat16", **LINF, **SHORT)),
+    "foolbox-l1": Row(FoolboxPGD(random_start=True, **L1, **SHORT)),
+    "momentum-l1": Row(MomentumPGD(**L1, **SHORT)),
+    "auto-pgd-targeted": Row(AutoPGD(loss="dlr-targeted", targets=2, **LINF, **SHORT)),
+    "auto-pgd-l2": Row(AutoPGD(norm="l2", loss="dlr", **L2, **SHORT)),
+    "auto-pgd-l1": Row(AutoPGD(**L1, steps=6, eot=2)),
+    "auto-pgd-targeted-l1": Row(AutoPGD(loss="dlr-targeted", targets=3, **L1, steps=6, eot=1)),
     "foolbox-dlr": Row(FoolboxPGD(loss="dlr", restarts=2, random_start=True, **LINF, **SHORT)),
 }
 
@@ -193,6 +202,10 @@ def allowed(how, x):
         return (1 - (1 - shift) ** 2) * spread, lambda change: change.abs()
     if how.norm == "l2":
         return torch.tensor(how.eps), lambda change: change.flatten(1).norm(dim=1)
+    if how.norm == "l1":
+        # the roundings of a projection, and of the image plus it, are of each pixel
+        bound = how.eps + rounding(torch.float32, 4 * x[0].numel())
+        return torch.tensor(bound), lambda change: change.flatten(1).abs().sum(1)
     return torch.tensor(how.eps), lambda change: change.abs()
 
 
@@ -338,6 +351,24 @@ def test_libraries_agree_on_projected_gradient_ascent(other, y):
         run(other(**settings), "bare", x, y), run(PGD(**settings), "bare", x, y),
         rtol=0, atol=rounding(torch.float32, 3 * 5),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_a_targeted_run_goes_to_a_class_that_leads(norm):
+    """Of a hundred classes, on a linear model, where the others are as near as their logits."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 100))
+    x = images()
+    logits = model(x)
+    ranks = logits.argsort(1, descending=True)
+    eps = {"linf": 0.02, "l1": 1.5}[norm]  # three times the gap, and no more than reaches those
+    how = AutoPGD(norm=norm, eps=eps, eot=1, steps=10, loss="dlr-targeted", targets=3)
+    found = model(run(how, "bare", x, ranks[:, 0], classifier=model)).argmax(1)
+    assert (ranks[:, 1:4] == found[:, None]).any(1).all()
+    # more targets than there are other classes are all of them
+    few = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    y = few(x).argmax(1)
+    assert (few(how.replace(targets=9).run(few, x, y)).argmax(1) != y).all()
 
 
 def test_losses_are_those_of_the_library_that_has_them(y):
@@ -761,6 +792,18 @@ def test_a_gradient_with_settings_is_a_name_and_those():
             ValueError,
             r"loss must be one of \['cross-entropy', 'margin', 'dlr'\], got 'ce'",
         ),
+        (
+            lambda: AutoPGD(loss="margin"),
+            ValueError,
+            r"loss must be one of \['ce', 'dlr', 'dlr-targeted'\], got 'margin'",
+        ),
+        (lambda: AutoPGD(targets=0), ValueError, "targets must be a whole number of at least 1"),
+        (
+            lambda: AutoPGD(norm="l1", eps=12, steps=4),
+            ValueError,
+            "steps must be a whole number of at least 5",
+        ),
+        (lambda: FoolboxPGD(norm="l1", eps=12 * 255), ValueError, "at most 255 in norm 'l1'"),
         (lambda: APGD(loss="margin"), ValueError, r"loss must be one of \['ce', 'dlr'\]"),
         (lambda: PGD(step_size=0), ValueError, "step_size must be a finite number above 0"),
         (lambda: attack("spsa", samples=0), ValueError, "samples must be a whole number"),
@@ -896,14 +939,21 @@ def length(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(1).norm(dim=1)[:, None, None, None]
 
 
+def sparse(mean: torch.Tensor) -> torch.Tensor:
+    """The signs of the two largest of 192 pixels, over their number: more than 0.99 of them."""
+    largest = mean.flatten(1).abs().topk(2).indices
+    kept = torch.zeros_like(mean.flatten(1)).scatter(1, largest, 0.5)
+    return (mean.flatten(1).sign() * kept).view_as(mean)
+
+
 class TestMomentum:
     """Against the recurrence, written out, on a model whose gradients vary from step to step."""
 
-    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    @pytest.mark.parametrize(("norm", "first"), [("linf", 0.5), ("l2", 0.5), ("l1", 0.15)])
     @pytest.mark.parametrize("last", [None, 0.02])
-    def test_a_step_is_along_the_running_mean_and_of_its_size(self, norm, last):
+    def test_a_step_is_along_the_running_mean_and_of_its_size(self, norm, first, last):
         model, x, y = smooth_classifier(torch.float64), mid_images(dtype=torch.float64), labels()
-        eps, steps, mu, first = 0.05, 5, 0.9, 0.5
+        eps, steps, mu = 0.05, 5, 0.9
         expected, mean = x.clone(), torch.zeros_like(x)
         for i in range(steps):
             leaf = expected.clone().requires_grad_()
@@ -912,15 +962,15 @@ class TestMomentum:
             mean = mu * mean + g / g.abs().mean((1, 2, 3), keepdim=True)
             final = first if last is None else last
             size = eps * (final + (first - final) * (1 + math.cos(math.pi * i / (steps - 1))) / 2)
-            way = mean.sign() if norm == "linf" else mean / length(mean)
+            way = {"linf": mean.sign(), "l2": mean / length(mean), "l1": sparse(mean)}[norm]
             moved = expected + size * way - x
             if norm == "linf":
                 moved = moved.clamp(-eps, eps)
-            else:
+            elif norm == "l2":  # in l1 so few steps do not reach the border
                 moved = moved * (eps / length(moved)).clamp(max=1)
             expected = (x + moved).clamp(0, 1)
         found = attacks.MomentumPGD(
-            norm=norm, eps=eps, steps=steps, gradient="as-it-is", last_step=last
+            norm=norm, eps=eps, steps=steps, gradient="as-it-is", step_size=first, last_step=last
         ).run(model, x, y)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
