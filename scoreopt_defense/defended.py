@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scoreopt_defense._checks import check_count, check_logits
+from scoreopt_defense._checks import check_choice, check_count, check_logits
 from scoreopt_defense._transforms import refuse_transforms
 from scoreopt_defense.gradients import Gradient
 from scoreopt_defense.noise import same_draws
@@ -161,7 +162,7 @@ class DefendedModel(Frozen):
 
 
 class EOT(Frozen):
-    """Mean logits over ``samples`` random evaluations, a defended model's purified in one pass.
+    r"""Mean logits over ``samples`` random evaluations, a defended model's purified in one pass.
 
     Attack this module instead of the model and any attack of any library becomes an EOT attack,
     which differentiates the loss of the mean logits.
@@ -170,6 +171,17 @@ class EOT(Frozen):
         model: a :class:`DefendedModel`, or any randomised module from images to logits, which is
             called ``samples`` times: what it draws may be one number for all images of a call.
         samples: evaluations a call; a defended model's votes multiply them.
+        aggregate: how the mean is differentiated. ``"logits"``: as what it is. ``"selective"``:
+            evaluations that are wrong, or nearly, weigh more, and the sure ones little:
+
+            .. math:: \frac{\partial L}{\partial z_i} = w_i\, g, \qquad
+                      w_i = \frac{s(m_i)}{\sum_j s(m_j)}, \qquad
+                      m_i = 2\, \frac{g^\top z_i}{\|g\|_1}
+
+            with :math:`g` the gradient of the mean logits, of any loss that is raised, and
+            :math:`s` the sigmoid: :math:`m_i` is how far other classes lead evaluation i. Of two
+            classes it is the direction in which the mean of their cross-entropies rises. The model
+            is called ``samples`` times.
 
     Example:
         >>> import torch
@@ -178,22 +190,40 @@ class EOT(Frozen):
         torch.Size([2, 4])
 
     Reference:
-        Athalye et al., "Synthesizing robust adversarial examples", ICML 2018.
+        Athalye et al., "Synthesizing robust adversarial examples", ICML 2018; for the selective one
+        Wang et al., "DiffHammer", NeurIPS 2024, the weights of its E-step.
     """
 
-    def __init__(self, model: nn.Module, samples: int) -> None:
+    def __init__(self, model: nn.Module, samples: int, *, aggregate: str = "logits") -> None:
         super().__init__()
         self.model = model
         self.samples = check_count("samples", samples)
+        check_choice("aggregate", aggregate, ("logits", "selective"))
+        self.aggregate = aggregate
         self.training = getattr(model, "training", False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mean logits, shape ``(B, K)``, of images of shape ``(B, C, H, W)`` in [0, 1]."""
-        if isinstance(self.model, DefendedModel):
+        selective = self.aggregate == "selective"
+        if isinstance(self.model, DefendedModel) and not selective:
             return self.model(x, samples=self.samples)
         # memory of its own: it may write into its images
         each = [check_logits(self.model(x.clone()), len(x)) for _ in range(self.samples)]
-        return torch.stack(each).mean(0)
+        return _Selective.apply(torch.stack(each)) if selective else torch.stack(each).mean(0)
 
     def extra_repr(self) -> str:
-        return f"samples={self.samples}"
+        return f"samples={self.samples}, aggregate={self.aggregate!r}"
+
+
+class _Selective(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, each: Tensor) -> Tensor:
+        ctx.save_for_backward(each)
+        return each.mean(0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (each,) = ctx.saved_tensors
+        size = grad.abs().sum(1).clamp(min=torch.finfo(grad.dtype).tiny)
+        leads = 2 * (grad * each).sum(2) / size
+        return F.logsigmoid(leads).softmax(0).unsqueeze(2) * grad

@@ -13,6 +13,7 @@ from torch import nn
 from toys import bent, labels, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, BitDepth, DefendedModel, ScoreOpt
+from scoreopt_defense.attacks.losses import cross_entropy, margin
 
 torchattacks = pytest.importorskip("torchattacks")
 
@@ -123,6 +124,50 @@ def test_its_modes_do_not_reach_the_model():
     net = nn.Sequential(nn.Dropout(), nn.Flatten()).train()
     EOT(net, 2).eval()
     assert net.training
+
+
+class Turns(nn.Module):
+    """Linear models that answer in turn."""
+
+    def __init__(self, samples, classes, x):
+        super().__init__()
+        self.rows = torch.randn(samples, classes, x[0].numel(), dtype=x.dtype)
+        self.turn = -1
+
+    def forward(self, x):
+        self.turn = (self.turn + 1) % len(self.rows)
+        return x.flatten(1) @ self.rows[self.turn].T
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("loss", [cross_entropy, margin])
+def test_selective_weighs_by_the_sigmoid_of_each_margin(loss, classes, x):
+    """Written out; and of two classes the way in which the mean of cross-entropies rises."""
+    torch.manual_seed(0)
+    y, net, leaf = labels().clamp(max=classes - 1), Turns(3, classes, x), x.requires_grad_()
+    logits = EOT(net, 3, aggregate="selective")(leaf)
+    (found,) = torch.autograd.grad(loss(logits, y).sum(), leaf)
+    each = torch.stack([net(x) for _ in range(3)])
+    torch.testing.assert_close(logits, each.mean(0), rtol=0, atol=rounding(torch.float64, 3, 50))
+    mean = each.mean(0).detach().requires_grad_()
+    (g,) = torch.autograd.grad(loss(mean, y).sum(), mean)
+    leads = 2 * torch.einsum("bk,sbk->sb", g, each) / g.abs().sum(1)
+    weights = leads.sigmoid() / leads.sigmoid().sum(0)
+    expected = torch.einsum("sb,bk,skd->bd", weights, g, net.rows).view_as(x)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    if classes == 2 and loss is cross_entropy:
+        losses = sum(loss(net(leaf), y).sum() for _ in range(3))
+        (rises,) = torch.autograd.grad(losses, leaf)
+        same = F.cosine_similarity(found.flatten(1), rises.flatten(1))
+        torch.testing.assert_close(same, torch.ones_like(same), rtol=0, atol=1e-9)
+
+
+def test_selective_leaves_no_gradient_where_there_is_none(x):
+    logits = EOT(Turns(2, 4, x), 2, aggregate="selective")(x.requires_grad_())
+    (found,) = torch.autograd.grad(0 * logits.sum(), x)
+    assert torch.equal(found, torch.zeros_like(x))
+    with pytest.raises(ValueError, match=r"aggregate must be one of .*'selective'.*got 'loss'"):
+        EOT(Turns(2, 4, x), 2, aggregate="loss")
 
 
 @pytest.mark.parametrize("samples", [0, -1, 1.5, True, "3"])
