@@ -1,4 +1,4 @@
-"""Every attack class of torchattacks, ART and Foolbox, found by introspection, and how to call it.
+"""Every attack class of four libraries, found by introspection, and how to call it.
 
 A new class of a newer release appears by itself. What a class needs beyond the model stands in
 ``ARGUMENTS``; the classes that attack no image classifier of PyTorch stand in ``LEFT_OUT``.
@@ -14,6 +14,7 @@ from typing import Any
 import art.attacks.evasion
 import foolbox
 import numpy as np
+import pyautoattack.autoattack
 import torch
 import torchattacks
 from art.attacks import EvasionAttack
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense import DefendedModel, PurifierPreprocessor
 
-LIBRARIES = ("torchattacks", "art", "foolbox")
+LIBRARIES = ("torchattacks", "art", "foolbox", "pyautoattack")
 
 # Why a class is not run at all: it attacks something else than a PyTorch classifier of images.
 LEFT_OUT = {
@@ -44,7 +45,8 @@ LEFT_OUT = {
         "ProjectedGradientDescentTensorFlowV2": "a TensorFlow model",
         "RobustDPatch": "an object detector",
         "SNAL": "an object detector",
-    }
+    },
+    "pyautoattack": {"EvaluationState": "nothing: it keeps how far AutoAttack got"},
 }
 
 # Arguments that bound an attack's work, for each class whose constructor has one of that name:
@@ -65,6 +67,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "initial_gradient_eval_steps": 5, "max_gradient_eval_steps": 10, "num_translations": 2,
         "num_rotations": 2, "distance": foolbox.distances.linf,
     },
+    "pyautoattack": {"n_iter": 4, "n_queries": 20, "n_target_classes": 2, "eps": 0.1},
 }  # fmt: skip
 
 
@@ -127,6 +130,7 @@ ARGUMENTS: dict[str, dict[str, Arguments]] = {
         "PointwiseAttack": lambda model, x, y: {"l2_binary_search": False},
         "VirtualAdversarialAttack": lambda model, x, y: {"steps": 4},
     },
+    "pyautoattack": {"AutoAttack": lambda model, x, y: {"version": "rand"}},
 }  # fmt: skip
 
 # What is written for three channels; the others are run on digits.
@@ -137,6 +141,7 @@ COLOUR = {
         "LaserAttack", "ShadowAttack",
     },
     "foolbox": set(),
+    "pyautoattack": set(),
 }  # fmt: skip
 
 
@@ -160,12 +165,14 @@ def classes(library: str) -> dict[str, type]:
         "torchattacks": (torchattacks, torchattacks.attack.Attack),
         "art": (art.attacks.evasion, EvasionAttack),
         "foolbox": (foolbox.attacks, foolbox.attacks.base.Attack),
+        "pyautoattack": (pyautoattack.autoattack, object),
     }[library]
     found = {
         value.__name__: value
         for value in vars(module).values()
         if inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
-    }
+        and value.__module__.startswith(library)
+    }  # fmt: skip
     return {name: found[name] for name in sorted(found.keys() - LEFT_OUT.get(library, {}).keys())}
 
 
@@ -178,8 +185,9 @@ def attack(library: str, name: str, model: nn.Module, x: Tensor, y: Tensor) -> T
         x: images in [0, 1], shape ``(B, C, H, W)``, of more than one class.
         y: what ``model`` takes them for, shape ``(B,)``.
     """
-    runner = {"torchattacks": _by_torchattacks, "art": _by_art, "foolbox": _by_foolbox}[library]
-    return runner(classes(library)[name], model, x, y)
+    runners = {"torchattacks": _by_torchattacks, "art": _by_art, "foolbox": _by_foolbox}
+    runners["pyautoattack"] = _by_pyautoattack
+    return runners[library](classes(library)[name], model, x, y)
 
 
 def _budget(library: str, kind: type) -> dict[str, Any]:
@@ -219,6 +227,14 @@ def _by_foolbox(kind: type, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     if kind.__name__ == "GenAttack":
         criterion = foolbox.criteria.TargetedMisclassification(y.roll(1, 0))
     return attacker(target, x, criterion, **more)[1]
+
+
+def _by_pyautoattack(kind: type, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    attacker = kind(model, **_arguments("pyautoattack", kind, model, x, y))
+    if kind.__name__ == "AutoAttack":  # of 100 steps of 20 evaluations
+        attacker.apgd.n_iter, attacker.apgd.eot_iter = 4, 2
+        return attacker.run_standard_evaluation(x, y)[0]
+    return attacker.perturb(x, y)
 
 
 class as_preprocessor(nn.Module):

@@ -1,4 +1,4 @@
-"""Whether every attack class of torchattacks, ART and Foolbox runs on a defended model.
+"""Whether every attack class of four libraries runs on a defended model.
 
     python -m benchmarks.attacks.every                # what the result file lacks
     python -m benchmarks.attacks.every --afresh       # all of it again
@@ -63,7 +63,7 @@ def main() -> None:
         parser.error(f"no attack class {options.only!r} in {options.library or LIBRARIES}")
     with resumed(
         "every_attack",
-        versions={name: version(name) for name in ("torchattacks", _ART, "foolbox")},
+        versions={name: version(name) for name in ("torchattacks", _ART, "foolbox", "pyautoattack")},
         weights=weights("mnist-tiny"),
         colour_weights=weights("cifar10-tiny"),
         seed=SEED,
@@ -114,6 +114,7 @@ def in_a_process(library: str, name: str, door: str) -> dict[str, Any]:
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([
         "torchattacks", "art.attacks.evasion", "art.estimators.classification", "foolbox",
+        "pyautoattack.autoattack",
         "scoreopt_defense.pretrained",
     ])  # fmt: skip
     receiver, sender = processes.Pipe(duplex=False)

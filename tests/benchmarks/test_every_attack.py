@@ -1,4 +1,4 @@
-"""The attack classes of torchattacks, ART and Foolbox, as they are found, on a defended model."""
+"""The attack classes of the four libraries, as they are found, on a defended model."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from scoreopt_defense import DefendedModel, ScoreOpt, ThirdParty
 pytest.importorskip("torchattacks")
 pytest.importorskip("art")
 pytest.importorskip("foolbox")
+pytest.importorskip("pyautoattack")
 
 from benchmarks.attacks import classes as attack_classes
 from benchmarks.attacks import every as every_attack
