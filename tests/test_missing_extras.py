@@ -19,10 +19,10 @@ def run_without(blocked, code):
     return result.stdout
 
 
-OPTIONAL = ["art", "torchattacks", "pyautoattack", "diffusers", "mlxtend", "PIL", "torchvision", "matplotlib",
-            "foolbox", "hypothesis", "scipy", "recoloradv", "imagecorruptions", "typer", "rich",
-            "pydantic", "distributed", "azula",
-            "plotly", "datasets"]  # fmt: skip
+OPTIONAL = ["art", "torchattacks", "pyautoattack", "diffusers", "mlxtend", "PIL", "torchvision",
+            "matplotlib", "foolbox", "hypothesis", "scipy", "recoloradv", "imagecorruptions",
+            "typer", "rich", "pydantic", "distributed", "azula", "plotly",
+            "datasets"]  # fmt: skip
 
 
 def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():

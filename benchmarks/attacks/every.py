@@ -63,7 +63,9 @@ def main() -> None:
         parser.error(f"no attack class {options.only!r} in {options.library or LIBRARIES}")
     with resumed(
         "every_attack",
-        versions={name: version(name) for name in ("torchattacks", _ART, "foolbox", "pyautoattack")},
+        versions={
+            name: version(name) for name in ("torchattacks", _ART, "foolbox", "pyautoattack")
+        },
         weights=weights("mnist-tiny"),
         colour_weights=weights("cifar10-tiny"),
         seed=SEED,

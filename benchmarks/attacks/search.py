@@ -19,6 +19,13 @@ Some of them on purifiers of 20 steps:
     python -m benchmarks.attacks.search DATA --images 32 --purifier-steps 20 \
         --rows "smoothed, c = 1" exact "smoothed, c = 0.3" "smoothed, c = 3" "step eps / 2" \
         "last 10 steps" --result attack_search_20_steps
+
+Ways of using several purifications a step, at 80 gradients, of ScoreOpt-N:
+
+    python -m benchmarks.attacks.search DATA --steps 40 --eot 2 --defences ScoreOpt-N \
+        --rows "smoothed, c = 1" "one sample, momentum, cosine" "two samples, momentum" \
+        "two samples, selective" "four purified, one differentiated" "after 2 steps and all" \
+        --result attack_search_selective
 """
 
 from __future__ import annotations
@@ -32,13 +39,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common import precision
 from benchmarks.common.held_out import add_arguments, held_out
 from benchmarks.common.results_file import rounded, weights, write
-from scoreopt_defense import DefendedModel, ScoreOpt, data, pretrained
+from scoreopt_defense import EOT, DefendedModel, ScoreOpt, data, pretrained
 from scoreopt_defense.attacks import APGD, PGD, Attack, FoolboxPGD, MomentumPGD
+from scoreopt_defense.attacks.wrappers import Around
 from scoreopt_defense.evaluation import evaluate
 from scoreopt_defense.evaluation.record.differences import difference
 from scoreopt_defense.evaluation.record.export import to_json
@@ -126,6 +134,52 @@ class Averaged:
         return purified, backward
 
 
+@dataclass(frozen=True)
+class Selective:
+    """The real defence, of so many evaluations those weighing more that are nearly wrong."""
+
+    samples: int
+
+    def shown(self, model: DefendedModel) -> nn.Module:
+        return EOT(model.with_gradient(Smoothed()), self.samples, aggregate="selective")
+
+
+@dataclass(frozen=True)
+class Grafted:
+    """So many purifications, of which one is differentiated, in the place of all (DiffHammer)."""
+
+    samples: int
+
+    def shown(self, model: DefendedModel) -> nn.Module:
+        model = model.with_gradient(Smoothed())
+
+        def ask(model: Any, x: Tensor) -> Tensor:
+            one = model.purifier(x)
+            with torch.no_grad():
+                others = [model.purifier(x) - one for _ in range(self.samples - 1)]
+            each = [one, *(one + other for other in others)]
+            return torch.stack([model.classifier(purified) for purified in each]).mean(0)
+
+        return Around(model, ask)
+
+
+@dataclass(frozen=True)
+class AfterSteps:
+    """Mean logits of the images after some steps and after all, of the same noise (DiffAttack)."""
+
+    steps: int
+
+    def shown(self, model: DefendedModel) -> nn.Module:
+        every = model.with_gradient(Smoothed())
+        some = every.replace(steps=self.steps)
+
+        def ask(model: nn.Module, x: Tensor) -> Tensor:
+            seed = int(torch.randint(2**31, ()))
+            return (model(x, seed=seed) + some(x, seed=seed)) / 2
+
+        return Around(every, ask)
+
+
 def _length(grad: Tensor) -> Tensor:
     tiny = torch.finfo(grad.dtype).tiny
     return torch.linalg.vector_norm(grad, dim=(1, 2, 3), keepdim=True).clamp(min=tiny)
@@ -183,6 +237,22 @@ def grid(
     if purifier_steps > 10:
         rows["last 10 steps"] = pgd(Truncated(10))
     return rows
+
+
+def several(eps: float, budget: int, float32: bool = False) -> dict[str, Attack]:
+    """Momentum's step by more than one purification, at so many differentiated in all."""
+    common: dict[str, Any] = {"eps": eps, "autocast": precision.autocast(float32)}
+    selective, after = Selective(2), AfterSteps(2)  # of 5 steps these are as much work as 7
+    return {
+        "two samples, momentum": MomentumPGD(
+            gradient=Smoothed(), eot=2, steps=budget // 2, **common
+        ),
+        "two samples, selective": MomentumPGD(gradient=selective, steps=budget // 2, **common),
+        "four purified, one differentiated": MomentumPGD(
+            gradient=Grafted(4), steps=budget, **common
+        ),
+        "after 2 steps and all": MomentumPGD(gradient=after, steps=budget * 5 // 7, **common),
+    }
 
 
 def defences(name: str, **overrides: Any) -> dict[str, DefendedModel]:
@@ -244,6 +314,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     precision.add_argument(parser)
+    parser.add_argument("--defences", nargs="+", help="some of the two; both by default")
     parser.add_argument("--rows", nargs="+", help="some of the grid's; all by default")
     parser.add_argument("--result", default="attack_search", help="what figures and record go by")
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -251,9 +322,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     images = held_out(args)
     attacks = grid(args.eps, args.steps, args.eot, args.float32, args.purifier_steps)
-    attacks = {row: attacks[row] for row in args.rows or attacks}
+    more = several(args.eps, args.steps * args.eot, args.float32)
+    attacks = {row: (attacks | more)[row] for row in args.rows or attacks}
     given = {"steps": args.purifier_steps} if args.purifier_steps else {}
     models = defences(args.name, **given)
+    models = {name: models[name] for name in args.defences or models}
     out = Path("runs") / args.result
     result = search(
         models, images, attacks, out=out, batch=args.batch, seed=args.seed, watch=progress()

@@ -8,16 +8,25 @@ import json
 import pytest
 import torch
 from exact_gradients import assert_same_gradient, found
-from toys import bent
+from tolerances import rounding
+from toys import bent, mid_images, smooth_classifier
 
-from scoreopt_defense import ScoreOpt, data
+from scoreopt_defense import DefendedModel, ScoreOpt, data
 from scoreopt_defense.gradients import Exact, OneShotGradient, Smoothed
 
 pytest.importorskip("torchattacks")
 pytest.importorskip("foolbox")
 
 from benchmarks.attacks import search as attack_search
-from benchmarks.attacks.search import REFERENCE, Averaged, ByStep, Truncated
+from benchmarks.attacks.search import (
+    REFERENCE,
+    AfterSteps,
+    Averaged,
+    ByStep,
+    Grafted,
+    Selective,
+    Truncated,
+)
 from benchmarks.common import results_file
 
 GRID = attack_search.grid(8 / 255, 10, 2)
@@ -78,6 +87,22 @@ def test_the_mean_has_the_direction_between_both(purifier):
     )
     want = smoothed.flatten(1).norm(dim=1)[:, None, None, None] * (a + b) / 2
     assert_same_gradient(mean, want)
+
+
+@pytest.mark.parametrize("view", [Selective(3), Grafted(3), AfterSteps(STEPS)], ids=repr)
+def test_several_purifications_that_are_alike_are_one(view, purifier):
+    classifier = smooth_classifier(torch.float64)
+    model = DefendedModel(classifier, purifier.replace(deterministic=True, gradient="smoothed"))
+    leaf = mid_images().requires_grad_()
+    torch.manual_seed(0)
+    both = [view.shown(model)(leaf)]
+    torch.manual_seed(0)  # of which one of them takes the noise of both its parts
+    seed = int(torch.randint(2**31, ())) if isinstance(view, AfterSteps) else None
+    both.append(model(leaf, seed=seed))
+    gradients = [torch.autograd.grad(logits[:, 0].sum(), leaf)[0] for logits in both]
+    # means of three and differences of logits below 8; the gradient is below 1
+    torch.testing.assert_close(*both, rtol=0, atol=rounding(torch.float64, 100, 8))
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-9)
 
 
 def test_it_runs_and_goes_on_where_it_was(tmp_path, monkeypatch):
