@@ -135,32 +135,14 @@ class Averaged:
 
 
 @dataclass(frozen=True)
-class Selective:
-    """The real defence, of so many evaluations those weighing more that are nearly wrong."""
+class Several:
+    """The real defence, of so many purifications by one of EOT's ways to differentiate them."""
 
     samples: int
+    aggregate: str
 
     def shown(self, model: DefendedModel) -> nn.Module:
-        return EOT(model.with_gradient(Smoothed()), self.samples, aggregate="selective")
-
-
-@dataclass(frozen=True)
-class Grafted:
-    """So many purifications, of which one is differentiated, in the place of all (DiffHammer)."""
-
-    samples: int
-
-    def shown(self, model: DefendedModel) -> nn.Module:
-        model = model.with_gradient(Smoothed())
-
-        def ask(model: Any, x: Tensor) -> Tensor:
-            one = model.purifier(x)
-            with torch.no_grad():
-                others = [model.purifier(x) - one for _ in range(self.samples - 1)]
-            each = [one, *(one + other for other in others)]
-            return torch.stack([model.classifier(purified) for purified in each]).mean(0)
-
-        return Around(model, ask)
+        return EOT(model.with_gradient(Smoothed()), self.samples, aggregate=self.aggregate)
 
 
 @dataclass(frozen=True)
@@ -242,14 +224,17 @@ def grid(
 def several(eps: float, budget: int, float32: bool = False) -> dict[str, Attack]:
     """Momentum's step by more than one purification, at so many differentiated in all."""
     common: dict[str, Any] = {"eps": eps, "autocast": precision.autocast(float32)}
-    selective, after = Selective(2), AfterSteps(2)  # of 5 steps these are as much work as 7
+    selective, after = (
+        Several(2, "selective"),
+        AfterSteps(2),
+    )  # of 5 steps these are as much work as 7
     return {
         "two samples, momentum": MomentumPGD(
             gradient=Smoothed(), eot=2, steps=budget // 2, **common
         ),
         "two samples, selective": MomentumPGD(gradient=selective, steps=budget // 2, **common),
         "four purified, one differentiated": MomentumPGD(
-            gradient=Grafted(4), steps=budget, **common
+            gradient=Several(4, "grafted"), steps=budget, **common
         ),
         "after 2 steps and all": MomentumPGD(gradient=after, steps=budget * 5 // 7, **common),
     }
