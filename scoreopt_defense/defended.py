@@ -104,7 +104,7 @@ class DefendedModel(Frozen):
         each = [first, *(first + other for other in others)]
         return self._answer(x, [self._classify(one, repeats) for one in each])
 
-    def _answer(self, x: Tensor, several: Sequence[Tensor]) -> Tensor:
+    def _answer(self, x: Tensor, several: list[Tensor]) -> Tensor:
         logits = torch.stack(several).mean(0) if len(several) > 1 else several[0]
         if self._watch is not None:
             self._watch(x, logits)
