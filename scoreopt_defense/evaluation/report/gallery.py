@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 
@@ -25,7 +25,7 @@ from scoreopt_defense.evaluation.report.reload import Reloaded
 from scoreopt_defense.evaluation.run.unit import CLEAN_KEPT
 from scoreopt_defense.noise import derive, seeded
 
-__all__ = ["Gallery", "Shown", "Wall", "gallery"]
+__all__ = ["Gallery", "Shown", "Wall", "broken", "gallery"]
 
 _LONGEST = 96  # pixels a side; larger images are shrunk
 _BYTES = 2_500_000  # of all images together
@@ -37,9 +37,9 @@ class Shown:
 
     Attributes:
         right, draws: of the record's fresh purifications of the attacked image.
-        taken_for: the class that most of them got.
-        bare: what the classifier alone takes the attacked image for; None if it is not loaded.
-        purified_as: what it takes ``purified`` for.
+        said: the class that most of them got.
+        bare: what the classifier alone says of the attacked image; None if it is not loaded.
+        purified_as: what it says of ``purified``.
     """
 
     image: int
@@ -49,7 +49,7 @@ class Shown:
     difference: str
     right: int
     draws: int
-    taken_for: str
+    said: str
     purified: str | None = None
     bare: str | None = None
     purified_as: str | None = None
@@ -152,6 +152,45 @@ def gallery(result: Result, loaded: Reloaded, *, count: int = 8, seed: int = 0) 
     return found
 
 
+def broken(
+    result: Result, loaded: Reloaded, worst: Iterable[Cell], *, count: int = 3, seed: int = 0
+) -> dict[str, Wall]:
+    """Of each of these cells, by its defence, the images that it broke most surely.
+
+    They are right without an attack and wrong under it, each in most purifications. Later cells are
+    left out where the page would be too large.
+    """
+    walls: dict[str, Wall] = {}
+    size = 0
+    for cell in worst:
+        images = _broken(result, cell)[:count]
+        if not images or size > _BYTES / 2:
+            continue
+        try:
+            clean = _drawn(result, cell.defence, CLEAN, images)
+            attacked = _drawn(result, cell.defence, cell.attack, images)
+        except StoreError:  # which the gallery says
+            continue
+        maker = _Maker(result, loaded, cell, images, clean, attacked, seed)
+        shown = [one for image in images if (one := maker.show(image))]
+        size += sum(map(_size, shown))
+        walls[cell.defence] = Wall(cell, maker.gain, shown=shown)
+    return {defence: wall for defence, wall in walls.items() if wall.shown}
+
+
+def _broken(result: Result, cell: Cell) -> list[int]:
+    shares = []
+    for attack in (CLEAN, cell.attack):
+        judged = result.judged(cell.defence, attack)
+        first = (judged.trials == 0) & (judged.images < CLEAN_KEPT)
+        shares.append(
+            dict(zip(judged.images[first].tolist(), judged.right[first].mean(1).tolist()))
+        )
+    clean, left = shares
+    found = [image for image in left if left[image] < 0.5 < clean.get(image, 0)]
+    return sorted(found, key=lambda image: left[image])
+
+
 def _sides(result: Result) -> list[tuple[Cell, Cell, Cell]]:
     """Of each defence: no attack, the attack that costs it least, the one that costs it most."""
     found = []
@@ -211,7 +250,7 @@ class _Maker:
             _png(0.5 + self.gain * (self.attacked[place] - self.clean[place])),
             right=predicted[label],
             draws=predicted.total(),
-            taken_for=self._class(predicted.most_common(1)[0][0]),
+            said=self._class(predicted.most_common(1)[0][0]),
             purified=None if self.purified is None else _png(self.purified[place]),
             bare=None if self.bare is None else self._class(self.bare[place]),
             purified_as=None if self.purified_as is None else self._class(self.purified_as[place]),
@@ -226,7 +265,7 @@ Seen = tuple["Tensor | None", "list[int] | None", "list[int] | None"]
 
 @torch.no_grad()
 def _seen(model: nn.Module | None, attacked: Tensor, seed: int) -> Seen:
-    """One purification, and what the classifier takes the images for without and with it."""
+    """One purification, and what the classifier says of the images without and with it."""
     if model is None or not len(attacked):
         return None, None, None
     fresh = reseeded(model, seed)

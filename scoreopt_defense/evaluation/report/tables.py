@@ -59,16 +59,37 @@ class Standing:
     entries: tuple[Entry, ...]
     overall: Overall
 
+    @property
+    def worst_first(self) -> list[Entry]:
+        """What has a figure."""
+        return sorted((e for e in self.entries if e.cell and e.cell.robust), key=left_by)
+
+    @property
+    def attacked(self) -> list[Entry]:
+        """And is an attack's."""
+        return [entry for entry in self.worst_first if entry.attack != CLEAN]
+
 
 def standings(result: Result) -> list[Standing]:
-    """A row a defence."""
+    """A row a defence, worst first; so are the attacks, by what they leave of all defences."""
     cells: dict[str, dict[str, Cell]] = {defence: {} for defence in result.plan.defences}
+    left: dict[str, list[float]] = {attack: [] for attack in result.plan.columns}
     for cell in result.cells:
         cells[cell.defence][cell.attack] = cell
-    return [_standing(result, defence, of_it) for defence, of_it in cells.items()]
+        left[cell.attack] += [cell.robust.value] if cell.robust else []
+    attacks = sorted(
+        left, key=lambda a: (a == CLEAN, sum(left[a]) / len(left[a]) if left[a] else 1)
+    )
+    rows = [_standing(result, defence, of_it, attacks) for defence, of_it in cells.items()]
+    return sorted(rows, key=lambda row: min((left_by(e) for e in row.attacked), default=2.0))
 
 
-def _standing(result: Result, defence: str, cells: dict[str, Cell]) -> Standing:
+def left_by(entry: Entry) -> float:
+    """The share that is right; all of it where there is no figure."""
+    return entry.cell.robust.value if entry.cell and entry.cell.robust else 1.0
+
+
+def _standing(result: Result, defence: str, cells: dict[str, Cell], attacks: list[str]) -> Standing:
     figures = {name: cell.robust.value for name, cell in cells.items() if cell.robust is not None}
     clean = figures.pop(CLEAN, None)
     lowest = min(figures.values(), default=None)
@@ -79,7 +100,7 @@ def _standing(result: Result, defence: str, cells: dict[str, Cell]) -> Standing:
             lowest=attack in figures and figures[attack] == lowest,
             above_clean=clean is not None and figures.get(attack, 0) > clean,
         )
-        for attack in result.plan.columns
+        for attack in attacks
     )
     return Standing(defence, entries, result.overall(defence))
 
@@ -97,10 +118,10 @@ class Compared:
 
 
 def within_run(result: Result) -> list[Compared]:
-    """Each later defence beside the first, on the same images."""
+    """Each later defence less the first, on the same images."""
     first, *others = result.plan.defences
     return _compared(
-        (attack, result, first, result, other) for other in others for attack in result.plan.columns
+        (attack, result, other, result, first) for other in others for attack in result.plan.columns
     )
 
 

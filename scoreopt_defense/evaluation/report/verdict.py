@@ -26,7 +26,7 @@ class Verdict:
         sentence: without its full stop.
         is_broken: whether at most half of what is right without an attack survived.
         doubts: why the figure may be wrong, a few words each.
-        untried: what might have lowered it and was not done.
+        untried: what might have lowered it and was not done; nothing where nothing is left.
     """
 
     defence: str
@@ -85,10 +85,11 @@ def judge(
         checks = [Checked(checks=checklist(figures, defence, name)) for name in names]
     found = Checked(checks=tuple(check for of in checks for check in of.checks))
     allowed = allowances(plan) if budgets is None else budgets
+    untried = _untried(figures, worst, found, allowed) if share.value else ()
     return Verdict(
         defence, worst, said, is_broken,
         doubts=tuple(_doubts(figures, cells, found)),
-        untried=tuple(_untried(figures, worst, found, allowed)),
+        untried=tuple(untried),
     )  # fmt: skip
 
 
