@@ -37,10 +37,11 @@ from scoreopt_defense.evaluation.report.curves import resubmissions, sweeps
 from scoreopt_defense.evaluation.report.figures import drawing
 from scoreopt_defense.evaluation.report.reload import Reloaded, reload
 from scoreopt_defense.evaluation.report.tables import standings, times_sent
-from scoreopt_defense.evaluation.report.words import explained
+from scoreopt_defense.evaluation.report.verdict import judge
+from scoreopt_defense.evaluation.report.words import Words, explained
 from scoreopt_defense.evaluation.run.estimate import estimate
 from scoreopt_defense.evaluation.suite.adaptive import Adaptive
-from scoreopt_defense.evaluation.suite.checklist import checklist
+from scoreopt_defense.evaluation.suite.checklist import Check, checklist
 from scoreopt_defense.evaluation.suite.summary import summaries, summary
 
 HOSTILE = "<script>alert(1)</script>"
@@ -102,6 +103,63 @@ def test_under_any_step_the_figure_is_the_share_that_never_broke():
     for defence, _, cell, _ in page.rows[1:]:  # the weakest, the attack, and none
         share = result.cell(defence.strip(), "weak").unbroken
         assert cell.split()[0] == f"{100 * share.value:.1f}"
+
+
+def test_the_first_thing_is_a_sentence_a_defence_worst_first_and_why(finished, html):
+    text = " ".join(Page(html).text.replace("\xa0", " ").split())
+    with Store(finished) as store:
+        result = Result(store)
+        found = [judge(result, row.defence) for row in standings(result)]
+        places = [text.index(f"{one.sentence}.") for one in found]
+        assert places == sorted(places)
+        assert places[-1] < text.index("All attacks, worst first")
+        assert all(said in text for one in found for said in one.doubts + one.untried)
+        walls = galleries.broken(result, Reloaded(), [one.worst for one in found])
+        assert walls
+        for defence, wall in walls.items():
+            assert len(wall.shown) <= 3
+            for attack, wrong in ((CLEAN, False), (wall.cell.attack, True)):
+                shares = result.judged(defence, attack)
+                first = dict(
+                    zip(shares.images[shares.trials == 0], shares.right[shares.trials == 0])
+                )
+                assert all((first[s.image].mean() < 0.5) == wrong for s in wall.shown)
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ({"norm": "linf", "eps": 8 / 255}, "L∞, ε = 8/255"),
+        ({"norm": "linf", "eps": 0.3}, "L∞, ε = 0.3"),
+        ({"norm": "l2", "eps": 0.5}, "L2, ε = 0.5"),
+        ({"norm": "flow", "eps": 0.05}, "flow, ε = 0.05"),
+        ({}, "no norm stated"),
+    ],
+)
+def test_an_attacks_bound_is_said_as_people_write_it(attack, said):
+    assert pages._bound(attack) == said
+
+
+def test_abbreviations_are_explained_and_the_rest_is_text():
+    pytest.importorskip("jinja2")
+    words = Words()
+    assert words("a<b> PGD+EOT, EOTs") == (
+        "a&lt;b&gt; "
+        f'<abbr title="{words.used["PGD"]}">PGD</abbr>+'
+        f'<abbr title="{words.used["EOT"]}">EOT</abbr>, EOTs'
+    )
+    assert words.used.keys() == {"PGD", "EOT"}
+
+
+def test_each_check_is_explained():
+    """Of a name that has no sentences, the fallback is the name."""
+    stages = run_stages({}, "s", "d", torch.zeros(4).long())
+    names = {check.name for suite in ("s", None) for check in checklist(stages, "d", suite)}
+    assert len(names) > 10
+    for name in names:
+        said = [explained(Check(name, passed, "")) for passed in (True, False, None)]
+        assert len(set(said)) == 3
+        assert said[0] != name
 
 
 def test_failures_are_shown_with_their_errors(finished, html):
@@ -469,6 +527,7 @@ def test_the_configuration_is_kept_beside_the_run_and_names_the_classes(tmp_path
     assert cli.main(["evaluate", str(config), "--out", str(folder)]) == 0
     assert (folder / "demo.toml").read_bytes() == config.read_bytes()
     assert cli.main(["report", str(folder)]) == 0
+    assert ", 2 MNIST images, " in " ".join(Page((folder / "report.html").read_text()).text.split())
     (folder / "demo.toml").write_text(config.read_text().replace("0.5", "0.4"))
     from scoreopt_defense.evaluation.config import load
 
@@ -771,7 +830,7 @@ CHROMIUM = next(
 )
 
 
-def browse(path, profile):
+def browse(path, profile, address=""):
     """The page's document after its scripts ran, and what the console said."""
     done = subprocess.run(
         [
@@ -779,12 +838,51 @@ def browse(path, profile):
             *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
             *("--disable-sync", f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0"),
             *("--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000"),
-            *("--window-size=1280,900", "--dump-dom", path.as_uri()),
+            *("--window-size=1280,900", "--dump-dom", path.as_uri() + address),
         ],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
     return done.stdout, console
+
+
+def ask(page, script, folder, address=""):
+    """What a script, run in the page when it has loaded, says on the console."""
+    folder.mkdir()
+    asking = page.replace(
+        "</body>", f"<script>addEventListener('load', () => {{{script}}});</script></body>"
+    )
+    path = write(asking, folder / "page.html")
+    _, console = browse(path, folder / "profile", address)
+    return re.findall(r'CONSOLE[^"]*"(.*?)", source', " ".join(console))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_in_a_browser_a_table_is_sorted_an_address_kept_and_a_line_hidden(html, tmp_path):
+    sorting = """
+        const head = [...document.querySelectorAll("#standings thead th")].pop();
+        const right = () => [...document.querySelectorAll("#standings td:last-child .figure")]
+            .map((figure) => figure.textContent).join(" ");
+        head.firstChild.click(); console.log(right());
+        head.firstChild.click(); console.log(right());"""
+    up, down = ask(html, sorting, tmp_path / "sort")
+    numbers = [float(figure) for figure in up.split()]
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) > 1
+    assert down.split() == up.split()[::-1]
+    picking = """
+        const pick = document.getElementById("pick-defence");
+        pick.value = "2"; pick.dispatchEvent(new Event("change")); console.log(location.hash);"""
+    (address,) = ask(html, picking, tmp_path / "pick")
+    reading = """
+        console.log([...document.querySelectorAll(".wall")].filter((wall) => !wall.hidden)
+            .map((wall) => wall.dataset.defence).join(""));
+        console.log(document.getElementById("gallery").closest("details").open);
+        const box = document.querySelector(".legend input"); box.click();
+        console.log(getComputedStyle(document.getElementById(box.value)).display);"""
+    shown, unfolded, hidden = ask(html, reading, tmp_path / "read", address)
+    assert set(shown) == {"2"}
+    assert (unfolded, hidden) == ("true", "none")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

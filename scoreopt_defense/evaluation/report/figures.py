@@ -36,9 +36,10 @@ class Trace:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One plot: its lines, and where its axes have their numbers."""
+    """One plot: its lines, all that they are at, and where its axes have their numbers."""
 
     traces: tuple[Trace, ...]
+    values: tuple[float, ...]
     across: tuple[tuple[float, str], ...]
     down: tuple[tuple[float, str], ...]
 
@@ -63,6 +64,7 @@ def drawing(plot: Plot) -> Drawing:
             numbers.append((across(value), f"{value:.3g}"))
     return Drawing(
         tuple(trace(line, place) for place, line in enumerate(lines)),
+        tuple(sorted({point.x for line in plot.lines for point in line.points})),
         tuple(numbers),
         tuple((_down(percent / 100), str(percent)) for percent in range(0, 101, 25)),
     )
