@@ -61,12 +61,10 @@ class Wall:
 
     Attributes:
         gain: how much differences are amplified.
-        is_side: whether the defence undoes this attack best, or least.
     """
 
     cell: Cell
     gain: float
-    is_side: bool = False
     shown: list[Shown] = field(default_factory=list)
 
 
@@ -77,7 +75,6 @@ class Gallery:
     Attributes:
         drawn: how many images were drawn; ``complete`` says whether all of them fitted.
         shrunk: whether they are smaller than they were.
-        sides: of each defence, the attack that it undoes best and the one that it undoes least.
         absent: why there are none.
         unkept: attacks on defences whose images the run did not keep.
         damaged: of images that cannot be read, what is wrong.
@@ -88,7 +85,6 @@ class Gallery:
     seed: int = 0
     complete: bool = True
     shrunk: bool = False
-    sides: list[tuple[Cell, Cell, Cell]] = field(default_factory=list)
     absent: str | None = None
     unkept: int = 0
     damaged: list[str] = field(default_factory=list)
@@ -132,13 +128,10 @@ def gallery(result: Result, loaded: Reloaded, *, count: int = 8, seed: int = 0) 
     if not made:
         why = "the run did not keep them (keep)" if unkept else "none can be read"
         return Gallery([], absent=why, damaged=damaged)
-    extremes = _sides(result)
-    ends = [cell for _, *both in extremes for cell in both]
-    walls = [Wall(maker.cell, maker.gain, maker.cell in ends) for maker in made]
+    walls = [Wall(maker.cell, maker.gain) for maker in made]
     found = Gallery(
-        walls, len(drawn), seed, shrunk=max(sides) > _LONGEST, sides=extremes, unkept=unkept,
-        damaged=damaged,
-    )  # fmt: skip
+        walls, len(drawn), seed, shrunk=max(sides) > _LONGEST, unkept=unkept, damaged=damaged
+    )
     size = 0
     for image in drawn:
         row = [(wall, maker.show(image)) for wall, maker in zip(walls, made)]
@@ -189,21 +182,6 @@ def _broken(result: Result, cell: Cell) -> list[int]:
     clean, left = shares
     found = [image for image in left if left[image] < 0.5 < clean.get(image, 0)]
     return sorted(found, key=lambda image: left[image])
-
-
-def _sides(result: Result) -> list[tuple[Cell, Cell, Cell]]:
-    """Of each defence: no attack, the attack that costs it least, the one that costs it most."""
-    found = []
-    for defence in result.plan.defences:
-        cells = [c for c in result.cells if c.defence == defence and c.robust]
-        clean = [c for c in cells if c.attack == CLEAN]
-        attacks = sorted(
-            (c for c in cells if c.attack != CLEAN), key=lambda c: c.robust.value if c.robust else 0
-        )
-        purifies = "purifier" in result.plan.defences[defence].about
-        if clean and purifies and attacks and attacks[0].robust != attacks[-1].robust:
-            found.append((clean[0], attacks[-1], attacks[0]))
-    return found
 
 
 def _drawn(result: Result, defence: str, attack: str, drawn: list[int]) -> Tensor:

@@ -50,6 +50,11 @@ class Entry:
     lowest: bool = False
     above_clean: bool = False
 
+    @property
+    def left(self) -> float:
+        """The share that is right; 2 where there is no figure."""
+        return self.cell.robust.value if self.cell and self.cell.robust else 2.0
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -59,34 +64,19 @@ class Standing:
     entries: tuple[Entry, ...]
     overall: Overall
 
-    @property
-    def worst_first(self) -> list[Entry]:
-        """What has a figure."""
-        return sorted((e for e in self.entries if e.cell and e.cell.robust), key=left_by)
-
-    @property
-    def attacked(self) -> list[Entry]:
-        """And is an attack's."""
-        return [entry for entry in self.worst_first if entry.attack != CLEAN]
-
 
 def standings(result: Result) -> list[Standing]:
     """A row a defence, worst first; so are the attacks, by what they leave of all defences."""
     cells: dict[str, dict[str, Cell]] = {defence: {} for defence in result.plan.defences}
-    left: dict[str, list[float]] = {attack: [] for attack in result.plan.columns}
     for cell in result.cells:
         cells[cell.defence][cell.attack] = cell
-        left[cell.attack] += [cell.robust.value] if cell.robust else []
-    attacks = sorted(
-        left, key=lambda a: (a == CLEAN, sum(left[a]) / len(left[a]) if left[a] else 1)
-    )
+
+    def left(attack: str) -> tuple[bool, float]:
+        return attack == CLEAN, sum(Entry(attack, of.get(attack)).left for of in cells.values())
+
+    attacks = sorted(result.plan.columns, key=left)
     rows = [_standing(result, defence, of_it, attacks) for defence, of_it in cells.items()]
-    return sorted(rows, key=lambda row: min((left_by(e) for e in row.attacked), default=2.0))
-
-
-def left_by(entry: Entry) -> float:
-    """The share that is right; all of it where there is no figure."""
-    return entry.cell.robust.value if entry.cell and entry.cell.robust else 1.0
+    return sorted(rows, key=lambda row: min(e.left + 2 * (e.attack == CLEAN) for e in row.entries))
 
 
 def _standing(result: Result, defence: str, cells: dict[str, Cell], attacks: list[str]) -> Standing:

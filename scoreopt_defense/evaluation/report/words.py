@@ -48,50 +48,38 @@ class Words:
         return markup("").join(said)
 
 
-_BOUNDARY = "nor than the classifier's images, moved onto its boundary"
-_CHECKS = {
+_MORE = (
+    "More {} leave no more images right, so the attack is not misled",
+    "More {} leave more images right: the attack is stuck or misled, and its figure too high",
+)
+_CHECKS = {  # what follows where it holds, and where it does not
     "an unbounded attack reaches 0 %": (
         "An attack without a bound breaks the images, so gradients do lead attacks",
-        "An attack without a bound leaves images right, so gradients mislead attacks and every "
-        "figure here may be far too high",
+        "An attack without a bound leaves images right: gradients mislead, figures are too high",
     ),
     "accuracy falls with eps": (
         "A larger bound leaves no more images right, as it must be",
-        "A larger bound leaves more images right, which cannot be: an attack is stuck, and its "
-        "figure is too high",
+        "A larger bound leaves more images right: an attack is stuck, and its figure too high",
     ),
-    **{
-        f"more {what} never help the defence": (
-            f"More {what} leave no more images right, so the attack is not misled",
-            f"More {what} leave more images right, so the attack has not converged or its gradient "
-            "is wrong: its figure is too high",
-        )
-        for what in ("steps", "EOT samples", "restarts")
-    },
     "the white box is no weaker than the black box and transfer": (
-        "Attacks that see the gradient break no less than those that do not, so it is of use",
-        "Attacks that do not see the gradient break more than those that do, so it is masked: the "
-        "figures of those that do are too high",
+        "Attacks that see the gradient break no fewer images, so the gradient is of use",
+        "Attacks that see no gradient break more images: it is masked, and other figures too high",
     ),
-    _BOUNDARY: (
-        "The attack breaks no less than moving images just over the classifier's border does",
-        "Moving images just over the classifier's border breaks more than the attack does, so it "
-        "overlooks what is easy: its figure is too high",
+    "nor than the classifier's images, moved onto its boundary": (
+        "The attack breaks no fewer images than moving them over the classifier's border does",
+        "Moving images over the classifier's border breaks more: the attack's figure is too high",
     ),
     "random noise of the same size is weaker than every attack": (
         "No attack does less harm than random noise of its size, so each does search",
-        "Random noise of its size does more harm than an attack, so that attack does not search: "
-        "its figure says nothing",
+        "Random noise does more harm than an attack: its figure says nothing, it does not search",
     ),
     "no attack raises the accuracy": (
         "No attack leaves more images right than none does, so none of them helped the defence",
-        "An attack leaves more images right than none does: it failed, and its figure is no sign "
-        "of robustness",
+        "An attack leaves more images right than none does: it failed, which is no robustness",
     ),
     "gradients are neither zero nor NaN": (
         "Gradients are there and finite, so attacks can follow them",
-        "Gradients are zero or not finite, so they are masked: attacks that follow them see "
-        "nothing, and their figures are too high",
+        "Gradients are zero or not finite: they are masked, and figures that need them too high",
     ),
     "the loss falls over the purifier's steps": (
         "The purifier's loss falls over its steps, so it does what it says",
@@ -99,16 +87,15 @@ _CHECKS = {
     ),
     "clean accuracy is near the bare classifier's": (
         "Accuracy without an attack is near the bare classifier's, so robustness did not cost it",
-        "Accuracy without an attack is far below the bare classifier's: that is what robustness "
-        "cost here",
+        "Accuracy without an attack is far below the bare classifier's: robustness cost that",
     ),
+} | {
+    f"more {what} never help the defence": (_MORE[0].format(what), _MORE[1].format(what))
+    for what in ("steps", "EOT samples", "restarts")
 }
 
 
 def explained(check: Check) -> str:
     """What a check found and what follows from it, a sentence without its full stop."""
-    holds, fails = _CHECKS.get(check.name, (check.name, f"it does not hold that {check.name}"))
-    if check.passed is None:
-        name = "attacks harm more than the border does" if check.name == _BOUNDARY else check.name
-        return f"It is not known whether {name}"
-    return holds if check.passed else fails
+    holds, fails = _CHECKS.get(check.name, (check.name, f"It does not hold that {check.name}"))
+    return {True: holds, False: fails, None: "What follows is not known"}[check.passed]

@@ -43,8 +43,7 @@ const picks = all(".filter select");
 function filter() {
   const walls = all(".wall");
   walls.forEach((wall) => {
-    wall.hidden = picks.some(({ name, value }) =>
-      value === "sides" ? !("side" in wall.dataset) : value && value !== wall.dataset[name]);
+    wall.hidden = picks.some(({ name, value }) => value && value !== wall.dataset[name]);
   });
   const left = walls.filter((wall) => !wall.hidden).length;
   document.getElementById("picked").textContent = `${left} of ${walls.length} tables shown`;
