@@ -77,7 +77,8 @@ def run_page(
     return _render(
         "run.html.jinja",
         plots=[(curve, drawing(curve)) for curve in curves if curve.lines],
-        verdicts=verdicts, checks_of=found, broken=broken(result, loaded, worst, seed=seed),
+        verdicts=verdicts, checks_of=found,
+        broken={} if shown.absent else broken(result, loaded, worst, seed=seed),
         dataset=_dataset(store, result.view, config), allowed={b.attack: b for b in spent},
         result=result, plan=plan, summary=plan.summary(), view=result.view,
         started=_started(result.view), others=_others(store, plan),
@@ -94,12 +95,12 @@ def run_page(
 
 
 def _dataset(store: Store, view: View | None, config: Config | None) -> str:
-    """The images' name as the run's configuration has it, which is kept beside the record."""
+    """The images' name as the configuration has it that is kept beside the record, if one is."""
     if config is None and store.folder is not None and view is not None:
         with suppress(ValueError, OSError):
             config = load(Path(store.folder) / f"{Path(view.name).name}.toml")
     name = config.images.source if config else ""
-    return {"": "images", "mnist": "MNIST"}.get(name, Path(name).stem)
+    return "MNIST" if name == "mnist" else Path(name).stem
 
 
 def _others(store: Store, plan: Plan) -> list[str]:
