@@ -476,7 +476,7 @@ def test_an_attack_that_raises_accuracy_is_called_a_failed_one():
             return torch.stack([0.7 - mean, mean - 0.7], 1)
 
     result = evaluate(Mean(), (images(4)[0], torch.ones(4).long()), {"kind": Kind()})
-    assert [entry.above_clean for entry in standings(result)[0].entries] == [False, True]
+    assert [entry.above_clean for entry in standings(result)[0].entries] == [True, False]
     assert "no sign of robustness" in Page(run_page(result.store)).text
 
 
