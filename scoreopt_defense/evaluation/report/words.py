@@ -98,4 +98,7 @@ _CHECKS = {  # what follows where it holds, and where it does not
 def explained(check: Check) -> str:
     """What a check found and what follows from it, a sentence without its full stop."""
     holds, fails = _CHECKS.get(check.name, (check.name, f"It does not hold that {check.name}"))
-    return {True: holds, False: fails, None: "What follows is not known"}[check.passed]
+    if check.passed is None:
+        first = holds.partition(",")[0]
+        return f"It is not known whether {first[0].lower()}{first[1:]}"
+    return holds if check.passed else fails
