@@ -52,7 +52,7 @@ def drawing(plot: Plot) -> Drawing:
     low, high = scaled(values[0]), scaled(values[-1])
 
     def across(x: float) -> float:
-        return _LEFT + (_RIGHT - _LEFT) * (scaled(x) - low) / ((high - low) or 1.0)
+        return round(_LEFT + (_RIGHT - _LEFT) * (scaled(x) - low) / ((high - low) or 1.0), 2)
 
     def trace(line: Line, place: int) -> Trace:
         marks = tuple(_mark(line.name, point, across(point.x)) for point in line.points)
@@ -79,4 +79,4 @@ def _mark(name: str, point: Point, x: float) -> Mark:
 
 
 def _down(share: float) -> float:
-    return _BOTTOM - (_BOTTOM - _TOP) * share
+    return round(_BOTTOM - (_BOTTOM - _TOP) * share, 1)

@@ -79,7 +79,8 @@ def judge(
     if is_broken:
         said = f"{defence} is not robust: {_survive(share)} {by} ({_range(share)} %)"
     else:
-        said = f"{defence}: no attack run here brings it below {_least(share)} % ({_range(share)})"
+        least = math.floor(100 * share.value + 1e-9)  # it is said that nothing went below
+        said = f"{defence}: no attack run here brings it below {least} % ({_range(share)})"
     if checks is None:
         names = [None, *plan.suites]
         checks = [Checked(checks=checklist(figures, defence, name)) for name in names]
@@ -95,7 +96,7 @@ def judge(
 
 def _doubts(figures: Figures, cells: list[Cell], found: Checked) -> Iterator[str]:
     if count := len(found.failing):
-        yield f"{count} {_checks(count)} failed"
+        yield f"{count} {'check' if count == 1 else 'checks'} failed"
     plan, defence = figures.plan, cells[0].defence
     if any(figures.tried(defence, name) < plan.count * plan.trials for name in plan.columns):
         yield "not complete"
@@ -109,7 +110,7 @@ def _untried(
     figures: Figures, worst: Cell, found: Checked, budgets: Iterable[Allowance]
 ) -> Iterator[str]:
     if count := len(found.not_run):
-        yield f"{count} {_checks(count)} not run"
+        yield f"{count} {'check' if count == 1 else 'checks'} not run"
     suites = figures.plan.suites
     unjudged = [name for name in suites if not figures.was_run(worst.defence, name)]
     if unjudged or not suites:
@@ -121,10 +122,6 @@ def _untried(
         yield f"reduced budget: {own.queries:,} of {own.paper_queries:,} queries"
     elif cut:
         yield f"reduced budget: {len(cut)} of {len(budgets)} attacks"
-
-
-def _checks(count: int) -> str:
-    return "check" if count == 1 else "checks"
 
 
 def _unattacked(figures: Figures, defence: str, right: Proportion | None) -> str:
@@ -142,15 +139,5 @@ def _survive(share: Proportion) -> str:
 
 
 def _range(share: Proportion) -> str:
-    digits = _digits(share)
+    digits = 0 if share.n <= 1000 else 1
     return f"{100 * share.low:.{digits}f} to {100 * share.high:.{digits}f}"
-
-
-def _least(share: Proportion) -> str:
-    """Rounded down: it is said that nothing went below."""
-    scale = 10 ** _digits(share)
-    return f"{math.floor(100 * share.value * scale + 1e-9) / scale:.{_digits(share)}f}"
-
-
-def _digits(share: Proportion) -> int:
-    return 0 if share.n <= 1000 else 1
