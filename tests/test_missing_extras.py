@@ -21,7 +21,7 @@ def run_without(blocked, code):
 
 OPTIONAL = ["art", "torchattacks", "pyautoattack", "diffusers", "mlxtend", "PIL", "torchvision",
             "matplotlib", "foolbox", "hypothesis", "scipy", "recoloradv", "imagecorruptions",
-            "typer", "rich", "pydantic", "distributed", "azula", "plotly",
+            "typer", "rich", "pydantic", "distributed", "azula", "jinja2",
             "datasets"]  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def test_reading_a_run_runs_nothing_that_its_folder_names(finished_toy, monkeypa
     monkeypatch.chdir(here)
     (folder / "its.toml").write_text(f'{IMAGES}[defences.toy]\nclassifier = "python:theirs:made"\n')
     (here / "theirs.py").write_text(CODE.format(status=0))
-    (here / "plotly").mkdir()  # what stands in for a library is not found either
+    (here / "jinja2").mkdir()  # what stands in for a library is not found either
     before = list(sys.path)
     for command in (["report", str(folder)], ["export", str(folder), "--json", "a.json"]):
         assert cli.main(command) == 0

@@ -34,12 +34,14 @@ from scoreopt_defense.evaluation.report import gallery as galleries
 from scoreopt_defense.evaluation.report import page as pages
 from scoreopt_defense.evaluation.report import reload as reloading
 from scoreopt_defense.evaluation.report.curves import resubmissions, sweeps
-from scoreopt_defense.evaluation.report.figures import figure
+from scoreopt_defense.evaluation.report.figures import drawing
 from scoreopt_defense.evaluation.report.reload import Reloaded, reload
 from scoreopt_defense.evaluation.report.tables import standings, times_sent
+from scoreopt_defense.evaluation.report.verdict import judge
+from scoreopt_defense.evaluation.report.words import Words, explained
 from scoreopt_defense.evaluation.run.estimate import estimate
 from scoreopt_defense.evaluation.suite.adaptive import Adaptive
-from scoreopt_defense.evaluation.suite.checklist import checklist
+from scoreopt_defense.evaluation.suite.checklist import Check, checklist
 from scoreopt_defense.evaluation.suite.summary import summaries, summary
 
 HOSTILE = "<script>alert(1)</script>"
@@ -65,12 +67,19 @@ def test_the_table_has_the_runs_own_figures_and_marks_the_lowest(finished, html)
     head, *rows = ([" ".join(cell.split()) for cell in row] for row in Page(html).rows)
     with Store(finished) as store:
         result = Result(store)
-        assert head == ["defence", "no attack", "weak", "strong", "broken", "weakest"]
-        assert [row[0] for row in rows] == list(result.plan.defences)
-        for defence, *cells in rows:
-            figures = [result.cell(defence, attack).robust for attack in result.plan.attacks]
+        order = [entry.attack for entry in standings(result)[0].entries]
+        assert head == ["defence", "weakest", *order[:-1], "no attack"]
+        assert sorted(order) == sorted(result.plan.columns)
+        assert order[-2:] == ["broken", CLEAN]  # of which there is no figure; and no attack
+        left = [
+            min(result.cell(row[0], a).robust.value for a in ("weak", "strong")) for row in rows
+        ]
+        assert left == sorted(left)  # worst first
+        for defence, whole, *cells in rows:
+            figures = [result.cell(defence, attack).robust for attack in order]
             there = [share.value for share in figures if share]
-            for cell, share in zip(cells, [*figures, result.weakest(defence)], strict=True):
+            shares = [result.weakest(defence), *figures]
+            for cell, share in zip([whole, *cells], shares, strict=True):
                 said = (
                     f"{100 * share.value:.1f} {100 * share.low:.1f} to {100 * share.high:.1f}"
                     if share
@@ -91,9 +100,66 @@ def test_under_any_step_the_figure_is_the_share_that_never_broke():
     text = " ".join(page.text.split())
     assert "wrong at any step of the attack and a vote of 5 purifications confirms it" in text
     assert "never broken" in text
-    for defence, _, cell, _ in page.rows[1:]:
+    for defence, _, cell, _ in page.rows[1:]:  # the weakest, the attack, and none
         share = result.cell(defence.strip(), "weak").unbroken
         assert cell.split()[0] == f"{100 * share.value:.1f}"
+
+
+def test_the_first_thing_is_a_sentence_a_defence_worst_first_and_why(finished, html):
+    text = " ".join(Page(html).text.replace("\xa0", " ").split())
+    with Store(finished) as store:
+        result = Result(store)
+        found = [judge(result, row.defence) for row in standings(result)]
+        places = [text.index(f"{one.sentence}.") for one in found]
+        assert places == sorted(places)
+        assert places[-1] < text.index("All attacks, worst first")
+        assert all(said in text for one in found for said in one.doubts + one.untried)
+        walls = galleries.broken(result, Reloaded(), [one.worst for one in found])
+        assert walls
+        for defence, wall in walls.items():
+            assert len(wall.shown) <= 3
+            for attack, wrong in ((CLEAN, False), (wall.cell.attack, True)):
+                shares = result.judged(defence, attack)
+                first = dict(
+                    zip(shares.images[shares.trials == 0], shares.right[shares.trials == 0])
+                )
+                assert all((first[s.image].mean() < 0.5) == wrong for s in wall.shown)
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ({"norm": "linf", "eps": 8 / 255}, "L∞, ε = 8/255"),
+        ({"norm": "linf", "eps": 0.3}, "L∞, ε = 0.3"),
+        ({"norm": "l2", "eps": 0.5}, "L2, ε = 0.5"),
+        ({"norm": "flow", "eps": 0.05}, "flow, ε = 0.05"),
+        ({}, "no norm stated"),
+    ],
+)
+def test_an_attacks_bound_is_said_as_people_write_it(attack, said):
+    assert pages._bound(attack) == said
+
+
+def test_abbreviations_are_explained_and_the_rest_is_text():
+    pytest.importorskip("jinja2")
+    words = Words()
+    assert words("a<b> PGD+EOT, EOTs") == (
+        "a&lt;b&gt; "
+        f'<abbr title="{words.used["PGD"]}">PGD</abbr>+'
+        f'<abbr title="{words.used["EOT"]}">EOT</abbr>, EOTs'
+    )
+    assert words.used.keys() == {"PGD", "EOT"}
+
+
+def test_each_check_is_explained():
+    """Of a name that has no sentences, the fallback is the name."""
+    stages = run_stages({}, "s", "d", torch.zeros(4).long())
+    names = {check.name for suite in ("s", None) for check in checklist(stages, "d", suite)}
+    assert len(names) > 10
+    for name in names:
+        said = [explained(Check(name, passed, "")) for passed in (True, False, None)]
+        assert len(set(said)) == 3
+        assert said[0] != name
 
 
 def test_failures_are_shown_with_their_errors(finished, html):
@@ -144,13 +210,18 @@ def check_access(page):
             assert attributes["scope"] in ("col", "row")
         if tag == "label":
             assert attributes["for"] in ids
-        for name in ("aria-labelledby", "data-figure"):
-            assert attributes.get(name) is None or attributes[name] in ids
+        if (attributes.get("class") or "").split()[:1] == ["copy"] or attributes.get("checked"):
+            assert attributes["value"] in ids
+        assert attributes.get("aria-labelledby") is None or attributes["aria-labelledby"] in ids
         if (attributes.get("href") or "").startswith("#"):
             assert attributes["href"][1:] in ids
-        if attributes.get("class") == "scroll":  # what scrolls can be reached by the keyboard
+        if (
+            "scroll" in (attributes.get("class") or "").split()
+        ):  # what scrolls can be reached by the keyboard
             assert attributes["tabindex"] == "0"
             assert attributes["aria-label"]
+    assert page.count("caption") == page.count("table") > 0
+    assert all(attributes["title"] for tag, attributes in page.tags if tag == "abbr")
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -158,13 +229,13 @@ def check_access(page):
     assert page.tags[0] == ("html", {"lang": "en"})
 
 
-@pytest.mark.parametrize(("name", "folded"), [("html", 1), ("suite_html", 2)])
-def test_a_screen_reader_and_a_keyboard_can_use_it(name, folded, request):
+@pytest.mark.parametrize("name", ["html", "suite_html"])
+def test_a_screen_reader_and_a_keyboard_can_use_it(name, request):
     page = Page(request.getfixturevalue(name))
     check_access(page)
     plots = sum(1 for _, a in page.tags if a.get("class") == "plot")
-    folds = page.count("details") - folded  # the plan, and what a suite's checks rest on
-    assert plots == folds == page.count("figcaption") > 0  # each as a table
+    tables = page.text.count(", as a table")
+    assert plots == tables == page.count("figcaption") > 0
 
 
 @dataclass(frozen=True)
@@ -200,10 +271,6 @@ def test_names_settings_and_errors_are_text():
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert HOSTILE in page.text
     assert ALSO_HOSTILE in page.text
-    found = re.findall(r'<script type="application/json" id="[^"]*">(.*?)</script>', rude, re.S)
-    names = [trace["name"] for text in found for trace in json.loads(text)["data"]]
-    assert names  # plotly takes these for HTML
-    assert not any("<" in name for name in names)
 
 
 def test_class_names_are_text(finished, html, monkeypatch):
@@ -261,8 +328,7 @@ def test_the_page_stays_small_whatever_the_images(monkeypatch):
     assert found.most >= 1
     assert sum(len(s.clean + s.attacked + s.difference) for w in found.walls for s in w.shown) < 3e6
     page = run_page(made.store)
-    plotly = pytest.importorskip("plotly.offline").get_plotlyjs()
-    assert len(page) < len(plotly) + 3.5e6
+    assert len(page) < 5e6
     assert "would make the page too large" in page
     assert "smaller than they are" in page
 
@@ -330,6 +396,11 @@ def test_defences_of_shipped_networks_are_recognised_and_purify(tmp_path):
     assert "Purified images of own are left out: its networks do not ship" in text
 
 
+def trace_of(plot, name):
+    (line,) = [line for line in plot.lines if line.name == name]
+    return line
+
+
 def test_curves_join_the_attacks_that_differ_in_one_setting_alone(tmp_path):
     attacks = {
         "a": Ascent(steps=1), "b": Ascent(steps=3), "c": Ascent(steps=3, eps=0.05),
@@ -346,8 +417,18 @@ def test_curves_join_the_attacks_that_differ_in_one_setting_alone(tmp_path):
     ]
     line = next(line for line in found["steps"].lines if line.name.startswith("noisy"))
     assert [p.x for p in line.points] == [1, 3]
-    drawn = figure(found["steps"])["data"]
-    assert all(min(t["error_y"]["arrayminus"]) >= 0 for t in drawn)
+    drawn = drawing(found["steps"])
+    for trace in drawn.traces:
+        for point, mark in zip(
+            trace_of(found["steps"], trace.name).points, trace.marks, strict=True
+        ):
+            low, high = mark.ends  # down is more
+            assert low >= mark.y >= high
+            assert f"at {point.x:g}: {100 * point.value:.1f} % (" in mark.said
+        assert [mark.x for mark in trace.marks] == [x for x, _ in drawn.across]  # 1 and 3 steps
+    scale = {percent: y for y, percent in drawn.down}
+    half = scale["50"]
+    assert half == pytest.approx((scale["0"] + scale["100"]) / 2)
     survival = {line.name: line.points for line in resubmissions(result).lines}
     assert [p.x for p in survival["noisy: b"]] == [
         1,
@@ -395,7 +476,7 @@ def test_an_attack_that_raises_accuracy_is_called_a_failed_one():
             return torch.stack([0.7 - mean, mean - 0.7], 1)
 
     result = evaluate(Mean(), (images(4)[0], torch.ones(4).long()), {"kind": Kind()})
-    assert [entry.above_clean for entry in standings(result)[0].entries] == [False, True]
+    assert [entry.above_clean for entry in standings(result)[0].entries] == [True, False]
     assert "no sign of robustness" in Page(run_page(result.store)).text
 
 
@@ -446,6 +527,7 @@ def test_the_configuration_is_kept_beside_the_run_and_names_the_classes(tmp_path
     assert cli.main(["evaluate", str(config), "--out", str(folder)]) == 0
     assert (folder / "demo.toml").read_bytes() == config.read_bytes()
     assert cli.main(["report", str(folder)]) == 0
+    assert ", 2 MNIST images, " in " ".join(Page((folder / "report.html").read_text()).text.split())
     (folder / "demo.toml").write_text(config.read_text().replace("0.5", "0.4"))
     from scoreopt_defense.evaluation.config import load
 
@@ -467,13 +549,11 @@ def test_a_defence_that_answers_otherwise_than_the_judged_one_is_not_shown(monke
     assert loaded.missing["m"].startswith("what could be loaded is not what was judged: its logits")
 
 
-@pytest.mark.parametrize("library", ["jinja2", "plotly.offline"])
-def test_a_missing_library_names_its_extra(finished, library, monkeypatch):
-    monkeypatch.setitem(sys.modules, library, None)
-    package = library.partition(".")[0]
+def test_a_missing_library_names_its_extra(finished, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     with Store(finished) as store, pytest.raises(ImportError) as error:
         run_page(store)
-    assert str(error.value).startswith(f"this needs {package}")
+    assert str(error.value).startswith("this needs jinja2")
     assert str(error.value).endswith("pip install 'scoreopt-defense[evaluate]'")
 
 
@@ -526,34 +606,31 @@ class TestSuite:
         failing = {check.name for check in masked.failing}
         assert {"gradients are neither zero nor NaN", "an unbounded attack reaches 0 %"} <= failing
         head, *rows = words(Page(suite_html).rows)
-        assert head == ["defence", "no attack", "weak", "adaptive"]  # no stage, and no "weakest"
-        for name, table, column in (("standings", rows, -1), ("suite-1", None, None)):
-            for row in table or words(Page(suite_html, name).rows)[1:]:
-                one = found[row[0], "adaptive"]
-                said = row[column] if column else " ".join(row)
-                share = one.worst.cell.robust
-                assert f"{100 * share.value:.1f} {100 * share.low:.1f} to" in said
-                assert one.verdict in said
-                assert all(check.name in said for check in one.failing)
+        place = head.index("adaptive")
+        assert sorted(head[1:-1]) == ["adaptive", "weak"]  # no stage, and no "weakest"
+        for row in rows:
+            one = found[row[0], "adaptive"]
+            share = one.worst.cell.robust
+            assert f"{100 * share.value:.1f} {100 * share.low:.1f} to" in row[place]
+            assert one.verdict in row[place]
+            assert all(check.name in row[place] for check in one.failing)
         text = " ".join(Page(suite_html).text.split())
-        # two tables of all attacks, the suite's, its heading, the differences, gallery and curve
+        # the chart, two tables, the checks, the stages' heading, differences and gallery
         assert text.count(masked.verdict) >= 7
         both = " ".join(Page(comparison_page(suite_run.store, suite_run.store)).text.split())
         assert both.count(masked.verdict) == 2
         assert both.count("masked fails") == 2
 
     def test_the_checklist_and_the_stages_are_the_runs_own(self, suite_run, suite_html):
+        text = " ".join(Page(suite_html).text.split())
         for place, defence in enumerate(suite_run.plan.defences, 1):
-            checks = words(Page(suite_html, f"checks-1-{place}").rows)[1:]
-            assert [(name, status[2:], figure) for name, status, figure in checks] == [
-                (c.name, c.status, c.figure) for c in checklist(suite_run, defence, "adaptive")
-            ]
+            for check in checklist(suite_run, defence, "adaptive"):
+                assert f"{explained(check)}. {check.name}: {check.figure}." in text
             stages = words(Page(suite_html, f"stages-1-{place}").rows)[1:]
             assert [row[1:] for row in stages] == [
                 [str(s.tried), str(s.taken), str(s.alone), f"{100 * s.left:.1f}"]
                 for s in suite_run.worst_case(defence, "adaptive").stages
             ]
-        text = Page(suite_html).text
         assert all(
             why in text for why in suite_run.worst_case("masked", "adaptive").untried.values()
         )
@@ -751,7 +828,7 @@ CHROMIUM = next(
 )
 
 
-def browse(path, profile):
+def browse(path, profile, address=""):
     """The page's document after its scripts ran, and what the console said."""
     done = subprocess.run(
         [
@@ -759,12 +836,51 @@ def browse(path, profile):
             *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
             *("--disable-sync", f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0"),
             *("--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000"),
-            *("--window-size=1280,900", "--dump-dom", path.as_uri()),
+            *("--window-size=1280,900", "--dump-dom", path.as_uri() + address),
         ],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
     return done.stdout, console
+
+
+def ask(page, script, folder, address=""):
+    """What a script, run in the page when it has loaded, says on the console."""
+    folder.mkdir()
+    asking = page.replace(
+        "</body>", f"<script>addEventListener('load', () => {{{script}}});</script></body>"
+    )
+    path = write(asking, folder / "page.html")
+    _, console = browse(path, folder / "profile", address)
+    return re.findall(r'CONSOLE[^"]*"(.*?)", source', " ".join(console))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_in_a_browser_a_table_is_sorted_an_address_kept_and_a_line_hidden(html, tmp_path):
+    sorting = """
+        const head = [...document.querySelectorAll("#standings thead th")].pop();
+        const right = () => [...document.querySelectorAll("#standings td:last-child .figure")]
+            .map((figure) => figure.textContent).join(" ");
+        head.firstChild.click(); console.log(right());
+        head.firstChild.click(); console.log(right());"""
+    up, down = ask(html, sorting, tmp_path / "sort")
+    numbers = [float(figure) for figure in up.split()]
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) > 1
+    assert down.split() == up.split()[::-1]
+    picking = """
+        const pick = document.getElementById("pick-defence");
+        pick.value = "2"; pick.dispatchEvent(new Event("change")); console.log(location.hash);"""
+    (address,) = ask(html, picking, tmp_path / "pick")
+    reading = """
+        console.log([...document.querySelectorAll(".wall")].filter((wall) => !wall.hidden)
+            .map((wall) => wall.dataset.defence).join(""));
+        console.log(document.getElementById("gallery").closest("details").open);
+        const box = document.querySelector(".legend input"); box.click();
+        console.log(getComputedStyle(document.getElementById(box.value)).display);"""
+    shown, unfolded, hidden = ask(html, reading, tmp_path / "read", address)
+    assert set(shown) == {"2"}
+    assert (unfolded, hidden) == ("true", "none")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -773,11 +889,7 @@ def test_in_a_browser_nothing_is_asked_for_and_the_console_is_silent(html, suite
     for name, page in (("plain", html), ("hostile", hostile_page()), ("suite", suite_html)):
         document, console = browse(write(page, tmp_path / f"{name}.html"), tmp_path / name)
         assert console == []
-        drawn = Page(document)
-        plots = sum(1 for _, a in drawn.tags if (a.get("class") or "").startswith("plot "))
-        assert plots > 0
-        assert sum(1 for _, a in drawn.tags if a.get("class") == "main-svg") >= plots
-        assert "tables shown" in drawn.text
+        assert "tables shown" in Page(document).text
     for page in (html, suite_html):
         measuring = page.replace(
             "</body>",

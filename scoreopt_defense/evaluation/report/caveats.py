@@ -11,7 +11,6 @@ from scoreopt_defense.evaluation.record.allowances import Allowance
 from scoreopt_defense.evaluation.record.results import Result
 from scoreopt_defense.evaluation.report.reload import Reloaded
 from scoreopt_defense.evaluation.report.tables import Standing
-from scoreopt_defense.evaluation.suite.overall import Overall
 from scoreopt_defense.evaluation.suite.summary import Summary
 
 __all__ = ["caveats"]
@@ -32,7 +31,7 @@ def caveats(
         f"{plan.count} images were judged. {_widest(result)} The intervals are over images: they "
         "leave out other data, other seeds of training and attacks that were not run.",
     ]
-    said += [sentence for row in standings for sentence in _of_attacks(row.overall)]
+    said += [f"{row.defence}: {warning}" for row in standings for warning in row.overall.warnings]
     said += [sentence for found in suites.values() for sentence in _of_suite(found)]
     budgets = list(budgets)
     alone = [b for b in budgets if not b.suite and not b.is_probe]
@@ -78,35 +77,9 @@ def _cut(budgets: Iterable[Allowance], *, most: int | None = None) -> str:
     return ", ".join(f"{b.label} ({b.queries:,} of {b.paper_queries:,})" for b in cut)
 
 
-def _of_attacks(found: Overall) -> Iterator[str]:
-    """What takes from a defence's figures, if anything does."""
-    for warning in found.warnings:
-        yield f"{found.defence}: {warning}"
-    if found.failing:
-        names = "; ".join(check.name for check in found.failing)
-        yield (
-            f"{found.defence} fails {len(found.failing)} of the checks of its attacks: {names}. "
-            "Its gradients may be masked or its attacks too short, so its figures cannot be "
-            "believed as they stand."
-        )
-    if found.not_run:
-        names = "; ".join(check.name for check in found.not_run)
-        yield f"Checks of the attacks that were not run on {found.defence}: {names}."
-
-
 def _of_suite(found: Summary) -> Iterator[str]:
     """What takes from a suite's figure, if anything does."""
     suite, defence = found.worst.suite, found.worst.defence
-    if found.failing:
-        names = "; ".join(check.name for check in found.failing)
-        yield (
-            f"{defence} fails {len(found.failing)} of the checks of {suite}: {names}. Its "
-            "gradients may be masked or its attacks too short, so its robust accuracy cannot be "
-            "believed as it stands."
-        )
-    if found.not_run:
-        names = "; ".join(check.name for check in found.not_run)
-        yield f"Checks of {suite} that were not run on {defence}: {names}."
     if found.raised:
         names = "; ".join(stage.label for stage in found.raised)
         yield (
@@ -114,9 +87,6 @@ def _of_suite(found: Summary) -> Iterator[str]:
             f"images that they met: {names}. Those are attacks that failed, or chance; it is no "
             "sign of robustness."
         )
-    if found.worst.untried:
-        names = "; ".join(f"{what} ({why})" for what, why in found.worst.untried.items())
-        yield f"What {suite} could not try on {defence}: {names}."
     if found.failed:
         names = "; ".join(f"{label}: {n}" for label, n in found.failed.items())
         yield f"Images of {defence} that stages of {suite} failed on, with an error: {names}."

@@ -1,80 +1,82 @@
-"""Curves as plotly's own JSON: drawn by its script, which the page carries."""
+"""Curves as inline SVG has them: across in per cent of its width, down in its own units."""
 
 from __future__ import annotations
 
-import html
-from typing import Any
+import math
+from dataclasses import dataclass
 
-from scoreopt_defense.evaluation.report.curves import Line, Plot
+from scoreopt_defense.evaluation.report.curves import Line, Plot, Point
 
-__all__ = ["figure"]
+__all__ = ["Drawing", "Mark", "Trace", "drawing"]
 
-# Okabe and Ito's colours that stand out on white and on near-black; marks and dashes tell the lines
-# apart without them.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3a9bdc", "#8c6bb1", "#888888")
-_MARKS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-
-
-def figure(curves: Plot) -> dict[str, Any]:
-    """``data`` and ``layout`` of one plot; names are text, and plotly takes them for HTML."""
-    return {
-        "data": [_trace(line, place) for place, line in enumerate(_drawn(curves))],
-        "layout": {
-            "xaxis": _across(curves),
-            "yaxis": {
-                "title": {"text": "right, %"}, "range": [-2, 102], "zeroline": False,
-                "automargin": True,
-            },
-            "legend": {"orientation": "h", "yanchor": "top", "y": -0.2},
-            "margin": {"l": 48, "r": 12, "t": 12, "b": 48},
-            "hovermode": "closest",
-            "showlegend": True,
-        },
-    }  # fmt: skip
+_LEFT, _RIGHT = 9.0, 96.0  # per cent of the width, which is the page's
+_TOP, _BOTTOM = 12.0, 252.0
+_MARKS = "●■◆▲▼★✚✖"  # they tell the lines apart without their colours
+_CLOSEST = 7.0  # per cent between two numbers of the axis
 
 
-def _drawn(curves: Plot) -> list[Line]:
-    return [line for line in curves.lines if not line.aside]
+@dataclass(frozen=True)
+class Mark:
+    """One point, the ends of its interval if it has one, and its figure in words."""
+
+    x: float
+    y: float
+    said: str
+    ends: tuple[float, float] | None
 
 
-def _across(curves: Plot) -> dict[str, Any]:
-    """The axis, marked at the values that there are; logarithmic where they are counts."""
-    values = sorted({point.x for line in _drawn(curves) for point in line.points})
-    return {
-        "type": "linear" if curves.name == "eps" else "log",
-        "tickvals": values,
-        "ticktext": [f"{value:.3g}" for value in values],
-        "title": {"text": curves.across},
-        "zeroline": False,
-        "automargin": True,
-    }
+@dataclass(frozen=True)
+class Trace:
+    """One line; its colour and dashes are the style sheet's, by its place."""
+
+    name: str
+    sign: str
+    marks: tuple[Mark, ...]
 
 
-def _trace(line: Line, place: int) -> dict[str, Any]:
-    values = [100 * point.value for point in line.points]
-    intervals = [point.interval for point in line.points]
-    trace: dict[str, Any] = {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": html.escape(line.name, quote=False),
-        "x": [point.x for point in line.points],
-        "y": values,
-        "line": {"dash": _DASHES[place % len(_DASHES)], "color": _COLOURS[place % len(_COLOURS)]},
-        "marker": {"symbol": _MARKS[place % len(_MARKS)], "size": 9},
-        "hovertemplate": "%{fullData.name}<br>%{x:.4g}: %{y:.1f} %<extra></extra>",
-    }
-    if all(interval is not None for interval in intervals):
-        trace["error_y"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": [100 * (i.high - i.value) for i in intervals if i],
-            "arrayminus": [100 * (i.value - i.low) for i in intervals if i],
-            "thickness": 1,
-        }
-        trace["customdata"] = [[100 * i.low, 100 * i.high] for i in intervals if i]
-        trace["hovertemplate"] = (
-            "%{fullData.name}<br>%{x:.4g}: %{y:.1f} % "
-            "(%{customdata[0]:.1f} to %{customdata[1]:.1f})<extra></extra>"
-        )
-    return trace
+@dataclass(frozen=True)
+class Drawing:
+    """One plot: its lines, all that they are at, and where its axes have their numbers."""
+
+    traces: tuple[Trace, ...]
+    values: tuple[float, ...]
+    across: tuple[tuple[float, str], ...]
+    down: tuple[tuple[float, str], ...]
+
+
+def drawing(plot: Plot) -> Drawing:
+    """Where all of a plot stands; its axis is logarithmic where it counts something."""
+    lines = [line for line in plot.lines if not line.aside]
+    scaled = (lambda x: x) if plot.name == "eps" else (lambda x: math.log(x))
+    values = sorted({point.x for line in lines for point in line.points})
+    low, high = scaled(values[0]), scaled(values[-1])
+
+    def across(x: float) -> float:
+        return round(_LEFT + (_RIGHT - _LEFT) * (scaled(x) - low) / ((high - low) or 1.0), 2)
+
+    def trace(line: Line, place: int) -> Trace:
+        marks = tuple(_mark(line.name, point, across(point.x)) for point in line.points)
+        return Trace(line.name, _MARKS[place % len(_MARKS)], marks)
+
+    numbers: list[tuple[float, str]] = []
+    for value in values:
+        if not numbers or across(value) - numbers[-1][0] >= _CLOSEST:
+            numbers.append((across(value), f"{value:.3g}"))
+    return Drawing(
+        tuple(trace(line, place) for place, line in enumerate(lines)),
+        tuple(sorted({point.x for line in plot.lines for point in line.points})),
+        tuple(numbers),
+        tuple((_down(percent / 100), str(percent)) for percent in range(0, 101, 25)),
+    )
+
+
+def _mark(name: str, point: Point, x: float) -> Mark:
+    said, interval = f"{name}, at {point.x:.4g}: {100 * point.value:.1f} %", point.interval
+    if interval is None:
+        return Mark(x, _down(point.value), said, None)
+    said += f" ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+    return Mark(x, _down(point.value), said, (_down(interval.low), _down(interval.high)))
+
+
+def _down(share: float) -> float:
+    return round(_BOTTOM - (_BOTTOM - _TOP) * share, 1)

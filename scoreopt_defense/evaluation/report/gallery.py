@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 
@@ -25,7 +25,7 @@ from scoreopt_defense.evaluation.report.reload import Reloaded
 from scoreopt_defense.evaluation.run.unit import CLEAN_KEPT
 from scoreopt_defense.noise import derive, seeded
 
-__all__ = ["Gallery", "Shown", "Wall", "gallery"]
+__all__ = ["Gallery", "Shown", "Wall", "broken", "gallery"]
 
 _LONGEST = 96  # pixels a side; larger images are shrunk
 _BYTES = 2_500_000  # of all images together
@@ -37,9 +37,9 @@ class Shown:
 
     Attributes:
         right, draws: of the record's fresh purifications of the attacked image.
-        taken_for: the class that most of them got.
-        bare: what the classifier alone takes the attacked image for; None if it is not loaded.
-        purified_as: what it takes ``purified`` for.
+        said: the class that most of them got.
+        bare: what the classifier alone says of the attacked image; None if it is not loaded.
+        purified_as: what it says of ``purified``.
     """
 
     image: int
@@ -49,7 +49,7 @@ class Shown:
     difference: str
     right: int
     draws: int
-    taken_for: str
+    said: str
     purified: str | None = None
     bare: str | None = None
     purified_as: str | None = None
@@ -61,12 +61,10 @@ class Wall:
 
     Attributes:
         gain: how much differences are amplified.
-        is_side: whether the defence undoes this attack best, or least.
     """
 
     cell: Cell
     gain: float
-    is_side: bool = False
     shown: list[Shown] = field(default_factory=list)
 
 
@@ -77,7 +75,6 @@ class Gallery:
     Attributes:
         drawn: how many images were drawn; ``complete`` says whether all of them fitted.
         shrunk: whether they are smaller than they were.
-        sides: of each defence, the attack that it undoes best and the one that it undoes least.
         absent: why there are none.
         unkept: attacks on defences whose images the run did not keep.
         damaged: of images that cannot be read, what is wrong.
@@ -88,7 +85,6 @@ class Gallery:
     seed: int = 0
     complete: bool = True
     shrunk: bool = False
-    sides: list[tuple[Cell, Cell, Cell]] = field(default_factory=list)
     absent: str | None = None
     unkept: int = 0
     damaged: list[str] = field(default_factory=list)
@@ -132,13 +128,10 @@ def gallery(result: Result, loaded: Reloaded, *, count: int = 8, seed: int = 0) 
     if not made:
         why = "the run did not keep them (keep)" if unkept else "none can be read"
         return Gallery([], absent=why, damaged=damaged)
-    extremes = _sides(result)
-    ends = [cell for _, *both in extremes for cell in both]
-    walls = [Wall(maker.cell, maker.gain, maker.cell in ends) for maker in made]
+    walls = [Wall(maker.cell, maker.gain) for maker in made]
     found = Gallery(
-        walls, len(drawn), seed, shrunk=max(sides) > _LONGEST, sides=extremes, unkept=unkept,
-        damaged=damaged,
-    )  # fmt: skip
+        walls, len(drawn), seed, shrunk=max(sides) > _LONGEST, unkept=unkept, damaged=damaged
+    )
     size = 0
     for image in drawn:
         row = [(wall, maker.show(image)) for wall, maker in zip(walls, made)]
@@ -152,19 +145,43 @@ def gallery(result: Result, loaded: Reloaded, *, count: int = 8, seed: int = 0) 
     return found
 
 
-def _sides(result: Result) -> list[tuple[Cell, Cell, Cell]]:
-    """Of each defence: no attack, the attack that costs it least, the one that costs it most."""
-    found = []
-    for defence in result.plan.defences:
-        cells = [c for c in result.cells if c.defence == defence and c.robust]
-        clean = [c for c in cells if c.attack == CLEAN]
-        attacks = sorted(
-            (c for c in cells if c.attack != CLEAN), key=lambda c: c.robust.value if c.robust else 0
+def broken(
+    result: Result, loaded: Reloaded, worst: Iterable[Cell], *, count: int = 3, seed: int = 0
+) -> dict[str, Wall]:
+    """Of each of these cells, by its defence, the images that it broke most surely.
+
+    They are right without an attack and wrong under it, each in most purifications. Later cells are
+    left out where the page would be too large.
+    """
+    walls: dict[str, Wall] = {}
+    size = 0
+    for cell in worst:
+        images = _broken(result, cell)[:count]
+        if not images or size > _BYTES / 2:
+            continue
+        try:
+            clean = _drawn(result, cell.defence, CLEAN, images)
+            attacked = _drawn(result, cell.defence, cell.attack, images)
+        except StoreError:  # which the gallery says
+            continue
+        maker = _Maker(result, loaded, cell, images, clean, attacked, seed)
+        shown = [one for image in images if (one := maker.show(image))]
+        size += sum(map(_size, shown))
+        walls[cell.defence] = Wall(cell, maker.gain, shown=shown)
+    return {defence: wall for defence, wall in walls.items() if wall.shown}
+
+
+def _broken(result: Result, cell: Cell) -> list[int]:
+    shares = []
+    for attack in (CLEAN, cell.attack):
+        judged = result.judged(cell.defence, attack)
+        first = (judged.trials == 0) & (judged.images < CLEAN_KEPT)
+        shares.append(
+            dict(zip(judged.images[first].tolist(), judged.right[first].mean(1).tolist()))
         )
-        purifies = "purifier" in result.plan.defences[defence].about
-        if clean and purifies and attacks and attacks[0].robust != attacks[-1].robust:
-            found.append((clean[0], attacks[-1], attacks[0]))
-    return found
+    clean, left = shares
+    found = [image for image in left if left[image] < 0.5 < clean.get(image, 0)]
+    return sorted(found, key=lambda image: left[image])
 
 
 def _drawn(result: Result, defence: str, attack: str, drawn: list[int]) -> Tensor:
@@ -211,7 +228,7 @@ class _Maker:
             _png(0.5 + self.gain * (self.attacked[place] - self.clean[place])),
             right=predicted[label],
             draws=predicted.total(),
-            taken_for=self._class(predicted.most_common(1)[0][0]),
+            said=self._class(predicted.most_common(1)[0][0]),
             purified=None if self.purified is None else _png(self.purified[place]),
             bare=None if self.bare is None else self._class(self.bare[place]),
             purified_as=None if self.purified_as is None else self._class(self.purified_as[place]),
@@ -226,7 +243,7 @@ Seen = tuple["Tensor | None", "list[int] | None", "list[int] | None"]
 
 @torch.no_grad()
 def _seen(model: nn.Module | None, attacked: Tensor, seed: int) -> Seen:
-    """One purification, and what the classifier takes the images for without and with it."""
+    """One purification, and what the classifier says of the images without and with it."""
     if model is None or not len(attacked):
         return None, None, None
     fresh = reseeded(model, seed)

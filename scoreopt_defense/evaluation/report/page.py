@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from scoreopt_defense._files import replacing
 from scoreopt_defense._optional import optional
-from scoreopt_defense.evaluation.config import Config
+from scoreopt_defense.evaluation.config import Config, load
 from scoreopt_defense.evaluation.plan import CLEAN, Plan
 from scoreopt_defense.evaluation.record.allowances import allowances, not_run
 from scoreopt_defense.evaluation.record.results import Result
@@ -18,8 +20,8 @@ from scoreopt_defense.evaluation.record.statistics import Proportion
 from scoreopt_defense.evaluation.record.store import Store
 from scoreopt_defense.evaluation.report.caveats import caveats
 from scoreopt_defense.evaluation.report.curves import resubmissions, sweeps
-from scoreopt_defense.evaluation.report.figures import figure
-from scoreopt_defense.evaluation.report.gallery import gallery
+from scoreopt_defense.evaluation.report.figures import drawing
+from scoreopt_defense.evaluation.report.gallery import broken, gallery
 from scoreopt_defense.evaluation.report.reload import reload
 from scoreopt_defense.evaluation.report.tables import (
     across_runs,
@@ -28,6 +30,8 @@ from scoreopt_defense.evaluation.report.tables import (
     times_sent,
     within_run,
 )
+from scoreopt_defense.evaluation.report.verdict import judge
+from scoreopt_defense.evaluation.report.words import Words, explained
 from scoreopt_defense.evaluation.suite.controls import CHECKS, PROBED
 from scoreopt_defense.evaluation.suite.summary import summaries
 
@@ -55,7 +59,7 @@ def run_page(
         seed: of their draw and of the gallery's purifications.
 
     Raises:
-        ImportError: without jinja2, plotly or scipy; the error names the extra that brings them.
+        ImportError: without jinja2 or scipy; the error names the extra that brings them.
         ValueError: if there is no such view.
     """
     plan = store.plan(view)
@@ -63,12 +67,19 @@ def run_page(
     loaded = reload(plan, config)
     shown = gallery(result, loaded, count=images, seed=seed)
     suites, rows = summaries(result), standings(result)
-    verdicts = {key: found.verdict for key, found in suites.items()}
-    curves = [*sweeps(result), resubmissions(result, verdicts)]
+    checked = {key: found.verdict for key, found in suites.items()}
+    curves = [*sweeps(result), resubmissions(result, checked)]
     spent = allowances(plan)
+    found = {row.defence: [row.overall, *(suites[row.defence, s] for s in plan.suites)]
+             for row in rows}  # fmt: skip
+    verdicts = [judge(result, d, checks=of_it, budgets=spent) for d, of_it in found.items()]
+    worst = [verdict.worst for verdict in verdicts if verdict.worst]
     return _render(
         "run.html.jinja",
-        plots=[(curve, figure(curve)) for curve in curves if curve.lines],
+        plots=[(curve, drawing(curve)) for curve in curves if curve.lines],
+        verdicts=verdicts, checks_of=found,
+        broken={} if shown.absent else broken(result, loaded, worst, seed=seed),
+        dataset=_dataset(store, result.view, config), allowed={b.attack: b for b in spent},
         result=result, plan=plan, summary=plan.summary(), view=result.view,
         started=_started(result.view), others=_others(store, plan),
         units=(sum(1 for _ in result.units()), sum(1 for _ in plan.units())),
@@ -81,6 +92,15 @@ def run_page(
         caveats=caveats(result, spent, loaded, suites, rows), not_run=not_run(plan),
         suites=suites,
     )  # fmt: skip
+
+
+def _dataset(store: Store, view: View | None, config: Config | None) -> str:
+    """The images' name as the configuration has it that is kept beside the record, if one is."""
+    if config is None and store.folder is not None and view is not None:
+        with suppress(ValueError, OSError):
+            config = load(Path(store.folder) / f"{Path(view.name).name}.toml")
+    name = config.images.source if config else ""
+    return "MNIST" if name == "mnist" else Path(name).stem
 
 
 def _others(store: Store, plan: Plan) -> list[str]:
@@ -108,7 +128,7 @@ def comparison_page(a: Store, b: Store) -> str:
         compared=across_runs(*results), suites=summaries(results[0]),
         suites_b=summaries(results[1]),
         overall=[[result.overall(name) for name in result.plan.defences] for result in results],
-        differ=differences(*(result.plan for result in results)), plots=[],
+        differ=differences(*(result.plan for result in results)),
         runs=[(_name(r.store), r.plan, _started(r.view)) for r in results],
     )  # fmt: skip
 
@@ -128,16 +148,26 @@ def _render(template: str, **values: Any) -> str:
         loader=jinja.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja.StrictUndefined,
     )  # fmt: skip
+    words = Words()
     environment.filters |= {
-        "percent": _percent,
-        "interval": _interval,
-        "signed": _signed,
-    }
-    plotly = optional("plotly.offline", extra="evaluate").get_plotlyjs() if values["plots"] else ""
+        "percent": _percent, "interval": _interval, "signed": _signed, "bound": _bound,
+        "abbr": words, "explained": explained,
+    }  # fmt: skip
     own = {name: (_TEMPLATES / name).read_text("utf-8") for name in ("page.css", "page.js")}
     return environment.get_template(template).render(
-        css=own["page.css"], script=own["page.js"], plotly=plotly, CLEAN=CLEAN, **values
+        css=own["page.css"], script=own["page.js"], CLEAN=CLEAN, words=words, **values
     )
+
+
+def _bound(attack: Mapping[str, Any]) -> str:
+    """What an attack may change, from its settings: ``L∞, ε = 8/255``."""
+    norm, eps = attack.get("norm"), attack.get("eps")
+    said = {"linf": "L∞", "l2": "L2", "l1": "L1"}.get(str(norm), str(norm or "no norm stated"))
+    if not isinstance(eps, (int, float)):
+        return said
+    levels = round(255 * eps)
+    is_levels = norm == "linf" and 0 < levels < 50 and abs(eps - levels / 255) < 1e-6
+    return f"{said}, ε = {f'{levels}/255' if is_levels else f'{eps:.4g}'}"
 
 
 def _started(view: View | None) -> str:

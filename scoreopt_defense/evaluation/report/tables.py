@@ -50,6 +50,11 @@ class Entry:
     lowest: bool = False
     above_clean: bool = False
 
+    @property
+    def left(self) -> float:
+        """The share that is right; 2 where there is no figure."""
+        return self.cell.robust.value if self.cell and self.cell.robust else 2.0
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -61,14 +66,20 @@ class Standing:
 
 
 def standings(result: Result) -> list[Standing]:
-    """A row a defence."""
+    """A row a defence, worst first; so are the attacks, by what they leave of all defences."""
     cells: dict[str, dict[str, Cell]] = {defence: {} for defence in result.plan.defences}
     for cell in result.cells:
         cells[cell.defence][cell.attack] = cell
-    return [_standing(result, defence, of_it) for defence, of_it in cells.items()]
+
+    def left(attack: str) -> tuple[bool, float]:
+        return attack == CLEAN, sum(Entry(attack, of.get(attack)).left for of in cells.values())
+
+    attacks = sorted(result.plan.columns, key=left)
+    rows = [_standing(result, defence, of_it, attacks) for defence, of_it in cells.items()]
+    return sorted(rows, key=lambda row: min(e.left + 2 * (e.attack == CLEAN) for e in row.entries))
 
 
-def _standing(result: Result, defence: str, cells: dict[str, Cell]) -> Standing:
+def _standing(result: Result, defence: str, cells: dict[str, Cell], attacks: list[str]) -> Standing:
     figures = {name: cell.robust.value for name, cell in cells.items() if cell.robust is not None}
     clean = figures.pop(CLEAN, None)
     lowest = min(figures.values(), default=None)
@@ -79,7 +90,7 @@ def _standing(result: Result, defence: str, cells: dict[str, Cell]) -> Standing:
             lowest=attack in figures and figures[attack] == lowest,
             above_clean=clean is not None and figures.get(attack, 0) > clean,
         )
-        for attack in result.plan.columns
+        for attack in attacks
     )
     return Standing(defence, entries, result.overall(defence))
 
@@ -97,10 +108,10 @@ class Compared:
 
 
 def within_run(result: Result) -> list[Compared]:
-    """Each later defence beside the first, on the same images."""
+    """Each later defence less the first, on the same images."""
     first, *others = result.plan.defences
     return _compared(
-        (attack, result, first, result, other) for other in others for attack in result.plan.columns
+        (attack, result, other, result, first) for other in others for attack in result.plan.columns
     )
 
 
