@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -191,10 +191,10 @@ class Config(_Section):
         any_step = self.judging.criterion == "any-step"
         criterion = AnyStep(confirm=self.judging.confirm) if any_step else Final()
         judging = Judging(criterion=criterion, purifications=self.judging.purifications)
-        suites = {name: _suite(name, section) for name, section in self.suites.items()}
+        suites = {n: _suite(n, section, images.shape) for n, section in self.suites.items()}
         if self.suite is not None:
             with _named("suite", self.suite):
-                suites = {self.suite: named.suite(self.suite)} | suites
+                suites = {self.suite: named.suite(self.suite, images.shape)} | suites
         with _named("defences, attacks and suites", [*defences, *attacks, *suites]):
             return materials_of(defences, images, attacks, judging, suites, checks=self.checks)
 
@@ -275,12 +275,12 @@ def defence(name: str, section: Defence) -> nn.Module:
     return DefendedModel(network, purifier, votes=section.votes)
 
 
-def _suite(name: str, section: SuiteSection) -> Suite:
+def _suite(name: str, section: SuiteSection, shape: Sequence[int]) -> Suite:
     settings = dict(section.model_extra or {})
     if section.eps is not None:
         settings["eps"] = section.eps
     with _named(f"suites.{name}", {"suite": section.suite or name} | settings):
-        return named.suite(section.suite or name, **settings)
+        return named.suite(section.suite or name, shape, **settings)
 
 
 def _attack(name: str, section: Attacked, numbers: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,14 @@ from scoreopt_defense._foreign import contained, said
 from scoreopt_defense._optional import optional
 from scoreopt_defense.data import Preprocessing
 from scoreopt_defense.evaluation.plan.tasks import Suite
-from scoreopt_defense.evaluation.suite.adaptive import SUITES
-from scoreopt_defense.presets import preset
+from scoreopt_defense.evaluation.judging.threat_model import usual_eps
+from scoreopt_defense.evaluation.suite.adaptive import Adaptive
+from scoreopt_defense.evaluation.suite.quick import Quick
+from scoreopt_defense.presets import PRESETS, preset
 
 __all__ = [
     "CLASSIFIERS",
+    "SUITES",
     "Normalized",
     "attack",
     "classifier",
@@ -29,6 +32,9 @@ __all__ = [
     "purifier",
     "suite",
 ]
+
+#: What ``suite =`` may be by name.
+SUITES: Mapping[str, type[Adaptive | Quick]] = {"quick": Quick, "adaptive": Adaptive}
 
 #: How a classifier may be named, besides the names that ship.
 CLASSIFIERS = (
@@ -55,6 +61,7 @@ def classifier(name: str) -> nn.Module:
         ValueError: if the name is unknown.
         ImportError: if the library is missing.
     """
+    name = _as_spelled(name, pretrained.names("classifier"))
     kind, _, rest = name.partition(":")
     if kind not in _KINDS or not rest:
         if name not in pretrained.names("classifier") and kind != "file":
@@ -115,6 +122,9 @@ def purifier(
         ValueError, TypeError: naming what is missing, unknown or out of range.
     """
     kinds: Mapping[str, Any] = purifiers.KINDS
+    kind = _as_spelled(kind, [*kinds, "none"])
+    denoiser = denoiser and _as_spelled(denoiser, pretrained.names("denoiser"))
+    preset_name = preset_name and _as_spelled(preset_name, PRESETS)
     if kind == "none":
         if denoiser or preset_name or overrides:
             raise ValueError(
@@ -156,17 +166,29 @@ def attack(name: str, **overrides: Any) -> Any:
     Raises:
         ValueError, TypeError: naming what is unknown or out of range.
     """
-    return attacks.attack(name, **overrides)
+    return attacks.attack(_as_spelled(name, [*attacks.ATTACKS, *attacks.KINDS]), **overrides)
 
 
-def suite(name: str, **settings: Any) -> Suite:
+def suite(name: str, shape: Sequence[int], **settings: Any) -> Suite:
     """A suite with these settings.
+
+    Args:
+        shape: of an image, ``(C, H, W)``: says the eps if the settings do not.
 
     Raises:
         ValueError, TypeError: naming what is unknown or out of range.
     """
+    name = _as_spelled(name, SUITES)
     check_choice("suite", name, SUITES)
-    return SUITES[name].of(**settings)
+    eps = usual_eps(settings.get("norm", SUITES[name].norm), shape)
+    return SUITES[name].of(**({} if eps is None else {"eps": eps}) | settings)
+
+
+def _as_spelled(name: str, allowed: Iterable[str]) -> str:
+    """The name among these that is the same but for capitals, if there is one."""
+    allowed = list(allowed)
+    same = [other for other in allowed if other.casefold() == name.casefold()]
+    return name if name in allowed or not same else same[0]
 
 
 class Normalized(nn.Module):

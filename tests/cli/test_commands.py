@@ -18,7 +18,9 @@ from toy_evaluation import Ascent, images
 from toys import smooth_classifier
 
 from scoreopt_defense import cli
+from scoreopt_defense.attacks import ATTACKS, KINDS
 from scoreopt_defense.evaluation import Result, Stopped, Store, evaluate
+from scoreopt_defense.evaluation.named import SUITES
 
 
 def test_a_session(written, tmp_path, capsys):
@@ -174,14 +176,42 @@ def test_ctrl_c_says_how_to_go_on(written, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "evaluate", "report", "runs", "forget", "export", "purify", "presets", "models"]
+    "command",
+    [
+        "",
+        "evaluate",
+        "report",
+        "runs",
+        "forget",
+        "export",
+        "purify",
+        "attacks",
+        "presets",
+        "models",
+    ],
 )
-def test_help(command, capsys):
-    assert cli.main([*command.split(), "--help"]) == 0
-    assert "Usage" in capsys.readouterr().out
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_has_an_example(command, flag, capsys):
+    assert cli.main([*command.split(), flag]) == 0
+    said = capsys.readouterr().out
+    assert "Usage" in said
+    assert f"Such as: scoreopt {command}" in said
 
 
-def test_presets_and_models_are_listed(capsys):
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["evaluate", "-h"], ["presets"]])
+def test_what_needs_no_torch_does_not_wait_for_it(arguments):
+    script = f"import sys; from scoreopt_defense import cli; cli.main({arguments}); "
+    script += "sys.exit(bool({'torch', 'scipy', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+
+
+def test_presets_models_and_attacks_are_listed(capsys):
+    assert cli.main(["attacks"]) == 0
+    listed = capsys.readouterr().out
+    assert "MomentumPGD  Many steps of one sample" in listed
+    assert "As PGD, by Foolbox" in listed
+    names = [line.split()[0] for line in listed.splitlines() if line]
+    assert {*ATTACKS, *KINDS, *SUITES} <= set(names)
     assert cli.main(["presets"]) == 0
     assert "cifar10/bpda-eot-linf/O" in capsys.readouterr().out
     assert cli.main(["models"]) == 0
