@@ -40,6 +40,7 @@ def evaluate(
     wait: Annotated[
         bool, typer.Option("--wait", help="Until no other process writes the record.")
     ] = False,
+    page: Annotated[bool, typer.Option(help="Write a page of it in the end.")] = True,
 ) -> None:
     """Attack and judge what the record does not have yet.
 
@@ -57,6 +58,7 @@ def evaluate(
     from scoreopt_defense.evaluation.run.scheduler import Stopped
     from scoreopt_defense.evaluation.suite.controls import CHECKS
     from scoreopt_defense.evaluation.suite.summary import summaries
+    from scoreopt_defense.evaluation.suite.verdict import verdict
 
     keep_freed_memory()
     find_own_modules()
@@ -89,11 +91,27 @@ def evaluate(
                 f"images. The record is {folder / RECORD}.")  # fmt: skip
         for summary in summaries(result).values():
             say(f"\n{summary}")
+        say("")
+        for defence in plan.defences:
+            say(verdict(result, defence))
+        if page:
+            _write_page(result.store, config.stem, read, folder)
         units = (failure.unit for failure in result.failures)
         if failed := sum(plan.tasks[u.attack][u.defence].suite != CHECKS for u in units):
             say(f"\n{failed} units failed, and the figures are without them: mend the cause, "
                     "and call this again with --retry-failed.")  # fmt: skip
             raise typer.Exit(3)
+
+
+def _write_page(store: Any, name: str, read: Any, folder: Path) -> None:
+    """What is wrong with the page is nothing of the run's."""
+    from scoreopt_defense.evaluation import report
+
+    try:
+        made = report.write(report.run_page(store, view=name, config=read), folder / "report.html")
+        say(f"Page: {made}")
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        say(f"There is no page: {error}")
 
 
 def _cores() -> int:

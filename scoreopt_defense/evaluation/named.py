@@ -15,8 +15,8 @@ from scoreopt_defense._checks import check_choice
 from scoreopt_defense._foreign import contained, said
 from scoreopt_defense._optional import optional
 from scoreopt_defense.data import Preprocessing
-from scoreopt_defense.evaluation.plan.tasks import Suite
 from scoreopt_defense.evaluation.judging.threat_model import usual_eps
+from scoreopt_defense.evaluation.plan.tasks import Suite
 from scoreopt_defense.evaluation.suite.adaptive import Adaptive
 from scoreopt_defense.evaluation.suite.quick import Quick
 from scoreopt_defense.presets import PRESETS, preset

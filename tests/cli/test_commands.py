@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -38,6 +39,9 @@ def test_a_session(written, tmp_path, capsys):
     first = capsys.readouterr().out
     assert [line.split()[0] for line in first.splitlines()[1:4]] == ["bare", "one-shot", "n"]
     assert str(out / "record.sqlite") in first
+    assert re.search(r"^bare .*: \d of 4 images survive the worst of 2 attacks", first, re.M)
+    assert first.splitlines()[-1] == f"Page: {out / 'report.html'}"
+    assert "one-shot" in (out / "report.html").read_text("utf-8")
     with Store(out) as store:
         assert Result(store).cell("n", "weak").accuracy.n == 4
         assert Result(store).cell("n").denoiser_calls == 32  # as foretold
@@ -52,7 +56,7 @@ def test_configurations_share_a_record(written, tmp_path, capsys):
     """What one of them has evaluated is not done again for another, under whatever names."""
     (tmp_path / "two").mkdir()
     one, two, out = written(WHOLE), tmp_path / "two" / "more.toml", tmp_path / "out"
-    given = ["--workers", "1", "--out", str(out)]
+    given = ["--workers", "1", "--out", str(out), "--no-page"]
 
     def evaluated(path):
         assert cli.main(["evaluate", str(path), *given]) == 0
@@ -87,7 +91,7 @@ def test_configurations_share_a_record(written, tmp_path, capsys):
 def test_a_command_waits_for_a_record_that_is_being_written(written, tmp_path, capsys, monkeypatch):
     config, out = str(written(WHOLE)), tmp_path / "out"
     holder = Store(out, writing=True)
-    given = ["evaluate", config, "--workers", "1", "--out", str(out)]
+    given = ["evaluate", config, "--workers", "1", "--out", str(out), "--no-page"]
     assert cli.main(given) == 1
     held = f"another process is writing this record (process {os.getpid()} on {platform.node()}, "
     assert held in capsys.readouterr().err
