@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from configurations import IMAGES, WHOLE
+from configurations import BARE, IMAGES, WHOLE
 from missing_libraries import BLOCK
 from toy_evaluation import Ascent, images
 from toys import smooth_classifier
@@ -33,6 +33,8 @@ def test_a_session(written, tmp_path, capsys):
     # 2 steps of 40, on the classifier
     assert said.splitlines()[6].split()[:2] == ["n", "transfer-pgd-linf"]
     assert said.splitlines()[6].split()[5:7] == ["2", "40"]
+    assert said.splitlines()[6].split()[7:10] == ["linf", "<=", "0.2"]
+    assert "4 images of mnist, 1 x 28 x 28; attacked within linf 0.2 (transfer" in said
     assert "About" in said
     assert not out.exists()
     assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out)]) == 0
@@ -52,6 +54,15 @@ def test_a_session(written, tmp_path, capsys):
     assert (out / "run.toml").read_text() == WHOLE
 
 
+def test_a_dry_run_fails_where_an_attack_cannot_run(written, capsys):
+    defence = f'{IMAGES}{BARE}purifier = "BitDepth"\n'
+    exact = '[attacks.a]\nattack = "pgd-eot-linf"\neps = 0.3\ngradient = "exact"'
+    assert cli.main(["evaluate", str(written(defence + exact)), "--dry-run"]) == 1
+    said = capsys.readouterr()
+    assert "scoreopt: a cannot run on bare: ValueError: " in said.err
+    assert [line.split()[-1] for line in said.out.splitlines() if " a  " in line] == ["FAILS"]
+
+
 def test_configurations_share_a_record(written, tmp_path, capsys):
     """What one of them has evaluated is not done again for another, under whatever names."""
     (tmp_path / "two").mkdir()
@@ -61,7 +72,7 @@ def test_configurations_share_a_record(written, tmp_path, capsys):
     def evaluated(path):
         assert cli.main(["evaluate", str(path), *given]) == 0
         said = capsys.readouterr()
-        return said.out, said.err.splitlines()[0]
+        return said.out, next(line for line in said.err.splitlines() if "units, " in line)
 
     units = 3 * 3 * 2 + 3 * 4 * 2  # attacks, and the checks, of batches of two
     first, said = evaluated(one)

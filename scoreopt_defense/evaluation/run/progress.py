@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from scoreopt_defense._text import printable
 from scoreopt_defense.evaluation.plan import Unit
 from scoreopt_defense.evaluation.run.unit import Outcome
 
-__all__ = ["Lines", "Progress", "duration", "progress"]
+__all__ = ["Lines", "Progress", "duration", "progress", "waiting"]
 
 _Cell = tuple[str, str]  # attack, defence
 _SHOWN = 32  # bars of units in flight; to draw a cluster's 2,000 would take all the time there is
@@ -157,6 +157,29 @@ def progress() -> Progress:
         except ImportError:
             pass
     return Lines()
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[Callable[[str], None]]:
+    """Say on stderr what is waited for; on a terminal that has rich, each step of it too."""
+    with ExitStack() as shown:
+        try:
+            status = _console().status(_plain(what)) if sys.stderr.isatty() else None
+        except ImportError:
+            status = None
+        if status is None:
+            print(printable(what), file=sys.stderr, flush=True)
+            yield lambda step: None
+        else:
+            shown.enter_context(status)
+            yield lambda step: status.update(_plain(f"{what}: {step}"))
+
+
+def _plain(text: str) -> Any:
+    """Text in which nothing is rich's markup, on one line."""
+    from rich.text import Text
+
+    return Text(printable(text), no_wrap=True, overflow="ellipsis")
 
 
 def _console() -> Any:
