@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,12 +15,14 @@ from scoreopt_defense import attacks, pretrained, purifiers
 from scoreopt_defense._checks import check_choice
 from scoreopt_defense._foreign import contained, said
 from scoreopt_defense._optional import optional
+from scoreopt_defense._text import where
 from scoreopt_defense.data import Preprocessing
 from scoreopt_defense.evaluation.judging.threat_model import usual_eps
 from scoreopt_defense.evaluation.plan.tasks import Suite
 from scoreopt_defense.evaluation.suite.adaptive import Adaptive
 from scoreopt_defense.evaluation.suite.quick import Quick
 from scoreopt_defense.presets import PRESETS, preset
+from scoreopt_defense.pretrained.reach import hub_or_cache
 
 __all__ = [
     "CLASSIFIERS",
@@ -93,21 +96,21 @@ def made(name: str) -> Any:
     Raises:
         ValueError: if there is no such function.
         ImportError: if there is no such module.
-        RuntimeError: if it would end the process.
+        RuntimeError: if it fails, or would end the process; naming the line that did.
     """
     module, _, function = name.partition(":")
     if not function:
         raise ValueError(f"expected <package.module>:<function>, got {name!r}")
     with contained():
-        found = getattr(importlib.import_module(module), function, None)
-        if not callable(found):
-            raise ValueError(f"{module} has no function {function!r}")
         try:
-            return found()
-        except (OSError, ValueError, TypeError, ImportError, RuntimeError):
-            raise
+            found = getattr(importlib.import_module(module), function, None)
+            if callable(found):
+                return found()
+        except ImportError as error:
+            raise ImportError(f"{error}{where(error)}") from error
         except Exception as error:
-            raise RuntimeError(said(error)) from error
+            raise RuntimeError(f"{said(error)}{where(error)}") from error
+        raise ValueError(f"{module} has no function {function!r}")
 
 
 def purifier(
@@ -222,7 +225,8 @@ def _robustbench(name: str) -> nn.Module:
 def _timm(name: str) -> nn.Module:
     timm = optional("timm")
     try:
-        net = timm.create_model(name, pretrained=True)
+        with nullcontext() if name.startswith("local-dir:") else hub_or_cache(f"timm:{name}"):
+            net = timm.create_model(name, pretrained=True)
         return Normalized(net, net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
     except (KeyError, SafetensorError) as error:  # timm says all else itself
         raise ValueError(

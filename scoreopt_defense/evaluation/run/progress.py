@@ -77,12 +77,14 @@ class Lines(Progress):
 class Bars(Progress):
     """Bars of rich's: of the run, of the attack under way, and of each batch in flight.
 
-    A batch is as far as its seconds are, of those that the last one of its attack and defence took;
-    the first has no end to show.
+    A line is a bar, a count, the time left and, in what width there is, a name. A batch is as far
+    as its seconds are, of those that the last one of its attack and defence took; the first has no
+    end to show.
     """
 
     def __init__(self) -> None:
         import rich.progress as bars
+        from rich.table import Column
 
         moved = self._move
 
@@ -94,20 +96,29 @@ class Bars(Progress):
         self.cells: dict[_Cell, Any] = {}
         self.flying: dict[str, tuple[Any, float]] = {}
         self.each: dict[_Cell, float] = {}  # seconds of an image of a cell
+
+        class Count(bars.MofNCompleteColumn):
+            def render(self, task: Any) -> Any:
+                return super().render(task).append(" s" * task.fields.get("by_seconds", False))
+
+        # the name last, which takes what width is left: of a narrow terminal too
         self.bars = Moving(
-            bars.TextColumn("{task.description}"),
-            bars.BarColumn(),
-            bars.MofNCompleteColumn(),
-            bars.TimeElapsedColumn(),
-            bars.TextColumn("left:"),
-            bars.TimeRemainingColumn(),
+            bars.BarColumn(bar_width=12),
+            Count(table_column=Column(no_wrap=True, justify="right")),
+            bars.TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+            bars.TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
             console=_console(),
+            expand=True,
         )
 
     def start(self, units: Sequence[Unit], done: Collection[str]) -> None:
         self.left = _left(units, done)
         before = sum(unit.key in done for unit in units)
-        self.run = self.bars.add_task("all", total=len(units), completed=before)
+        self.run = self.bars.add_task("all units", total=len(units), completed=before)
         self.bars.start()
 
     def begin(self, unit: Unit) -> None:
@@ -116,7 +127,7 @@ class Bars(Progress):
             return
         each = self.each.get(_cell(unit))
         total = None if each is None else max(1, round(each * unit.size))
-        task = self.bars.add_task(printable(f"  {unit}, about, by seconds"), total=total)
+        task = self.bars.add_task(printable(f"  {unit}"), total=total, by_seconds=True)
         self.flying[unit.key] = task, time.monotonic()
 
     def _move(self) -> None:
