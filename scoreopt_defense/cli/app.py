@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from scoreopt_defense import _release
+from scoreopt_defense.cli.beginning import init
 from scoreopt_defense.cli.evaluation import evaluate
 from scoreopt_defense.cli.networks import attacks, convert_edm, models, presets
 from scoreopt_defense.cli.output import say
@@ -19,6 +20,7 @@ __all__ = ["app", "run"]
 
 # An example of each, below its help.
 _EXAMPLES: dict[Callable[..., None], str] = {
+    init: "scoreopt init --defence mine:make --classifier timm:resnet18 --images photos",
     evaluate: "scoreopt evaluate examples/demo.toml --dry-run",
     report: "scoreopt report runs/demo --view demo",
     export: "scoreopt export runs/demo --csv rows.csv",

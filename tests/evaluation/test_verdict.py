@@ -7,7 +7,8 @@ import torch
 from toy_evaluation import Ascent, images
 from toys import smooth_classifier
 
-from scoreopt_defense.evaluation import evaluate
+from scoreopt_defense.evaluation import Suite, evaluate
+from scoreopt_defense.evaluation.plan.tasks import Attack, Judge, Worst
 from scoreopt_defense.evaluation.record.statistics import proportion
 from scoreopt_defense.evaluation.suite.verdict import verdict, worded
 
@@ -41,11 +42,22 @@ def test_no_figure_under_attacks_proves_robustness(clean, left, said, robust):
     assert found.robust is robust
 
 
-def test_of_a_run(request):
+def test_of_a_run():
     model = {"toy": smooth_classifier(torch.float32)}
     whole = evaluate(model, images(4), {"ascent": Ascent()}, checks=False)
     said = str(verdict(whole, "toy"))
     survived = f"{whole.weakest('toy').value * 4:.0f} of 4 images"
     assert survived in said
     assert "ascent" in said
+
+    class Twice(Suite):
+        def tasks(self, model, x):
+            worst = Judge(attack=Worst(norm="linf", eps=0.1), begins_from=["ascent"])
+            return {"ascent": Attack(attack=Ascent()), "": worst}
+
+    by_suite = evaluate(model, images(4), suites={"quick": Twice()})
+    left = by_suite.worst_case("toy", "quick").cell.robust.value
+    said = str(verdict(by_suite, "toy"))
+    assert f"{left * 4:.0f} of 4 images" in said
+    assert "the suite quick" in said
     assert "not attacked" in str(verdict(evaluate(model, images(4)), "toy"))

@@ -39,12 +39,12 @@ def verdict(result: Result, defence: str) -> Verdict:
     plan = result.plan
     clean = result.cell(defence).robust if result.was_run(defence, CLEAN) else None
     found = [summary(result, defence, suite) for suite in plan.suites]
-    judged = {s: s.worst.cell.robust for s in found if s.worst.cell and s.worst.cell.robust}
+    judged = [(s, s.worst.cell.robust) for s in found if s.worst.cell and s.worst.cell.robust]
     doubts: list[str] = []
     left: Proportion | None
     checked: Checked
     if judged:
-        checked, left = min(judged.items(), key=lambda pair: pair[1].value)
+        checked, left = min(judged, key=lambda pair: pair[1].value)
         against = f"the suite {checked.worst.suite}"
         doubts += [f"{stage} failed on {n} images" for stage, n in checked.failed.items()]
         if set(plan.suites) == {"quick"}:
