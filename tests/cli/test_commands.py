@@ -252,6 +252,9 @@ def test_purify_files(tmp_path, capsys):
     assert not np.array_equal(results[0], levels[0])
     alone, again = results[1], np.asarray(image.open(tmp_path / "again/a.png"))
     assert np.array_equal(alone, again)  # its noise is of its name, not of its neighbours
+    own = ["--denoiser", "MNIST-tiny", "--set", "steps=1"]  # the network's own preset
+    assert cli.main(["purify", str(folder), str(tmp_path / "own"), *own]) == 0
+    assert np.array_equal(alone, np.asarray(image.open(tmp_path / "own/a.png")))
     squeeze = ["--purifier", "BitDepth", "--set", "bits=1"]
     assert cli.main(["purify", str(folder / "a.png"), str(tmp_path / "bits.png"), *squeeze]) == 0
     squeezed = np.asarray(image.open(tmp_path / "bits.png"))
