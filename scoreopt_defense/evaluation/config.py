@@ -130,13 +130,15 @@ def load(path: str | Path) -> Config:
         ConfigError: if it is missing, no TOML, or has a key or a value that is not allowed; all of
             them are listed.
     """
+    text = ""
     try:
         check_file(path, most=_MAX_BYTES)
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        values = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}{_fraction_in(path)}") from error
+        raise ConfigError(f"{path} is no TOML: {error}{_fraction_in(text)}") from error
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -144,12 +146,8 @@ def load(path: str | Path) -> Config:
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from error
 
 
-def _fraction_in(path: str | Path) -> str:
+def _fraction_in(text: str) -> str:
     """What may be wrong with a file: a fraction is text, which TOML wants in quotes."""
-    try:
-        text = Path(path).read_text("utf-8-sig")
-    except ValueError:
-        return ""
     found = re.search(r"^\s*([\w-]+)\s*=\s*(\d+\s*/\s*\d+)", text, re.M)
     return f'; write a fraction in quotes: {found[1]} = "{found[2]}"' if found else ""
 
