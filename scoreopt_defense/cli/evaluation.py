@@ -186,7 +186,7 @@ def _described(plan: Any, read: Any) -> str:
     """The images, and what each is attacked within."""
     count, *shape = plan.images["shape"]
     images = f"{count} images of {read.images.source}, {' x '.join(map(str, shape))}"
-    bounds = {}
+    bounds: dict[tuple[str, float], dict[str, None]] = {}
     for name, of in plan.tasks.items():
         for task in of.values():
             if task.bound and task.kind != "probe":

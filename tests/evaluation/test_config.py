@@ -106,8 +106,14 @@ def test_a_purifier_of_another_size_than_the_classifiers(written):
     [
         (IMAGES, "defences is missing"),
         (BARE, "images is missing"),
-        (f"sead = 1\n{IMAGES}{BARE}", r"there is no key sead; there are \['attacks', 'batch'"),
-        (f"{IMAGES}spl = 1\n{BARE}", r"no key images.spl; there are \['columns', 'crop', 'n'"),
+        (
+            f"sead = 1\n{IMAGES}{BARE}",
+            r"no key sead: did you mean seed\?; there are \['attacks', 'batch'",
+        ),
+        (
+            f"{IMAGES}spl = 1\n{BARE}",
+            r"no key images.spl: did you mean split\?; there are \['columns', 'crop', 'n'",
+        ),
         (f"{IMAGES}{BARE}x = 1", r"there is no key defences.bare.x; there are \['classifier'"),
         (f"batch = 0\n{IMAGES}{BARE}", "batch should be greater than or equal to 1, got 0"),
         (f"batch = 1.5\n{IMAGES}{BARE}", "batch should be a valid integer, got 1.5"),
