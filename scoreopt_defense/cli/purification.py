@@ -54,8 +54,9 @@ def purify(
 
     keep_freed_memory()
     find_own_modules()
-    if preset is None and purifier.lower() == "scoreopt" and f"{denoiser}/N".lower() in PRESETS:
-        preset = f"{denoiser}/N"
+    own = f"{denoiser}/N"
+    if preset is None and purifier.lower() == "scoreopt" and own.lower() in map(str.lower, PRESETS):
+        preset = own
     made = named.purifier(purifier, denoiser, preset, dict(map(_setting, set_ or [])))
     if made is None:
         raise typer.BadParameter("'none' purifies nothing", param_hint="--purifier")

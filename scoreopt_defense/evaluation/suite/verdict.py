@@ -49,10 +49,10 @@ def verdict(result: Result, defence: str) -> Verdict:
         doubts += [f"{stage} failed on {n} images" for stage, n in checked.failed.items()]
         if set(plan.suites) == {"quick"}:
             doubts.append("the quick suite has few attacks, the adaptive suite was not run")
-        attacks = plan.of_suite(checked.worst.suite, defence, "attack")
+        attacks = [*plan.of_suite(checked.worst.suite, defence, "attack")]
     else:
         checked = overall = result.overall(defence)
-        left, attacks = overall.weakest, {name: plan.tasks[name] for name in result.attacks}
+        left, attacks = overall.weakest, result.attacks
         run = [name for name in attacks if result.was_run(defence, name)]
         against = run[0] if len(run) == 1 else f"the worst of {len(run)} attacks"
         doubts += [f"{name} failed on {n} images" for name, n in overall.lacking.items()]
