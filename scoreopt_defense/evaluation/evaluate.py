@@ -90,9 +90,8 @@ def evaluate(
         judging: see :class:`Judging`.
         suites: by name, such as ``{"adaptive": Adaptive(steps=10)}``; or names of
             :data:`~scoreopt_defense.evaluation.named.SUITES` alone, at an eps that is usual for
-            images of that shape (0.3 for MNIST's): ``"quick"``, the strongest few attacks; or
-            ``"adaptive"``, every attack that each defence can be met with. Each has the worst case
-            over its attacks, and a checklist.
+            such images (0.3 for MNIST's): ``"quick"`` or ``"adaptive"``, the strongest few attacks
+            or all that there are, the worst case over them, and a checklist.
         checks: run what a checklist of the other attacks rests on beside them, on the first 32
             images: the defence's gradients, noise of each attack's size, and an attack without a
             bound. A defence that masks its gradients fails them.
