@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -74,7 +75,9 @@ def estimate(
         materials, tasks={n: {d: task for d, (task, _) in of.items()} for n, of in cheap.items()}
     )
     firsts = [unit for unit in plan.units() if unit.trial == 0 and unit.images[0] == 0]
-    _do(_of_one(firsts[0]), plan, materials)  # the first call of a network sets it up
+    scaled = (unit for unit in firsts if cheap[unit.attack][unit.defence][1] > 1)
+    for unit in (firsts[0], *islice(scaled, most > 0)):  # first calls set networks and libraries up
+        _do(_of_one(unit), plan, materials)
     single: dict[tuple[str, str], UnitResult] = {}
     for unit in firsts:
         if unit.attack == CLEAN or time.monotonic() - begun < most:
