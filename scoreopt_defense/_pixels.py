@@ -72,11 +72,14 @@ def content_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def header_of(file: File, name: str) -> Header:
+def header_of(file: File, name: str, *, see_through: bool = False) -> Header:
     """What a file says before its pixels, which are decoded only where nothing else shows damage.
 
     A PNG file has checksums, and a WebP file's length is checked as it is opened; a JPEG file that
     was cut off has no end after its last scan.
+
+    Args:
+        see_through: whether it may be partly transparent.
 
     Raises:
         UnreadableImageError: as :func:`read_pixels`, but for a flipped bit of a JPEG file's.
@@ -103,7 +106,7 @@ def header_of(file: File, name: str) -> Header:
     if not (is_plain and is_whole):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # who uses the pixels is warned
-            read_pixels(lambda: content, name)
+            (read_with_alpha if see_through else read_pixels)(lambda: content, name)
     sides = (width, height) if turned in _SIDEWAYS else (height, width)
     return Header(*sides, is_coloured, hashlib.sha256(content).hexdigest())
 

@@ -142,7 +142,7 @@ def _read(purifier: Purifier, file: Path) -> tuple[np.ndarray, np.ndarray | None
         ValueError: naming the file, if its image is not what the purifier takes.
     """
     channels = purifier.denoiser.channels
-    header_of(partial(content_of, file), str(file))  # and its checksums
+    header_of(partial(content_of, file), str(file), see_through=True)  # and its checksums
     pixels, alpha = read_with_alpha(partial(content_of, file), str(file))
     if channels == 1 and pixels.ndim == 3:
         raise ValueError(f"{file} has colours, and the denoiser is for grey images")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from scoreopt_defense._checks import check_count, check_flag
+from scoreopt_defense._checks import check_choice, check_count, check_flag
 from scoreopt_defense.data import Items, Source, Tensors
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation import named
