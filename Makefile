@@ -18,7 +18,6 @@ demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 
 	mkdir -p runs
 	sed 's|path/to/cifar10|$(CIFAR10)|' examples/$(DEMO).toml > runs/$(DEMO).toml
 	$(BIN)/scoreopt evaluate runs/$(DEMO).toml --out runs/$(DEMO)
-	$(BIN)/scoreopt report runs/$(DEMO)
 
 paper-table: $(VENV)/dev.stamp  ## TABLE=table01 SCALE=cpu CIFAR10=path: benchmarks/README.md
 	$(BIN)/python -m benchmarks.paper.run $(TABLE) $(CIFAR10) --scale $(SCALE) \

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scoreopt_defense import pretrained
     from scoreopt_defense.defended import EOT, DefendedModel
+    from scoreopt_defense.evaluation import evaluate
     from scoreopt_defense.integrations.art import PurifierPreprocessor
     from scoreopt_defense.purifiers import (
         ADP,
@@ -41,6 +42,7 @@ __all__ = [
     "PurifierPreprocessor",
     "ScoreOpt",
     "ThirdParty",
+    "evaluate",
     "pretrained",
 ]
 
@@ -51,6 +53,7 @@ _PLACES = {
     "DefendedModel": "defended",
     "EOT": "defended",
     "Fitted": "sizes",
+    "evaluate": "evaluation",
     "PurifierPreprocessor": "integrations.art",
 }
 

@@ -8,9 +8,10 @@ import stat
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # torch takes seconds to load, and lists of names need none
+    from torch import Tensor
 
 __all__ = [
     "check_choice",
@@ -32,10 +33,7 @@ _FARTHEST = 10.0
 _UNSUSPICIOUS = (-0.1, 1.1)
 # (x - mean) / std * std + mean in float32: a few units in the last place of 1
 _ROUNDING = 1e-6
-_WHOLE = (
-    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
-    *(torch.int8, torch.int16, torch.int32, torch.int64),
-)
+_WHOLE = {f"torch.{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
 def check_images(x: object, *, channels: int | None = None) -> tuple[float, float]:
@@ -48,7 +46,9 @@ def check_images(x: object, *, channels: int | None = None) -> tuple[float, floa
         TypeError: if ``x`` is no tensor.
         ValueError: if its rank, channels, dtype or values can only be a mistake.
     """
-    if not isinstance(x, Tensor):
+    import torch
+
+    if not isinstance(x, torch.Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(x).__name__}")
     if x.ndim != 4:
         raise ValueError(f"images must have shape (B, C, H, W), got {tuple(x.shape)}")
@@ -83,8 +83,10 @@ def check_unit_images(x: object, *, channels: int | None = None) -> Tensor:
     Returns:
         The images, of which rounding errors beyond 0 and 1 are cut off.
     """
+    import torch
+
     low, high = check_images(x, channels=channels)
-    assert isinstance(x, Tensor)
+    assert isinstance(x, torch.Tensor)
     if low < -_ROUNDING or high > 1 + _ROUNDING:
         raise ValueError(_wrong_scale(low, high))
     return x.clamp(0, 1) if low < 0 or high > 1 else x
@@ -92,9 +94,11 @@ def check_unit_images(x: object, *, channels: int | None = None) -> Tensor:
 
 def check_labels(y: object, count: int) -> Tensor:
     """Labels of ``count`` images, whole numbers of any type, as the int64 that losses take."""
-    if not isinstance(y, Tensor) or y.dtype not in _WHOLE or y.shape != (count,):
+    import torch
+
+    if not isinstance(y, torch.Tensor) or str(y.dtype) not in _WHOLE or y.shape != (count,):
         got, hint = type(y).__name__, ": pass torch.as_tensor(labels)"
-        if isinstance(y, Tensor):
+        if isinstance(y, torch.Tensor):
             got = f"{y.dtype} of {tuple(y.shape)}"
             hints = {(count,): ": pass labels.long()", (count, 1): ": pass labels.flatten()"}
             one_hot = y.ndim == 2 and len(y) == count
@@ -116,7 +120,9 @@ def check_logits(logits: object, count: int) -> Tensor:
     Raises:
         ValueError: saying how a classifier that answers otherwise is wrapped.
     """
-    if isinstance(logits, Tensor):
+    import torch
+
+    if isinstance(logits, torch.Tensor):
         shape = tuple(logits.shape)
         if len(shape) == 2 and len(logits) == count and shape[1] > 1 and logits.is_floating_point():
             return logits.clone()

@@ -25,12 +25,17 @@ __all__ = [
     "header_of",
     "is_image_name",
     "read_pixels",
+    "read_with_alpha",
 ]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".avif", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 
 # What a file may be, whatever its name says. Pillow knows more, and runs a program for one (EPS).
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "AVIF", "PPM", "TIFF", "GIF")
+_MOVING = ("GIF", "TIFF", "WEBP", "AVIF")  # a JPEG's further pictures are the same, smaller
 _GREY = ("1", "L", "LA")  # modes of 8 bits and less
 _SIDEWAYS = (5, 6, 7, 8)  # orientations of EXIF that exchange height and width
 _LARGEST = 2**30  # bytes of a file
@@ -67,11 +72,14 @@ def content_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def header_of(file: File, name: str) -> Header:
+def header_of(file: File, name: str, *, see_through: bool = False) -> Header:
     """What a file says before its pixels, which are decoded only where nothing else shows damage.
 
     A PNG file has checksums, and a WebP file's length is checked as it is opened; a JPEG file that
     was cut off has no end after its last scan.
+
+    Args:
+        see_through: whether it may be partly transparent.
 
     Raises:
         UnreadableImageError: as :func:`read_pixels`, but for a flipped bit of a JPEG file's.
@@ -98,7 +106,7 @@ def header_of(file: File, name: str) -> Header:
     if not (is_plain and is_whole):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # who uses the pixels is warned
-            read_pixels(lambda: content, name)
+            (read_with_alpha if see_through else read_pixels)(lambda: content, name)
     sides = (width, height) if turned in _SIDEWAYS else (height, width)
     return Header(*sides, is_coloured, hashlib.sha256(content).hexdigest())
 
@@ -110,10 +118,24 @@ def read_pixels(file: File, name: str) -> np.ndarray:
     Palettes and CMYK become RGB; an alpha channel is left out where it is opaque throughout.
 
     Raises:
-        UnreadableImageError: naming the file, if it is damaged, partly transparent, or its pixels
-            have neither 8 nor 16 bits.
+        UnreadableImageError: naming the file, if it is damaged, partly transparent, or has several
+            frames, or its pixels have neither 8 nor 16 bits.
     """
+    pixels, alpha = read_with_alpha(file, name)
+    if alpha is not None:
+        raise UnreadableImageError(
+            f"{name} must be opaque, and has pixels of alpha {alpha.min()} of 255: give it a "
+            "background"
+        )
+    return pixels
+
+
+def read_with_alpha(file: File, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """As :func:`read_pixels`, and the alpha channel, (H, W); None where all is opaque."""
+    alpha = None
     with _opened(file, name) as image:
+        if image.format in _MOVING and getattr(image, "n_frames", 1) > 1:
+            raise UnreadableImageError(f"{name} must be one image, and has {image.n_frames} frames")
         wide = image.mode[0] == "I" or any(";16" in str(tile[3]) for tile in image.tile)
         image.load()  # which leaves no tiles
         if _orientation(image.getexif) != 1:
@@ -123,7 +145,10 @@ def read_pixels(file: File, name: str) -> np.ndarray:
         else:
             grey = image.mode in _GREY
             if "transparency" in image.info or image.mode[-1] in "Aa":
-                image = _opaque(image, name)
+                image = image.convert("RGBA")
+                levels = np.asarray(image.getchannel("A"))
+                alpha = levels if levels.min() < 255 else None
+                image = image.convert("RGB")
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
     if wide and pixels.max() <= 16:  # as 12 bits in the place of 16 give
         warnings.warn(
@@ -131,7 +156,7 @@ def read_pixels(file: File, name: str) -> np.ndarray:
             f"{pixels.max()} of 255 at most. If it uses but 8, 10 or 12 bits, store it with 8",
             stacklevel=2,
         )
-    return pixels
+    return pixels, alpha
 
 
 def as_colours(pixels: np.ndarray) -> np.ndarray:
@@ -179,13 +204,3 @@ def _from_16_bits(image: Any, name: str) -> np.ndarray:
     if "transparency" in image.info:
         raise UnreadableImageError(f"{name} must have no transparent pixels, and has 16-bit ones")
     return ((levels.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
-
-
-def _opaque(image: Any, name: str) -> Any:
-    image = image.convert("RGBA")
-    lowest, _ = image.getchannel("A").getextrema()
-    if lowest < 255:
-        raise UnreadableImageError(
-            f"{name} must be opaque, and has pixels of alpha {lowest} of 255: give it a background"
-        )
-    return image.convert("RGB")

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-__all__ = ["printable"]
+import sysconfig
+import traceback
+from pathlib import Path
+
+__all__ = ["printable", "where"]
+
+_OTHERS = (str(Path(__file__).parent), *sysconfig.get_paths().values(), "<frozen")
 
 
 def printable(text: str) -> str:
     r"""Text for a terminal: a character that none prints, such as ESC, as ``\x1b``."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def where(error: BaseException) -> str:
+    """The last line of a user's own code that an error passed, to append to what is said of it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith(_OTHERS)]
+    if not theirs:
+        return ""
+    last = theirs[-1]
+    return printable(f" ({last.filename}, line {last.lineno}, in {last.name}: {last.line})")

@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from scoreopt_defense import _release
+from scoreopt_defense.cli.beginning import init
 from scoreopt_defense.cli.evaluation import evaluate
-from scoreopt_defense.cli.networks import convert_edm, models, presets
+from scoreopt_defense.cli.networks import attacks, convert_edm, models, presets
 from scoreopt_defense.cli.output import say
 from scoreopt_defense.cli.purification import purify
 from scoreopt_defense.cli.records import export, forget, report, runs
 
 __all__ = ["app", "run"]
 
+# An example of each, below its help.
+_EXAMPLES: dict[Callable[..., None], str] = {
+    init: "scoreopt init --defence mine:make --classifier timm:resnet18 --images photos",
+    evaluate: "scoreopt evaluate examples/demo.toml --dry-run",
+    report: "scoreopt report runs/demo --view demo",
+    export: "scoreopt export runs/demo --csv rows.csv",
+    runs: "scoreopt runs runs/demo",
+    forget: "scoreopt forget runs/demo --attack SPSA",
+    purify: "scoreopt purify photos purified --denoiser cifar10-tiny",
+    attacks: "scoreopt attacks",
+    presets: "scoreopt presets",
+    models: "scoreopt models",
+    convert_edm: "scoreopt convert-edm network-snapshot-000100.pkl mine.safetensors",
+}
+
 app = typer.Typer(
     name="scoreopt",
     help="Test-time purification as a defence, and its honest evaluation.",
+    epilog=f"Such as: {_EXAMPLES[evaluate]}",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (evaluate, report, export, runs, forget, purify, presets, models):
-    app.command()(_command)
-app.command("convert-edm")(convert_edm)
+for _command, _example in _EXAMPLES.items():
+    _name = _command.__name__.replace("_", "-")
+    app.command(_name, epilog=f"Such as: {_example}")(_command)
 
 
 def run(arguments: list[str]) -> int:

@@ -15,6 +15,8 @@ from scoreopt_defense.cli.own_modules import find_own_modules
 
 __all__ = ["evaluate"]
 
+MINUTE = 60.0  # seconds that a dry run tries attacks for, at most
+FIRST_LOOK = 15.0  # and a suite's run, before it begins
 GO_ON = 75  # sysexits.h: a failure that a later try need not meet
 
 
@@ -40,6 +42,7 @@ def evaluate(
     wait: Annotated[
         bool, typer.Option("--wait", help="Until no other process writes the record.")
     ] = False,
+    page: Annotated[bool, typer.Option(help="Write a page of it in the end.")] = True,
 ) -> None:
     """Attack and judge what the record does not have yet.
 
@@ -53,23 +56,30 @@ def evaluate(
     from scoreopt_defense.evaluation import config as configuration
     from scoreopt_defense.evaluation.evaluate import evaluate_plan
     from scoreopt_defense.evaluation.record.store import RECORD
-    from scoreopt_defense.evaluation.run.progress import progress
+    from scoreopt_defense.evaluation.run.progress import progress, waiting
     from scoreopt_defense.evaluation.run.scheduler import Stopped
     from scoreopt_defense.evaluation.suite.controls import CHECKS
     from scoreopt_defense.evaluation.suite.summary import summaries
+    from scoreopt_defense.evaluation.suite.verdict import verdict
 
     keep_freed_memory()
     find_own_modules()
     read = configuration.load(config)
-    materials = read.materials()
     folder = out or Path("runs") / config.stem
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out must be a folder, and {folder} is a file")
-    batch, threads, workers = _sizes(read, materials, workers, cluster, folder, config.stem)
-    plan = read.plan(materials, batch=batch, threads=threads)
+    with waiting("Reading the images and networks") as told:
+        materials = read.materials()
+        told("Asking each defence")
+        batch, threads, workers = _sizes(read, materials, workers, cluster, folder, config.stem)
+        plan = read.plan(materials, batch=batch, threads=threads)
     if dry_run:
-        _foretell(plan, materials, workers)
+        _foretell(plan, materials, read, workers)
         return
+    say(_described(plan, read), error=True)
+    if plan.suites and not (folder / RECORD).exists():
+        cells = _tried(plan, materials, FIRST_LOOK)
+        say(_cost(plan, cells, workers), error=True)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / config.name) as part:  # for the report's --config
         part.write_bytes(config.read_bytes())
@@ -82,10 +92,15 @@ def evaluate(
         say(f"scoreopt: {stop}", error=True)
         raise typer.Exit(GO_ON if stop.by == signal.SIGTERM else 130) from None
     with result.store:
-        say(f"{result}\n\nRobust accuracy in per cent with its 95 % interval, of {plan.count} "
-                f"images. The record is {folder / RECORD}.")  # fmt: skip
+        say(f"{result}\n\nRobust accuracy in per cent with its 95 % interval. "
+                f"{_described(plan, read)} The record is {folder / RECORD}.")  # fmt: skip
         for summary in summaries(result).values():
             say(f"\n{summary}")
+        say("")
+        for defence in plan.defences:
+            say(verdict(result, defence))
+        if page:
+            _write_page(result.store, config.stem, read, folder)
         units = (failure.unit for failure in result.failures)
         if failed := sum(plan.tasks[u.attack][u.defence].suite != CHECKS for u in units):
             say(f"\n{failed} units failed, and the figures are without them: mend the cause, "
@@ -124,6 +139,17 @@ def _sizes(
     return found
 
 
+def _write_page(store: Any, name: str, read: Any, folder: Path) -> None:
+    """What is wrong with the page is nothing of the run's."""
+    from scoreopt_defense.evaluation import report
+
+    try:
+        made = report.write(report.run_page(store, view=name, config=read), folder / "report.html")
+        say(f"Page: {made}")
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        say(f"There is no page: {error}")
+
+
 def _cores() -> int:
     """Those that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -138,29 +164,77 @@ def _accelerators(device: str) -> int:
     return max(1, torch.cuda.device_count()) if device == "cuda" else 1
 
 
-def _foretell(plan: Any, materials: Any, workers: int) -> None:
+def _foretell(plan: Any, materials: Any, read: Any, workers: int) -> None:
+    """The dry run: each attack on an image, for a minute at most.
+
+    Raises:
+        typer.Exit: if an attack can't run.
+    """
     from scoreopt_defense.evaluation.record.allowances import allowances
-    from scoreopt_defense.evaluation.run.estimate import estimate
     from scoreopt_defense.evaluation.run.progress import duration
 
-    allowed = {budget.attack: (budget.queries, budget.paper_queries) for budget in allowances(plan)}
-
-    def queries(attack: str) -> list[str]:
-        counts = allowed.get(attack, (None, None))
-        return ["-" if count is None else f"{count:,}" for count in counts]
-
-    cells = estimate(plan, materials)
+    allowed = {a.attack: a for a in allowances(plan)}
+    cells = _tried(plan, materials, MINUTE)
     lines = [["defence", "attack", "units", "denoiser calls", "classifier calls",
-              "queries an image", "in the paper", "time"]] + [
-        [c.defence, c.attack, str(c.units), f"{c.denoiser_calls:,}", f"{c.classifier_calls:,}",
-         *queries(c.attack), c.error or duration(c.seconds)]
-        for c in cells
-    ]  # fmt: skip
+              "queries an image", "in the paper", "threat model", "time"]]  # fmt: skip
+    for c in cells:
+        of = allowed.get(c.attack)
+        counts = (of.queries, of.paper_queries) if of else (None, None)
+        lines.append(
+            [c.defence, c.attack, str(c.units), f"{c.denoiser_calls:,}", f"{c.classifier_calls:,}",
+             *("-" if count is None else f"{count:,}" for count in counts),
+             of.threat if of else "-",
+             "FAILS" if c.error else "~ " * c.guessed + duration(c.seconds)]
+        )  # fmt: skip
     print_table(lines)
-    total = sum(cell.seconds for cell in cells)
-    say(f"\n{plan.count} images, {plan.trials} trials, batches of {plan.batch}, seed "
-            f"{plan.seed}. {'At most' if plan.suites else 'About'} {duration(total / workers)} "
-            f"with {workers} worker(s).")  # fmt: skip
+    say(f"\n{_described(plan, read)}\n{plan.trials} trials, batches of {plan.batch}, seed "
+        f"{plan.seed}. {_cost(plan, cells, workers)}")  # fmt: skip
+    if guessed := sum(c.guessed for c in cells):
+        say(f"~: the {guessed} that a minute did not reach, at the highest rate of the others.")
     if plan.suites:
         say(f"Stages of {', '.join(plan.suites)} are counted as if no image left the queue: an "
                 "upper bound.")  # fmt: skip
+    failed = [c for c in cells if c.error]
+    for c in failed:
+        say(f"scoreopt: {c.attack} cannot run on {c.defence}: {c.error}", error=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _tried(plan: Any, materials: Any, most: float) -> list[Any]:
+    """Each cell on an image, which a terminal is told of."""
+    from scoreopt_defense.evaluation.run.estimate import estimate
+    from scoreopt_defense.evaluation.run.progress import waiting
+
+    with waiting(f"Trying each attack on one image, at most {most:.0f} s") as told:
+        return estimate(plan, materials, most=most, told=told)
+
+
+def _described(plan: Any, read: Any) -> str:
+    """The images, and what each is attacked within."""
+    count, *shape = plan.images["shape"]
+    images = f"{count} images of {read.images.source}, {' x '.join(map(str, shape))}"
+    bounds: dict[tuple[str, float], dict[str, None]] = {}
+    for name, of in plan.tasks.items():
+        for task in of.values():
+            if task.bound and task.kind != "probe":
+                bounds.setdefault(task.bound, {})[task.suite or name] = None
+    said = [f"{norm} {_level(eps)} ({', '.join(names)})" for (norm, eps), names in bounds.items()]
+    usual = [s for s in plan.suites if s not in read.suites or read.suites[s].eps is None]
+    why = f"; eps of {', '.join(usual)} is the usual one of such images" if usual else ""
+    return f"{images}; attacked within {'; '.join(said) or 'no bound'}{why}."
+
+
+def _level(eps: float) -> str:
+    """As in ``8/255``, where it is a whole number of levels; of those that people say so."""
+    levels = 255 * eps
+    whole = round(levels) in range(1, 33) and abs(levels - round(levels)) < 1e-6
+    return f"{round(levels)}/255" if whole else f"{eps:g}"
+
+
+def _cost(plan: Any, cells: list[Any], workers: int) -> str:
+    from scoreopt_defense.evaluation.run.progress import duration
+
+    total = sum(cell.seconds for cell in cells)
+    kind = "At most" if plan.suites else "About"
+    return f"{kind} {duration(total / workers)} with {workers} worker(s)."

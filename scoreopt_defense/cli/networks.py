@@ -1,15 +1,37 @@
-"""Commands about what there is to name: presets and models, and a network of your own."""
+"""Commands about what there is to name: attacks, presets, models, and a network of your own."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
 
 from scoreopt_defense.cli.edm import convert
-from scoreopt_defense.cli.output import print_table
+from scoreopt_defense.cli.output import print_table, say
 
-__all__ = ["convert_edm", "models", "presets"]
+__all__ = ["attacks", "convert_edm", "models", "presets"]
+
+
+def attacks() -> None:
+    """List the attacks and suites that can be named."""
+    from scoreopt_defense.attacks import ATTACKS, KINDS
+    from scoreopt_defense.evaluation.named import SUITES
+
+    kinds = {**SUITES, **KINDS}
+    about = [[name, _first_line(kind)] for name, kind in kinds.items()]
+    lines = [["name", "what it is", "threat model", "queries an image"]]
+    for name, attack in ATTACKS.items():
+        lines.append([name, type(attack).__name__, attack.threat, f"{attack.queries:,}"])
+    print_table(lines)
+    say("\nor a class, with settings of its own (steps, eot, gradient, ...), or a suite of them:\n")
+    print_table([["name", "what it is"], *about])
+
+
+def _first_line(kind: type) -> str:
+    """Of what a class says of itself, without the marks of its references."""
+    line = (kind.__doc__ or "").partition("\n")[0]
+    return re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`", r"\1", line).replace("``", "")
 
 
 def presets() -> None:

@@ -95,9 +95,9 @@ def _opened(
         )
     if columns is not None:
         raise ValueError(f"columns are those of a Hugging Face data set, which {source} is not")
-    if str(source) == "mnist":
-        return _mnist(split, choose, preprocessing)
     path = Path(source)
+    if str(source) == "mnist" or (str(source).lower() == "mnist" and not path.exists()):
+        return _mnist(split, choose, preprocessing)
     if not path.exists():
         raise FileNotFoundError(f"no images at {path}: expected 'mnist', a zip file or a folder")
     if path.suffix.lower() == ".npy" and path.is_file():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from torch import nn
 
 from scoreopt_defense import data
@@ -22,13 +25,20 @@ from scoreopt_defense.evaluation.judging.threat_model import bound_of
 from scoreopt_defense.evaluation.plan import Materials, Plan
 from scoreopt_defense.evaluation.plan.plan import MOST_THREADS
 from scoreopt_defense.evaluation.plan.tasks import Suite
+from scoreopt_defense.evaluation.sections import (
+    Attacked,
+    Count,
+    Defence,
+    Images,
+    Judged,
+    Section,
+    Seed,
+    SuiteSection,
+)
 from scoreopt_defense.sizes import fitted
 
-optional("pydantic", extra="evaluate")
-from pydantic import (  # noqa: E402
+from pydantic import (  # isort: skip  # which sections found
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     WrapValidator,
@@ -41,6 +51,7 @@ else:
 
 __all__ = ["Config", "ConfigError", "defence", "load"]
 
+
 _MAX_BYTES = 2**20  # of a file: more than anybody writes
 
 
@@ -48,102 +59,10 @@ class ConfigError(ValueError):
     """A configuration that cannot be run, naming the key, its value and what is allowed."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-Count = Annotated[int, Field(ge=1, strict=True)]
-Seed = Annotated[int, Field(ge=0, strict=True)]
 OrAuto = WrapValidator(lambda value, count: None if value == "auto" else count(value))
 
 
-class Images(_Section):
-    """Which images, and how they are made to fit: see :func:`scoreopt_defense.data.source`.
-
-    Attributes:
-        transform: ``"torchvision"`` or ``"timm"``: as the authors of the first classifier of that
-            library resize and crop; in place of ``resize`` and ``crop``.
-    """
-
-    source: str
-    split: Literal["train", "test", "validation"] = "test"
-    n: Count | None = None
-    seed: Seed = 0
-    order: Literal["drawn", "index"] = "drawn"
-    columns: tuple[str, str] | None = None
-    transform: Literal["torchvision", "timm"] | None = None
-    resize: Count | None = None
-    crop: Count | None = None
-
-    def preprocessing(self, classifiers: Iterable[str]) -> data.Preprocessing:
-        """What is done to each image.
-
-        Raises:
-            ValueError: of both ways to say it, or without a classifier of the library.
-        """
-        if self.transform is None:
-            return data.Preprocessing(self.resize, self.crop)
-        if self.resize or self.crop:
-            raise ValueError("transform stands in place of resize and crop: say one of both")
-        prefix = f"{self.transform}:"
-        wanted = [name for name in classifiers if name.startswith(prefix)]
-        if not wanted:
-            raise ValueError(f"transform = {self.transform!r} needs a classifier {prefix}<name>")
-        return named.preprocessing(wanted[0])
-
-
-class Judged(_Section):
-    """How results are judged: see :class:`~scoreopt_defense.evaluation.Judging`."""
-
-    criterion: Literal["final", "any-step"] = "final"
-    purifications: Count = Judging().purifications
-    confirm: Count = AnyStep().confirm
-
-
-class Defence(_Section):
-    """A classifier, to whose size images are resized and cropped, and what purifies them before."""
-
-    classifier: str
-    resize: Count | None = None
-    crop: Count | None = None
-    purifier: str = "none"
-    denoiser: str | None = None
-    preset: str | None = None
-    overrides: dict[str, Any] = {}
-    votes: Count = 1
-
-
-def _fraction(value: Any) -> Any:
-    """``"8/255"`` as a number; floats alone, as an exact fraction of 1e999999999 has no end."""
-    if isinstance(value, str):
-        over, slash, under = value.partition("/")
-        with suppress(ValueError, ZeroDivisionError):
-            return float(over) / (float(under) if slash else 1.0)
-    return value
-
-
-Eps = Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)]
-
-
-class Attacked(_Section):
-    """An attack's name, by default the section's own, and overrides of its settings."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    attack: str | None = None
-    eps: Eps | None = None
-
-
-class SuiteSection(_Section):
-    """A suite: its settings; see :class:`~scoreopt_defense.evaluation.suite.adaptive.Adaptive`."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    suite: str | None = None
-    eps: Eps | None = None
-
-
-class Config(_Section):
+class Config(Section):
     """What the file says.
 
     Attributes:
@@ -176,28 +95,34 @@ class Config(_Section):
         Raises:
             ConfigError: naming the key and value of what cannot be had.
         """
-        with _named("images", self.images.source):
-            it = self.images
+        device = _device(self.device)
+        it = self.images
+        with _named("images", it.model_dump()):
             images = data.source(
                 it.source, split=it.split, n=it.n, seed=it.seed, order=it.order, columns=it.columns,
                 preprocessing=it.preprocessing(d.classifier for d in self.defences.values()),
             )  # fmt: skip
         defences = {name: defence(name, section) for name, section in self.defences.items()}
-        with _named("device", self.device):
-            defences = {name: model.to(self.device) for name, model in defences.items()}
+        with _named("device", device):
+            defences = {name: model.to(device) for name, model in defences.items()}
         attacks = {
             name: _attack(name, section, math.prod(images.shape))
             for name, section in self.attacks.items()
         }
-        any_step = self.judging.criterion == "any-step"
-        criterion = AnyStep(confirm=self.judging.confirm) if any_step else Final()
+        criterion = (
+            AnyStep(confirm=self.judging.confirm)
+            if self.judging.criterion == "any-step"
+            else Final()
+        )
         judging = Judging(criterion=criterion, purifications=self.judging.purifications)
-        suites = {name: _suite(name, section) for name, section in self.suites.items()}
+        suites = {n: _suite(n, section, images.shape) for n, section in self.suites.items()}
         if self.suite is not None:
-            with _named("suite", self.suite):
-                suites = {self.suite: named.suite(self.suite)} | suites
-        with _named("defences, attacks and suites", [*defences, *attacks, *suites]):
+            with _named("suite", {"suite": self.suite}):
+                suites = {self.suite: named.suite(self.suite, images.shape)} | suites
+        try:
             return materials_of(defences, images, attacks, judging, suites, checks=self.checks)
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            raise ConfigError(str(error)) from error  # which names what it is about
 
     def plan(self, materials: Materials, **found: int) -> Plan:
         """The plan for these materials, with the ``batch`` and ``threads`` that were found."""
@@ -212,18 +137,39 @@ def load(path: str | Path) -> Config:
         ConfigError: if it is missing, no TOML, or has a key or a value that is not allowed; all of
             them are listed.
     """
+    text = ""
     try:
         check_file(path, most=_MAX_BYTES)
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        values = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+        raise ConfigError(f"{path} is no TOML: {error}{_fraction_in(text)}") from error
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         lines = [_said(problem) for problem in error.errors()]
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from error
+
+
+def _fraction_in(text: str) -> str:
+    """What may be wrong with a file: a fraction is text, which TOML wants in quotes."""
+    found = re.search(r"^\s*([\w-]+)\s*=\s*(\d+\s*/\s*\d+)", text, re.M)
+    return f'; write a fraction in quotes: {found[1]} = "{found[2]}"' if found else ""
+
+
+def _device(name: str) -> torch.device:
+    """Where the networks are put, if it is there."""
+    try:
+        device = torch.device(name.lower())
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            'device must be "cpu", "cuda", "cuda:1" (the second GPU) or "mps" (Apple\'s), and be '
+            f"there, got {name!r}: {str(error).splitlines()[0]}"
+        ) from error
+    return device
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -241,7 +187,9 @@ def _said(problem: Any) -> str:
     key = ".".join(where)
     if problem["type"] == "extra_forbidden":
         section = _SECTIONS[where[0]] if len(where) > 1 else Config
-        return f"there is no key {key}; there are {sorted(section.model_fields)}"
+        near = get_close_matches(where[-1].lower(), section.model_fields, 1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        return f"there is no key {key}{hint}; there are {sorted(section.model_fields)}"
     if problem["type"] == "missing":
         return f"{key} is missing"
     said = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
@@ -250,15 +198,21 @@ def _said(problem: Any) -> str:
 
 @contextmanager
 def _named(key: str, value: Any) -> Iterator[None]:
-    """Errors below name the key and its value."""
+    """Errors below name the key and its value; of a section that of its keys which they begin with.
+
+    Raises:
+        ConfigError, ImportError: in place of them.
+    """
     try:
         yield
     except ConfigError:
         raise
-    except ImportError as error:
-        raise ImportError(f"{key} = {value!r}: {error}") from error
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"{key} = {value!r}: {error}") from error
+    except (ImportError, OSError, ValueError, TypeError, RuntimeError) as error:
+        said = f"{key} = {value!r}: {error}"
+        if isinstance(value, Mapping):
+            said = f"{key}.{error}" if str(error).partition(" ")[0] in value else f"{key}: {error}"
+        kind = ImportError if isinstance(error, ImportError) else ConfigError
+        raise kind(said) from error
 
 
 def defence(name: str, section: Defence) -> nn.Module:
@@ -275,12 +229,12 @@ def defence(name: str, section: Defence) -> nn.Module:
     return DefendedModel(network, purifier, votes=section.votes)
 
 
-def _suite(name: str, section: SuiteSection) -> Suite:
+def _suite(name: str, section: SuiteSection, shape: Sequence[int]) -> Suite:
     settings = dict(section.model_extra or {})
     if section.eps is not None:
         settings["eps"] = section.eps
     with _named(f"suites.{name}", {"suite": section.suite or name} | settings):
-        return named.suite(section.suite or name, **settings)
+        return named.suite(section.suite or name, shape, **settings)
 
 
 def _attack(name: str, section: Attacked, numbers: int) -> Any:

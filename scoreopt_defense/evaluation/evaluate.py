@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from scoreopt_defense.evaluation.run.keeping import KEEP
 from scoreopt_defense.evaluation.run.progress import Progress
 from scoreopt_defense.evaluation.run.scheduler import run
 from scoreopt_defense.evaluation.run.workers import in_process, processes
-from scoreopt_defense.evaluation.suite.adaptive import SUITES
 from scoreopt_defense.evaluation.suite.controls import CHECKS, Controls
 
 __all__ = ["evaluate", "evaluate_plan", "materials_of"]
@@ -91,8 +90,9 @@ def evaluate(
         seed: of everything random.
         judging: see :class:`Judging`.
         suites: by name, such as ``{"adaptive": Adaptive(steps=10)}``; or names of
-            :data:`~scoreopt_defense.evaluation.suite.SUITES` alone: every attack that each defence
-            can be met with, the worst case over them, and a checklist.
+            :data:`~scoreopt_defense.evaluation.named.SUITES` alone, at an eps that is usual for
+            such images (0.3 for MNIST's): ``"quick"`` or ``"adaptive"``, the strongest few attacks
+            or all that there are, the worst case over them, and a checklist.
         checks: run what a checklist of the other attacks rests on beside them, on the first 32
             images: the defence's gradients, noise of each attack's size, and an attack without a
             bound. A defence that masks its gradients fails them.
@@ -222,7 +222,7 @@ def materials_of(
     some, _ = materials.images.batch(0, ASKED)
     for name, model in defences.items():
         check_defence(name, model, some, torch.from_numpy(materials.images.labels))
-    for name, suite in _suites(suites).items():
+    for name, suite in _suites(suites, materials.images.shape).items():
         materials = materials.with_suite(name, suite, what=f"the suite {name!r}")
     if checks and alone:
         materials = materials.with_suite(CHECKS, Controls(alone), what="the checks", listed=False)
@@ -249,13 +249,13 @@ def _source(images: Any) -> Source:
     return Tensors(x, y)
 
 
-def _suites(suites: Mapping[str, Suite] | Iterable[str] | str) -> dict[str, Suite]:
+def _suites(
+    suites: Mapping[str, Suite] | Iterable[str] | str, shape: Sequence[int]
+) -> dict[str, Suite]:
     if isinstance(suites, str):
         suites = [suites]
     if not isinstance(suites, Mapping):
-        for name in suites:
-            check_choice("suite", name, SUITES)
-        suites = {name: SUITES[name]() for name in suites}
+        suites = {name: named.suite(name, shape) for name in suites}
     if "" in suites:
         raise ValueError("a suite must have a name, got ''")
     if CHECKS in suites:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,13 +15,18 @@ from scoreopt_defense import attacks, pretrained, purifiers
 from scoreopt_defense._checks import check_choice
 from scoreopt_defense._foreign import contained, said
 from scoreopt_defense._optional import optional
+from scoreopt_defense._text import where
 from scoreopt_defense.data import Preprocessing
+from scoreopt_defense.evaluation.judging.threat_model import usual_eps
 from scoreopt_defense.evaluation.plan.tasks import Suite
-from scoreopt_defense.evaluation.suite.adaptive import SUITES
-from scoreopt_defense.presets import preset
+from scoreopt_defense.evaluation.suite.adaptive import Adaptive
+from scoreopt_defense.evaluation.suite.quick import Quick
+from scoreopt_defense.presets import PRESETS, preset
+from scoreopt_defense.pretrained.reach import hub_or_cache
 
 __all__ = [
     "CLASSIFIERS",
+    "SUITES",
     "Normalized",
     "attack",
     "classifier",
@@ -29,6 +35,9 @@ __all__ = [
     "purifier",
     "suite",
 ]
+
+#: What ``suite =`` may be by name.
+SUITES: Mapping[str, type[Adaptive | Quick]] = {"quick": Quick, "adaptive": Adaptive}
 
 #: How a classifier may be named, besides the names that ship.
 CLASSIFIERS = (
@@ -55,6 +64,7 @@ def classifier(name: str) -> nn.Module:
         ValueError: if the name is unknown.
         ImportError: if the library is missing.
     """
+    name = _as_spelled(name, pretrained.names("classifier"))
     kind, _, rest = name.partition(":")
     if kind not in _KINDS or not rest:
         if name not in pretrained.names("classifier") and kind != "file":
@@ -86,21 +96,21 @@ def made(name: str) -> Any:
     Raises:
         ValueError: if there is no such function.
         ImportError: if there is no such module.
-        RuntimeError: if it would end the process.
+        RuntimeError: if it fails, or would end the process; naming the line that did.
     """
     module, _, function = name.partition(":")
     if not function:
         raise ValueError(f"expected <package.module>:<function>, got {name!r}")
     with contained():
-        found = getattr(importlib.import_module(module), function, None)
-        if not callable(found):
-            raise ValueError(f"{module} has no function {function!r}")
         try:
-            return found()
-        except (OSError, ValueError, TypeError, ImportError, RuntimeError):
-            raise
+            found = getattr(importlib.import_module(module), function, None)
+            if callable(found):
+                return found()
+        except ImportError as error:
+            raise ImportError(f"{error}{where(error)}") from error
         except Exception as error:
-            raise RuntimeError(said(error)) from error
+            raise RuntimeError(f"{said(error)}{where(error)}") from error
+        raise ValueError(f"{module} has no function {function!r}")
 
 
 def purifier(
@@ -115,6 +125,9 @@ def purifier(
         ValueError, TypeError: naming what is missing, unknown or out of range.
     """
     kinds: Mapping[str, Any] = purifiers.KINDS
+    kind = _as_spelled(kind, [*kinds, "none"])
+    denoiser = denoiser and _as_spelled(denoiser, pretrained.names("denoiser"))
+    preset_name = preset_name and _as_spelled(preset_name, PRESETS)
     if kind == "none":
         if denoiser or preset_name or overrides:
             raise ValueError(
@@ -156,17 +169,29 @@ def attack(name: str, **overrides: Any) -> Any:
     Raises:
         ValueError, TypeError: naming what is unknown or out of range.
     """
-    return attacks.attack(name, **overrides)
+    return attacks.attack(_as_spelled(name, [*attacks.ATTACKS, *attacks.KINDS]), **overrides)
 
 
-def suite(name: str, **settings: Any) -> Suite:
+def suite(name: str, shape: Sequence[int], **settings: Any) -> Suite:
     """A suite with these settings.
+
+    Args:
+        shape: of an image, ``(C, H, W)``: says the eps if the settings do not.
 
     Raises:
         ValueError, TypeError: naming what is unknown or out of range.
     """
+    name = _as_spelled(name, SUITES)
     check_choice("suite", name, SUITES)
-    return SUITES[name].of(**settings)
+    eps = usual_eps(settings.get("norm", SUITES[name].norm), shape)
+    return SUITES[name].of(**({} if eps is None else {"eps": eps}) | settings)
+
+
+def _as_spelled(name: str, allowed: Iterable[str]) -> str:
+    """The name among these that is the same but for capitals, if there is one."""
+    allowed = list(allowed)
+    same = [other for other in allowed if other.casefold() == name.casefold()]
+    return name if name in allowed or not same else same[0]
 
 
 class Normalized(nn.Module):
@@ -200,7 +225,8 @@ def _robustbench(name: str) -> nn.Module:
 def _timm(name: str) -> nn.Module:
     timm = optional("timm")
     try:
-        net = timm.create_model(name, pretrained=True)
+        with nullcontext() if name.startswith("local-dir:") else hub_or_cache(f"timm:{name}"):
+            net = timm.create_model(name, pretrained=True)
         return Normalized(net, net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
     except (KeyError, SafetensorError) as error:  # timm says all else itself
         raise ValueError(

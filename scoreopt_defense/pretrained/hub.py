@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from scoreopt_defense.denoisers.deepinv import DiffUNetDenoiser
 from scoreopt_defense.denoisers.diffusers import diffusers_denoiser
 from scoreopt_defense.pretrained import edm_network, edm_pickle
 from scoreopt_defense.pretrained.edm_network import EDMConfig
+from scoreopt_defense.pretrained.reach import hub_or_cache
 
 __all__ = ["denoiser", "downloaded_names"]
 
@@ -60,7 +62,10 @@ def denoiser(name: str, *, path: str | Path | None = None) -> Denoiser:
         )
     if path is not None:
         raise ValueError(f"path must be None for {name!r}, which says where the model is")
-    return _diffusers(source) if kind == "hf" else edm_network.build(*_read_edm(Path(source)))
+    if kind == "edm":
+        return edm_network.build(*_read_edm(Path(source)))
+    with nullcontext() if Path(source).exists() else hub_or_cache(name):
+        return _diffusers(source)
 
 
 def downloaded_names() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -12,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from configurations import IMAGES, WHOLE
+from configurations import BARE, IMAGES, WHOLE
 from missing_libraries import BLOCK
 from toy_evaluation import Ascent, images
 from toys import smooth_classifier
 
 from scoreopt_defense import cli
+from scoreopt_defense.attacks import ATTACKS, KINDS
 from scoreopt_defense.evaluation import Result, Stopped, Store, evaluate
+from scoreopt_defense.evaluation.named import SUITES
 
 
 def test_a_session(written, tmp_path, capsys):
@@ -30,32 +33,46 @@ def test_a_session(written, tmp_path, capsys):
     # 2 steps of 40, on the classifier
     assert said.splitlines()[6].split()[:2] == ["n", "transfer-pgd-linf"]
     assert said.splitlines()[6].split()[5:7] == ["2", "40"]
+    assert said.splitlines()[6].split()[7:10] == ["linf", "<=", "0.2"]
+    assert "4 images of mnist, 1 x 28 x 28; attacked within linf 0.2 (transfer" in said
     assert "About" in said
     assert not out.exists()
     assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out)]) == 0
     first = capsys.readouterr().out
     assert [line.split()[0] for line in first.splitlines()[1:4]] == ["bare", "one-shot", "n"]
     assert str(out / "record.sqlite") in first
+    assert re.search(r"^bare .*: \d of 4 images survive the worst of 2 attacks", first, re.M)
+    assert first.splitlines()[-1] == f"Page: {out / 'report.html'}"
+    assert "one-shot" in (out / "report.html").read_text("utf-8")
     with Store(out) as store:
         assert Result(store).cell("n", "weak").accuracy.n == 4
         assert Result(store).cell("n").denoiser_calls == 32  # as foretold
-    assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out)]) == 0
-    assert capsys.readouterr().out == first
+    assert cli.main(["evaluate", config, "--workers", "1", "--out", str(out), "--no-page"]) == 0
+    assert capsys.readouterr().out == first[: first.index("Page: ")]
     assert cli.main(["export", str(out), "--csv", str(tmp_path / "rows.csv")]) == 0
     assert f"{36 + 3 * 4 * 4} rows" in capsys.readouterr().out  # the checks' too
     assert (out / "run.toml").read_text() == WHOLE
+
+
+def test_a_dry_run_fails_where_an_attack_cannot_run(written, capsys):
+    defence = f'{IMAGES}{BARE}purifier = "BitDepth"\n'
+    exact = '[attacks.a]\nattack = "pgd-eot-linf"\neps = 0.3\ngradient = "exact"'
+    assert cli.main(["evaluate", str(written(defence + exact)), "--dry-run"]) == 1
+    said = capsys.readouterr()
+    assert "scoreopt: a cannot run on bare: ValueError: " in said.err
+    assert [line.split()[-1] for line in said.out.splitlines() if " a  " in line] == ["FAILS"]
 
 
 def test_configurations_share_a_record(written, tmp_path, capsys):
     """What one of them has evaluated is not done again for another, under whatever names."""
     (tmp_path / "two").mkdir()
     one, two, out = written(WHOLE), tmp_path / "two" / "more.toml", tmp_path / "out"
-    given = ["--workers", "1", "--out", str(out)]
+    given = ["--workers", "1", "--out", str(out), "--no-page"]
 
     def evaluated(path):
         assert cli.main(["evaluate", str(path), *given]) == 0
         said = capsys.readouterr()
-        return said.out, said.err.splitlines()[0]
+        return said.out, next(line for line in said.err.splitlines() if "units, " in line)
 
     units = 3 * 3 * 2 + 3 * 4 * 2  # attacks, and the checks, of batches of two
     first, said = evaluated(one)
@@ -85,7 +102,7 @@ def test_configurations_share_a_record(written, tmp_path, capsys):
 def test_a_command_waits_for_a_record_that_is_being_written(written, tmp_path, capsys, monkeypatch):
     config, out = str(written(WHOLE)), tmp_path / "out"
     holder = Store(out, writing=True)
-    given = ["evaluate", config, "--workers", "1", "--out", str(out)]
+    given = ["evaluate", config, "--workers", "1", "--out", str(out), "--no-page"]
     assert cli.main(given) == 1
     held = f"another process is writing this record (process {os.getpid()} on {platform.node()}, "
     assert held in capsys.readouterr().err
@@ -174,14 +191,42 @@ def test_ctrl_c_says_how_to_go_on(written, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "evaluate", "report", "runs", "forget", "export", "purify", "presets", "models"]
+    "command",
+    [
+        "",
+        "evaluate",
+        "report",
+        "runs",
+        "forget",
+        "export",
+        "purify",
+        "attacks",
+        "presets",
+        "models",
+    ],
 )
-def test_help(command, capsys):
-    assert cli.main([*command.split(), "--help"]) == 0
-    assert "Usage" in capsys.readouterr().out
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_has_an_example(command, flag, capsys):
+    assert cli.main([*command.split(), flag]) == 0
+    said = capsys.readouterr().out
+    assert "Usage" in said
+    assert f"Such as: scoreopt {command}" in said
 
 
-def test_presets_and_models_are_listed(capsys):
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["evaluate", "-h"], ["presets"]])
+def test_what_needs_no_torch_does_not_wait_for_it(arguments):
+    script = f"import sys; from scoreopt_defense import cli; cli.main({arguments}); "
+    script += "sys.exit(bool({'torch', 'scipy', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+
+
+def test_presets_models_and_attacks_are_listed(capsys):
+    assert cli.main(["attacks"]) == 0
+    listed = capsys.readouterr().out
+    assert "MomentumPGD  Many steps of one sample" in listed
+    assert "As PGD, by Foolbox" in listed
+    names = [line.split()[0] for line in listed.splitlines() if line]
+    assert {*ATTACKS, *KINDS, *SUITES} <= set(names)
     assert cli.main(["presets"]) == 0
     assert "cifar10/bpda-eot-linf/O" in capsys.readouterr().out
     assert cli.main(["models"]) == 0
@@ -207,6 +252,9 @@ def test_purify_files(tmp_path, capsys):
     assert not np.array_equal(results[0], levels[0])
     alone, again = results[1], np.asarray(image.open(tmp_path / "again/a.png"))
     assert np.array_equal(alone, again)  # its noise is of its name, not of its neighbours
+    own = ["--denoiser", "MNIST-tiny", "--set", "steps=1"]  # the network's own preset
+    assert cli.main(["purify", str(folder), str(tmp_path / "own"), *own]) == 0
+    assert np.array_equal(alone, np.asarray(image.open(tmp_path / "own/a.png")))
     squeeze = ["--purifier", "BitDepth", "--set", "bits=1"]
     assert cli.main(["purify", str(folder / "a.png"), str(tmp_path / "bits.png"), *squeeze]) == 0
     squeezed = np.asarray(image.open(tmp_path / "bits.png"))

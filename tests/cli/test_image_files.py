@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import warnings
 import zipfile
@@ -78,6 +79,8 @@ BROKEN = {
     "palette.png": (encoded(Image.fromarray(RGB).quantize(8), transparency=3), "alpha 0 of 255"),
 }  # fmt: skip
 NAMES = sorted(BROKEN)
+SEEN_THROUGH = {name for name, (_, said) in BROKEN.items() if "alpha" in said}
+UNREADABLE = [name for name in NAMES if name not in SEEN_THROUGH]  # alpha is kept of the others
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -97,11 +100,11 @@ def test_a_broken_image_is_an_error_that_names_it(kind, name, tmp_path, monkeypa
         data.source(source)
 
 
-def purified(source: Path, target: Path) -> list[Path]:
-    return list(purify_files(BitDepth(bits=8), source, target))
+def purified(source: Path, target: Path, **options) -> list[Path]:
+    return [found.target for found in purify_files(BitDepth(bits=8), source, target, **options)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", UNREADABLE)
 def test_a_broken_image_alone_is_an_error_and_nothing_is_written(name, tmp_path):
     (tmp_path / name).write_bytes(BROKEN[name][0])
     with pytest.raises(ValueError, match=rf"{name} .*{BROKEN[name][1]}"):
@@ -122,15 +125,19 @@ def test_purifying_a_folder_goes_on_past_broken_images_and_says_which(tmp_path, 
     asked = ["purify", str(source), str(target), "--purifier", "BitDepth", "--set", "bits=8"]
     assert cli.main(asked) == 1
     out, error = capsys.readouterr()
-    assert out.split() == [str(target / name) for name in sorted(good)]
-    for name in [*NAMES, "gone.png", "pipe.png"]:
+    good += SEEN_THROUGH
+    assert out.splitlines() == [str(target / name) for name in sorted(good)]
+    for name in [*UNREADABLE, "gone.png", "pipe.png"]:
         assert sum(f"/{name} " in line for line in error.splitlines()) == 1
-    assert f"{len(NAMES) + 2} were skipped" in error
+    assert f"{len(good)} purified, {len(UNREADABLE) + 2} skipped:" in error
     assert "Traceback" not in error
     written = [path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()]
     assert sorted(written) == sorted(good)
-    for name in good:
+    for name in set(good) - SEEN_THROUGH:
         assert np.array_equal(np.asarray(Image.open(target / name)), RGB)
+    for name in SEEN_THROUGH:
+        was, now = (Image.open(folder / name).convert("RGBA") for folder in (source, target))
+        assert np.array_equal(np.asarray(was), np.asarray(now))
 
 
 def test_two_images_of_one_output_are_named_before_anything_is_written(tmp_path):
@@ -153,10 +160,66 @@ def test_what_a_network_does_not_take_is_skipped_too(tmp_path):
                 raise ValueError("only images of height 4")
             return super().purify(x_a, noise, **options)
 
-    found = purify_files(Picky(bits=8), tmp_path, tmp_path / "out")
-    assert next(found).name == "b.png"
-    with pytest.raises(ValueError, match=r"1 were skipped:\n.*a\.png .*only images of height 4"):
-        next(found)
+    a, b = purify_files(Picky(bits=8), tmp_path, tmp_path / "out")
+    assert a.target is None
+    assert re.search(r"a\.png could not be purified: only images of height 4; .*--pad 16", a.why)
+    assert b == (tmp_path / "out" / "b.png", "")
+
+
+@pytest.mark.parametrize(("pad", "seen"), [(1, (6, 8)), (4, (8, 8)), (16, (16, 16))])
+def test_sides_are_mirrored_out_for_the_network_alone(pad, seen, tmp_path):
+    sizes = []
+
+    class Watched(BitDepth):
+        def purify(self, x_a, noise, **options):
+            sizes.append(tuple(x_a.shape[2:]))
+            return super().purify(x_a, noise, **options)
+
+    (tmp_path / "a.png").write_bytes(PNG)
+    (found,) = purify_files(Watched(bits=8), tmp_path / "a.png", tmp_path / "b.png", pad=pad)
+    assert sizes == [seen]
+    assert np.array_equal(np.asarray(Image.open(found.target)), RGB)
+
+
+def test_what_is_there_is_kept_unless_it_is_forced(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / name).write_bytes(PNG)
+    (tmp_path / "out").mkdir()
+    there = tmp_path / "out" / "a.png"
+    there.write_text("mine")
+    asked = ["purify", str(tmp_path / "in"), str(tmp_path / "out"), "--purifier", "BitDepth"]
+    assert cli.main([*asked, "--set", "bits=8"]) == 0
+    assert there.read_text() == "mine"
+    said = capsys.readouterr()
+    assert f"{there} is there already, and was kept" in said.out
+    assert said.err == "1 purified, 1 kept\n"
+    assert cli.main([*asked, "--set", "bits=8", "--force"]) == 0
+    assert np.array_equal(np.asarray(Image.open(there)), RGB)
+    assert capsys.readouterr().err == "2 purified\n"
+
+
+def test_all_are_read_before_the_first_is_purified(tmp_path):
+    for name, content in (("a.png", PNG), ("b.png", b"no image")):
+        (tmp_path / name).write_bytes(content)
+    found = purify_files(BitDepth(bits=8), tmp_path, tmp_path / "out")
+    assert "b.png cannot be read" in next(found).why
+    assert not (tmp_path / "out").exists()
+    assert next(found).target == tmp_path / "out" / "a.png"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("TIFF", "a.tif"), ("GIF", "a.gif"), ("PPM", "a.pnm")])
+def test_more_kinds_and_of_several_frames_none(kind, name, tmp_path):
+    grey = RGB[..., 0]
+    (tmp_path / name).write_bytes(encoded(grey, kind))
+    purified(tmp_path, tmp_path / "out")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a.png").convert("L")), grey)
+    if kind != "PPM":
+        other = Image.fromarray(255 - grey)
+        moving = encoded(grey, kind, save_all=True, append_images=[other])
+        (tmp_path / name).write_bytes(moving)
+        with pytest.raises(ValueError, match="must be one image, and has 2 frames"):
+            purified(tmp_path / name, tmp_path / "b.png")
 
 
 def test_a_disk_that_is_full_leaves_no_part(tmp_path, monkeypatch):
@@ -178,10 +241,10 @@ def test_a_folder_or_file_in_the_way_is_skipped(tmp_path):
         (tmp_path / "in" / name).write_bytes(PNG)
     (tmp_path / "out/c.png").mkdir(parents=True)
     (tmp_path / "out/a").write_text("a file")
-    found = []
-    with pytest.raises(ValueError, match=r"2 were skipped:(?s:.*)out/a(?s:.*)c\.png"):
-        found.extend(purify_files(BitDepth(bits=8), tmp_path / "in", tmp_path / "out"))
-    assert found == [tmp_path / "out/d.png"]
+    a, c, d = purify_files(BitDepth(bits=8), tmp_path / "in", tmp_path / "out")
+    assert (a.target, c.target, d.target) == (None, None, tmp_path / "out/d.png")
+    assert "out/a" in a.why
+    assert "c.png" in c.why
     assert sorted(os.listdir(tmp_path / "out")) == ["a", "c.png", "d.png"]
 
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from toys import smooth_classifier
 
-from scoreopt_defense.evaluation.config import ConfigError, Defence, defence
+from scoreopt_defense.evaluation.config import ConfigError, defence
 from scoreopt_defense.evaluation.named import Normalized, classifier
+from scoreopt_defense.evaluation.sections import Defence
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SMALL = "shufflenet_v2_x0_5"  # of torchvision; 1.4 million parameters

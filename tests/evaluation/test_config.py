@@ -106,8 +106,14 @@ def test_a_purifier_of_another_size_than_the_classifiers(written):
     [
         (IMAGES, "defences is missing"),
         (BARE, "images is missing"),
-        (f"sead = 1\n{IMAGES}{BARE}", r"there is no key sead; there are \['attacks', 'batch'"),
-        (f"{IMAGES}spl = 1\n{BARE}", r"no key images.spl; there are \['columns', 'crop', 'n'"),
+        (
+            f"sead = 1\n{IMAGES}{BARE}",
+            r"no key sead: did you mean seed\?; there are \['attacks', 'batch'",
+        ),
+        (
+            f"{IMAGES}spl = 1\n{BARE}",
+            r"no key images.spl: did you mean split\?; there are \['columns', 'crop', 'n'",
+        ),
         (f"{IMAGES}{BARE}x = 1", r"there is no key defences.bare.x; there are \['classifier'"),
         (f"batch = 0\n{IMAGES}{BARE}", "batch should be greater than or equal to 1, got 0"),
         (f"batch = 1.5\n{IMAGES}{BARE}", "batch should be a valid integer, got 1.5"),
@@ -117,6 +123,12 @@ def test_a_purifier_of_another_size_than_the_classifiers(written):
         (f"{IMAGES}{BARE}[attacks.spsa]\neps = -1", "attacks.spsa.eps should be greater than 0"),
         (f'{IMAGES}{BARE}[attacks.spsa]\neps = "8/0"', "attacks.spsa.eps should be a valid number"),
         ("seed = ", "is no TOML"),
+        (
+            "[attacks.spsa]\neps = 8/255",
+            r'is no TOML: .*; write a fraction in quotes: eps = "8/255"',
+        ),
+        (f"{IMAGES}[defenses.a]", "there is no key defenses: did you mean defences"),
+        (f"{IMAGES}Order = 1\n{BARE}", r"no key images\.Order: did you mean order\?; there are"),
         ("seed = " + "9" * 5000, "is no TOML: Exceeds the limit"),
         ("seed = " + "[" * 10**5, "is no TOML"),
         (f"threads = 100000\n{IMAGES}{BARE}", "threads should be less than or equal to 1024, got"),
@@ -140,7 +152,7 @@ def test_a_wrong_file_names_the_key_the_value_and_what_is_allowed(text, said, wr
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f'[images]\nsource = "nowhere"\n{BARE}', "images = 'nowhere': no images at nowhere"),
+        (f'[images]\nsource = "nowhere"\n{BARE}', "images: no images at nowhere"),
         (f'{IMAGES}[defences.a]\nclassifier = "x"', r"classifier = 'x': .*must be one of \['cifar"),
         (
             f'{IMAGES}[defences.a]\nclassifier = "file:no.safetensors"',
@@ -164,7 +176,7 @@ def test_a_wrong_file_names_the_key_the_value_and_what_is_allowed(text, said, wr
         (f'{IMAGES}{BARE}denoiser = "mnist-tiny"', "purifier 'none' takes no denoiser"),
         (
             f'{IMAGES}{BARE}purifier = "ScoreOpt"\ndenoiser = "mnist-tiny"\npreset = "x"',
-            "preset must be one of",
+            r"defences\.bare\.preset must be one of .*, got 'x'",
         ),
         (
             f'{IMAGES}{BARE}purifier = "OneShot"\ndenoiser = "mnist-tiny"\n'
@@ -175,9 +187,22 @@ def test_a_wrong_file_names_the_key_the_value_and_what_is_allowed(text, said, wr
             f'{IMAGES}{BARE}purifier = "OneShot"\ndenoiser = "mnist-tiny"\noverrides = {{ x = 1 }}',
             "there is no setting 'x'",
         ),
-        (f"{IMAGES}{BARE}[attacks.best]", "attacks.best = .*attack must be one of"),
-        (f"{IMAGES}{BARE}[attacks.spsa]\nx = 1", "attacks.spsa = .*there is no setting 'x'"),
-        (f"{IMAGES}{BARE}[attacks.spsa]\neps = 8", "attacks.spsa.*eps must be .*8"),
+        (f"{IMAGES}{BARE}[attacks.best]", r"attacks\.best\.attack must be one of .*, got 'best'"),
+        (
+            f"{IMAGES}{BARE}[attacks.spsa]\nx = 1",
+            r"attacks\.spsa: there is no setting 'x'; there are \['preset', 'norm'",
+        ),
+        (f"{IMAGES}{BARE}[attacks.spsa]\neps = 8", r"attacks\.spsa\.eps must be .*8"),
+        (
+            f"{IMAGES.replace('4', '9999')}{BARE}",
+            r"images\.n must be between 1 and the 1000 .* 9999",
+        ),
+        (f'suite = "x"\n{IMAGES}{BARE}', r"suite must be one of \['quick', 'adaptive'\], got 'x'"),
+        (f'device = "gpu"\n{IMAGES}{BARE}', 'device must be "cpu", "cuda", .*, got \'gpu\': '),
+        (
+            f"""{IMAGES}[defences.a]\nclassifier = "python:test_config:broken" """,
+            r"ZeroDivisionError: .* \(.*test_config\.py, line \d+, in broken: return 1 / 0\)$",
+        ),
     ],
 )
 def test_what_cannot_be_had_names_its_key(text, said, written):
@@ -208,6 +233,10 @@ def test_every_baseline_can_be_named(kind, written):
     assert not again.missing
     (loaded,) = again.models.values()
     assert loaded.purifier.settings == model.purifier.settings
+
+
+def broken():
+    return 1 / 0
 
 
 def toy_classifier():
@@ -246,7 +275,7 @@ def test_a_configuration_that_ships_names_what_there_is(path):
     attacks = {name: _attack(name, section, 3072) for name, section in config.attacks.items()}
     assert all(callable(attack.run) for attack in attacks.values())
     for name, section in config.suites.items():
-        assert _suite(name, section).norm in ("linf", "l2")
+        assert _suite(name, section, (3, 32, 32)).norm in ("linf", "l2")
     for section in config.defences.values():
         if section.denoiser in (None, *pretrained.names("denoiser")):
             arguments = section.purifier, section.denoiser, section.preset, section.overrides

@@ -37,12 +37,12 @@ from scoreopt_defense.evaluation.report.curves import resubmissions, sweeps
 from scoreopt_defense.evaluation.report.figures import drawing
 from scoreopt_defense.evaluation.report.reload import Reloaded, reload
 from scoreopt_defense.evaluation.report.tables import standings, times_sent
-from scoreopt_defense.evaluation.report.verdict import judge
 from scoreopt_defense.evaluation.report.words import Words, explained
 from scoreopt_defense.evaluation.run.estimate import estimate
 from scoreopt_defense.evaluation.suite.adaptive import Adaptive
 from scoreopt_defense.evaluation.suite.checklist import Check, checklist
 from scoreopt_defense.evaluation.suite.summary import summaries, summary
+from scoreopt_defense.evaluation.suite.verdict import judge
 
 HOSTILE = "<script>alert(1)</script>"
 MINUS = "\N{MINUS SIGN}"

@@ -10,7 +10,7 @@ from torch import nn
 from toy_evaluation import Failing, defences, images, run
 
 from scoreopt_defense.evaluation import Judging, Result, Store, evaluate
-from scoreopt_defense.evaluation.report.verdict import judge, verdict
+from scoreopt_defense.evaluation.suite.verdict import judge, verdict
 
 
 class Brightest(nn.Module):

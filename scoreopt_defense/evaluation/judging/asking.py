@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_logits
 from scoreopt_defense._foreign import as_it_was, contained, said
+from scoreopt_defense._text import where
 from scoreopt_defense.evaluation.judging.fresh import placed, reseeded
 from scoreopt_defense.noise import seeded
 
@@ -63,7 +64,7 @@ def check_defence(name: str, model: nn.Module, x: Tensor, y: Tensor) -> int:
         hint = f"; its weights are {other}, the images {x.dtype}: call model.to(images.dtype)"
         raise ValueError(
             f"the defence {name!r} cannot classify images of shape {tuple(few.shape)}: "
-            f"{said(error)}{hint if other else ''}"
+            f"{said(error)}{where(error)}{hint if other else ''}"
         ) from error
     classes = logits.shape[1]
     if wrong := (y >= classes).nonzero().flatten().tolist():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -20,11 +21,14 @@ __all__ = [
     "named_bound",
     "norm_of",
     "reaches",
+    "usual_eps",
 ]
 
 _KNOWN = "'linf', 'l2' or 'l1', or 'flow' for a bound that is no distance of pixels"
 _P = {"inf": math.inf, "infinity": math.inf, "infty": math.inf, "∞": math.inf}
 _P |= {"2": 2.0, "2.0": 2.0, "1": 1.0, "1.0": 1.0}
+# ε by norm, of grey images of 28 x 28 (Maini et al., ICML 2020) and of others (RobustBench).
+_USUAL = {True: {"linf": 0.3, "l2": 2.0}, False: {"linf": 8 / 255, "l2": 0.5}}
 # Rounding of x + delta, and of a projection, in float32: a few units in the last place of 1.
 _SLACK = 1e-5
 
@@ -130,6 +134,20 @@ def bound_of(attack: Any) -> tuple[float, float] | None:
             f"{eps!r}; 8 of 255 levels are 8/255, and norm = None is no bound"
         )
     return None if p is None else (p, float(eps))
+
+
+def usual_eps(norm: object, shape: Sequence[int]) -> float | None:
+    """The ε that defences of such images are usually attacked within; None of another norm.
+
+    Args:
+        norm: ``"linf"`` or ``"l2"``.
+        shape: of an image, ``(C, H, W)``: those of ``(1, 28, 28)`` are taken for MNIST.
+
+    Example:
+        >>> usual_eps("linf", (1, 28, 28))
+        0.3
+    """
+    return _USUAL[tuple(shape) == (1, 28, 28)].get(str(norm))
 
 
 def named_bound(attack: Any) -> tuple[str, float] | None:

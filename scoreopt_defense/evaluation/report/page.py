@@ -30,10 +30,10 @@ from scoreopt_defense.evaluation.report.tables import (
     times_sent,
     within_run,
 )
-from scoreopt_defense.evaluation.report.verdict import judge
 from scoreopt_defense.evaluation.report.words import Words, explained
 from scoreopt_defense.evaluation.suite.controls import CHECKS, PROBED
 from scoreopt_defense.evaluation.suite.summary import summaries
+from scoreopt_defense.evaluation.suite.verdict import judge
 
 __all__ = ["comparison_page", "run_page", "write"]
 

@@ -13,8 +13,9 @@ from scoreopt_defense._memory import Alive, free_bytes
 from scoreopt_defense.defended import EOT, DefendedModel
 from scoreopt_defense.evaluation.judging.fresh import placed
 from scoreopt_defense.evaluation.plan import Materials
-from scoreopt_defense.evaluation.run.estimate import samples_of
+from scoreopt_defense.evaluation.plan.tasks import Task
 from scoreopt_defense.noise import seeded
+from scoreopt_defense.settings import Settings
 
 __all__ = ["MOST", "fitting", "image_bytes"]
 
@@ -62,7 +63,7 @@ def image_bytes(materials: Materials) -> int:
     x, _ = materials.images.batch(0, 1)
     found = [1]
     for name, model in materials.defences.items():
-        samples = max(samples_of(of[name]) for of in materials.tasks.values() if name in of)
+        samples = max(_samples(of[name]) for of in materials.tasks.values() if name in of)
         asked = model
         if (
             materials.owners
@@ -77,3 +78,8 @@ def image_bytes(materials: Materials) -> int:
             torch.autograd.grad(EOT(asked, samples)(leaf).sum(), leaf)
         found.append(held.most)
     return max(found)
+
+
+def _samples(task: Task) -> int:
+    """Of EOT; 1 where it is not known how to take fewer, as of somebody's own attack."""
+    return getattr(task.attack, "eot", 1) if isinstance(task.attack, Settings) else 1

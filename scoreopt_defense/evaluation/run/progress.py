@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from scoreopt_defense._text import printable
 from scoreopt_defense.evaluation.plan import Unit
 from scoreopt_defense.evaluation.run.unit import Outcome
 
-__all__ = ["Lines", "Progress", "duration", "progress"]
+__all__ = ["Lines", "Progress", "duration", "progress", "waiting"]
 
 _Cell = tuple[str, str]  # attack, defence
 _SHOWN = 32  # bars of units in flight; to draw a cluster's 2,000 would take all the time there is
@@ -77,12 +77,14 @@ class Lines(Progress):
 class Bars(Progress):
     """Bars of rich's: of the run, of the attack under way, and of each batch in flight.
 
-    A batch is as far as its seconds are, of those that the last one of its attack and defence took;
-    the first has no end to show.
+    A line is a bar, a count, the time left and, in what width there is, a name. A batch is as far
+    as its seconds are, of those that the last one of its attack and defence took; the first has no
+    end to show.
     """
 
     def __init__(self) -> None:
         import rich.progress as bars
+        from rich.table import Column
 
         moved = self._move
 
@@ -94,20 +96,29 @@ class Bars(Progress):
         self.cells: dict[_Cell, Any] = {}
         self.flying: dict[str, tuple[Any, float]] = {}
         self.each: dict[_Cell, float] = {}  # seconds of an image of a cell
+
+        class Count(bars.MofNCompleteColumn):
+            def render(self, task: Any) -> Any:
+                return super().render(task).append(" s" * task.fields.get("by_seconds", False))
+
+        # the name last, which takes what width is left: of a narrow terminal too
         self.bars = Moving(
-            bars.TextColumn("{task.description}"),
-            bars.BarColumn(),
-            bars.MofNCompleteColumn(),
-            bars.TimeElapsedColumn(),
-            bars.TextColumn("left:"),
-            bars.TimeRemainingColumn(),
+            bars.BarColumn(bar_width=12),
+            Count(table_column=Column(no_wrap=True, justify="right")),
+            bars.TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+            bars.TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
             console=_console(),
+            expand=True,
         )
 
     def start(self, units: Sequence[Unit], done: Collection[str]) -> None:
         self.left = _left(units, done)
         before = sum(unit.key in done for unit in units)
-        self.run = self.bars.add_task("all", total=len(units), completed=before)
+        self.run = self.bars.add_task("all units", total=len(units), completed=before)
         self.bars.start()
 
     def begin(self, unit: Unit) -> None:
@@ -116,7 +127,7 @@ class Bars(Progress):
             return
         each = self.each.get(_cell(unit))
         total = None if each is None else max(1, round(each * unit.size))
-        task = self.bars.add_task(printable(f"  {unit}, about, by seconds"), total=total)
+        task = self.bars.add_task(printable(f"  {unit}"), total=total, by_seconds=True)
         self.flying[unit.key] = task, time.monotonic()
 
     def _move(self) -> None:
@@ -157,6 +168,29 @@ def progress() -> Progress:
         except ImportError:
             pass
     return Lines()
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[Callable[[str], None]]:
+    """Say on stderr what is waited for; on a terminal that has rich, each step of it too."""
+    with ExitStack() as shown:
+        try:
+            status = _console().status(_plain(what)) if sys.stderr.isatty() else None
+        except ImportError:
+            status = None
+        if status is None:
+            print(printable(what), file=sys.stderr, flush=True)
+            yield lambda step: None
+        else:
+            shown.enter_context(status)
+            yield lambda step: status.update(_plain(f"{what}: {step}"))
+
+
+def _plain(text: str) -> Any:
+    """Text in which nothing is rich's markup, on one line."""
+    from rich.text import Text
+
+    return Text(printable(text), no_wrap=True, overflow="ellipsis")
 
 
 def _console() -> Any:

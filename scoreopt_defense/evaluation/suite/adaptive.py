@@ -28,15 +28,15 @@ from scoreopt_defense.evaluation.suite.probes import (
     Bare,
     Convergence,
     Gradients,
+    check_reachable,
     gradient_modes,
     strongest_mode,
 )
 from scoreopt_defense.gradients import Exact, Smoothed
 from scoreopt_defense.noise import seeded
-from scoreopt_defense.purifiers import Purifier
 from scoreopt_defense.settings import Settings
 
-__all__ = ["SUITES", "Adaptive"]
+__all__ = ["Adaptive"]
 
 # Steps of momentum PGD, one sample each: of fewer it gains nothing (docs/gradients.md).
 _LEAST_MOMENTUM = 80
@@ -113,13 +113,7 @@ class Adaptive(Settings, Suite):
 
     def tasks(self, model: nn.Module, x: Tensor) -> dict[str, Task]:
         """See :class:`~scoreopt_defense.evaluation.plan.tasks.Suite`."""
-        if not isinstance(model, DefendedModel) and any(
-            isinstance(part, Purifier) for part in model.modules()
-        ):
-            raise ValueError(
-                f"the suite cannot set the gradient modes of a purifier inside a "
-                f"{type(model).__name__}: pass the DefendedModel itself"
-            )
+        check_reachable(model)
         settings = model.purifier.settings if isinstance(model, DefendedModel) else None
         steps = getattr(settings, "steps", 0)
         is_random = _is_random(model, x) if self.random is None else self.random
@@ -255,10 +249,6 @@ class _Budget:
         named = {r: (f"{r}, {self.best}{self.alone}", attack) for r, attack in white_box.items()}
         named |= {role: (role, attack) for role, attack in others.items()}
         return named | {"black box": (f"black box{self.alone}", self.square())}
-
-
-#: What ``suite =`` may be by name.
-SUITES: dict[str, type[Adaptive]] = {"adaptive": Adaptive}
 
 
 def _cost(attack: Any) -> float:

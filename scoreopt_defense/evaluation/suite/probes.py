@@ -17,12 +17,35 @@ from scoreopt_defense.attacks.losses import divisors
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.diagnostics import input_gradient, optimization_curves
 from scoreopt_defense.evaluation.judging.asking import answer
-from scoreopt_defense.purifiers import ScoreOpt
+from scoreopt_defense.purifiers import Purifier, ScoreOpt
 
-__all__ = ["Bare", "Convergence", "Gradients", "Measurement", "gradient_modes", "strongest_mode"]
+__all__ = [
+    "Bare",
+    "Convergence",
+    "Gradients",
+    "Measurement",
+    "check_reachable",
+    "gradient_modes",
+    "strongest_mode",
+]
 
 # The modes by what they found here, strongest first: docs/robustness.md.
 _STRONGEST = ("smoothed", "exact", "one-shot", "bpda", "as-it-is")
+
+
+def check_reachable(model: nn.Module) -> None:
+    """That a suite can set the modes of the model's purifier.
+
+    Raises:
+        ValueError: of one inside another module.
+    """
+    if not isinstance(model, DefendedModel) and any(
+        isinstance(part, Purifier) for part in model.modules()
+    ):
+        raise ValueError(
+            f"the suite cannot set the gradient modes of a purifier inside a "
+            f"{type(model).__name__}: pass the DefendedModel itself"
+        )
 
 
 def gradient_modes(model: nn.Module) -> tuple[str, ...]:

@@ -115,6 +115,8 @@ def _untried(
     unjudged = [name for name in suites if not figures.was_run(worst.defence, name)]
     if unjudged or not suites:
         yield " ".join(["suite", *unjudged, "not run"])
+    elif [*suites] == ["quick"]:
+        yield "suite adaptive not run"
     budgets = [budget for budget in budgets if not budget.is_probe]
     cut = [budget for budget in budgets if budget.is_cut]
     own = next((budget for budget in cut if budget.attack == worst.attack), None)

@@ -1,0 +1,40 @@
+"""What a run will take, before it is run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy_evaluation import images
+from toys import smooth_classifier
+
+from scoreopt_defense.attacks import attack
+from scoreopt_defense.evaluation.evaluate import materials_of
+from scoreopt_defense.evaluation.judging import Judging
+from scoreopt_defense.evaluation.plan import Plan
+from scoreopt_defense.evaluation.run.estimate import estimate
+
+PGD = attack("PGD", eps=0.1, steps=20, eot=5, gradient="as-it-is")
+
+
+@pytest.fixture(scope="module")
+def materials():
+    pytest.importorskip("torchattacks")
+    attacks = {"PGD": PGD, "longer": PGD.replace(steps=40)}
+    return materials_of({"d": smooth_classifier(torch.float32)}, images(6), attacks, Judging())
+
+
+def test_an_attack_that_is_tried_with_few_steps_counts_as_a_whole_one(materials):
+    _, short, long = estimate(Plan.of(materials, batch=4), materials)
+    judged = 6 * Judging().purifications
+    assert short.classifier_calls == judged + 6 * 20 * 5
+    assert long.classifier_calls == judged + 6 * 40 * 5
+    assert short.units == 2
+
+
+def test_what_there_was_no_time_to_try_is_no_less_than_it_takes(materials):
+    plan, told = Plan.of(materials), []
+    whole = estimate(plan, materials)
+    cut = estimate(plan, materials, most=0.0, told=told.append)
+    assert told == ["clean on d"]
+    assert [cell.guessed for cell in cut] == [False, True, True]
+    assert all(c.classifier_calls >= w.classifier_calls for c, w in zip(cut, whole))
