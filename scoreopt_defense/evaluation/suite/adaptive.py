@@ -55,8 +55,8 @@ class Adaptive(Settings, Suite):
 
     Images of the bare classifier and of the one-shot surrogate; momentum PGD, one purification a
     step, under each gradient mode that the defence offers; of a model that is not random
-    AutoAttack, under the strongest (of two classes, its cross-entropy alone); Square; and momentum
-    PGD of more steps under the strongest.
+    AutoAttack, under the strongest (of two classes, its cross-entropy alone); Square; momentum PGD
+    of more steps under the strongest; and momentum PGD from the worst image found.
     An image that is wrong in every judged purification of some attack leaves the queue. The worst
     of each image is judged again by fresh purifications: that is robust accuracy.
 
@@ -65,7 +65,7 @@ class Adaptive(Settings, Suite):
         eps: radius, images being in [0, 1]; by default 8/255 and 0.5.
         steps: of each attack that follows gradients; of fewer than 80 momentum gains nothing of
             random models.
-        longer: how many times as many the last one takes.
+        longer: how many times as many the last but one takes.
         random: whether models are; if None, each is asked a few times about some clean images,
             which does not find what is random on others alone.
         queries: of Square, an image.
@@ -122,8 +122,9 @@ class Adaptive(Settings, Suite):
         is_random = _is_random(model, x) if self.random is None else self.random
         budget = _Budget(self, model, is_random, _classes(model, x))
         attacks = budget.attacks()
-        # cheapest first; the longer one stays last
-        order = sorted(attacks, key=lambda label: ("longer" in label, _cost(attacks[label])))
+        # cheapest first, but for the last two
+        first, last = [*attacks][:-2], [*attacks][-2:]
+        order = [*sorted(first, key=lambda label: _cost(attacks[label])), *last]
         tasks: dict[str, Task] = {
             "no attack": Attack(attack=Clean(), confirm=self.confirm, draws=CLEAN)
         }
@@ -212,8 +213,18 @@ class _Budget:
             stages[f"APGD, {self.best}"] = both(
                 gradient=self.shown(self.best), **self.shared, steps=self.suite.steps, eot=1
             )
-        last = self.momentum(self.best, times=self.suite.longer)
-        return stages | {f"momentum PGD, {self.best}, longer": last}
+        longer = self.momentum(self.best, times=self.suite.longer)
+        # from the worst so far, in steps that do not leave it behind; in the mode that is not tried
+        # longest, since which is the strongest differs by image
+        mode = next((mode for mode in ("exact", *self.modes) if mode != self.best), self.best)
+        onwards = self.library.FoolboxPGD(
+            gradient=self.shown(mode), **self.shared, steps=self.suite.steps, eot=1,
+            momentum=0.9, last_step=0.02,
+        )  # fmt: skip
+        return stages | {
+            f"momentum PGD, {self.best}, longer": longer,
+            f"momentum PGD, {mode}, onwards": onwards,
+        }
 
     def probes(self) -> dict[str, tuple[str, Any]]:
         steps = max(2, self.suite.steps // 8)
