@@ -24,7 +24,7 @@ from scoreopt_defense.evaluation.record.rows import UnitResult
 
 EPS = 0.1
 #: Of the adaptive suite, for tests of a few images.
-SMALL = {"eps": 0.1, "steps": 4, "eot": 2, "queries": 20, "probed": 4}
+SMALL = {"eps": 0.1, "steps": 4, "queries": 20, "probed": 4}
 
 
 @dataclass(frozen=True)

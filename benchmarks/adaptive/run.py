@@ -96,11 +96,11 @@ THREATS: dict[str, dict[str, Any]] = {
 # to, so that a row takes less than an hour of two cores, or half of one if it only stands beside a
 # table; of one budget, more steps of fewer samples break more (attack_search.py). Attacks compute
 # in bfloat16, or by --float32 in float32, as what judges them always does.
-LEAST = {"steps": 10, "eot": 1, "queries": 50, "probed": 0}
-SMALLEST = {"steps": 10, "eot": 2, "queries": 100, "probed": 16}
-SMALL = {"steps": 20, "eot": 2, "queries": 100, "probed": 16}
-MIDDLE = {"steps": 20, "eot": 4, "queries": 200, "probed": 16}
-LARGE = {"steps": 20, "eot": 8, "queries": 200, "probed": 32}
+LEAST = {"steps": 20, "longer": 1, "queries": 50, "probed": 0}
+SMALLEST = {"steps": 40, "longer": 1, "queries": 100, "probed": 16}
+SMALL = {"steps": 40, "longer": 2, "queries": 100, "probed": 16}
+MIDDLE = {"steps": 80, "longer": 2, "queries": 100, "probed": 16}
+LARGE = {"steps": 80, "longer": 4, "queries": 200, "probed": 32}
 NAMED = {"least": LEAST, "smallest": SMALLEST, "small": SMALL, "middle": MIDDLE, "large": LARGE}
 _REFERENCES = ("undefended", "adversarial-training", "one-shot", "menet")
 _LONGER = ("scoreopt-n-before-at", "diffpure", "gdmp", "adp")
@@ -163,7 +163,7 @@ def configuration(
     budget: str | None = None, confirm: int = 0,
 ) -> Config:  # fmt: skip
     """One row of the table, in one norm, at its own budget or at one of ``NAMED``."""
-    suite = {"suite": "adaptive", "restarts": 1, "keep_mb": 2000, "confirm": confirm}
+    suite = {"suite": "adaptive", "keep_mb": 2000, "confirm": confirm}
     suite |= {"autocast": precision.autocast(float32)}
     suite |= NAMED[budget] if budget else budget_of(row, norm)
     return Config.model_validate(

@@ -575,7 +575,7 @@ def suite_materials():
     x, _ = images(6)
     y = smooth_classifier(torch.float32)(x).argmax(1)
     models = {"masked": Masked().eval(), "scoreopt": defences()["scoreopt"]}
-    suite = Adaptive(eps=0.06, steps=4, eot=2, restarts=1, queries=20, probed=4)
+    suite = Adaptive(eps=0.06, steps=16, longer=1, queries=20, probed=4)
     attacks = {"weak": Ascent(steps=1)}
     return materials_of(models, (x, y), attacks, Judging(purifications=4), {"adaptive": suite})
 
@@ -719,7 +719,7 @@ class TestSuite:
         config.write_text(
             'batch = 2\nimages = {source = "mnist", n = 2}\njudging = {purifications = 2}\n'
             'defences.bare.classifier = "mnist-tiny"\n'
-            "[suites.adaptive]\neps = 0.3\nsteps = 4\nqueries = 20\nrestarts = 1\nprobed = 1\n"
+            "[suites.adaptive]\neps = 0.3\nsteps = 4\nqueries = 20\nprobed = 1\n"
         )
         out = str(tmp_path / "run")
         assert cli.main(["evaluate", str(config), "--dry-run"]) == 0

@@ -237,6 +237,43 @@ def ordered(*labels: str) -> dict[str, Task]:
     }
 
 
+@dataclass(frozen=True)
+class Near(Add):
+    """Meets images of one mean alone."""
+
+    mean: float = 0.3
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, *, start: Tensor | None = None) -> Tensor:
+        here = ((x.mean((1, 2, 3)) - self.mean).abs() < 0.02).float()
+        return x + self.much * here[:, None, None, None]
+
+
+class TestSeveralThreats:
+    def test_the_weakest_is_the_worst_of_all_suites_and_attacks(self) -> None:
+        """Each takes another image, and no two figures say that three are taken."""
+        suites = {
+            name: Given({"push": Attack(attack=Near(0.3, mean=mean))})
+            for name, mean in (("one ball", 0.3), ("another", 0.45))
+        }
+        result = evaluate(
+            {"d": Threshold().eval()}, dark(0.1, 0.25, 0.3, 0.45), {"flow": Near(0.4, mean=0.25)},
+            suites=suites,
+        )  # fmt: skip
+        assert result.plan.columns == [CLEAN, "flow", "one ball", "another"]
+        assert [result.cell("d", name).accuracy.value for name in result.plan.columns] == [
+            1, 0.75, 0.75, 0.75,
+        ]  # fmt: skip
+        assert result.weakest("d").value == 0.25
+        head, row = str(result).splitlines()[:2]
+        assert head.endswith("weakest")
+        assert f"{result.weakest('d')} (" in row
+
+    def test_one_suite_has_its_own_figure_and_no_weakest(self) -> None:
+        result = run_stages({"one": Add(0.1)}, dark(0.1, 0.45))
+        assert result.weakest("d") is None
+        assert "weakest" not in str(result)
+
+
 class TestOwnOrder:
     def test_a_researchers_own_order_of_attacks_is_one_object(self) -> None:
         class Mine(Suite):
@@ -432,6 +469,16 @@ def probes_of(tasks: dict[str, Task]) -> dict[str, Any]:
     return {task.role: task.attack for task in tasks.values() if isinstance(task, Probe)}
 
 
+def is_averaged(tasks: dict[str, Task]) -> bool:
+    """Whether the model is held to be random: AutoAttack's APGD is for what is not."""
+    probes, stages = probes_of(tasks), stages_of(tasks)
+    averaged = "half EOT" in probes
+    samples = [probes[role].eot for role in ("white-box", "half EOT") if role in probes]
+    assert samples == ([4, 2] if averaged else [1])
+    assert averaged != any(label.startswith("APGD") for label in stages)
+    return averaged
+
+
 SUITE_RUN = {
     "attacks": {}, "trials": 1, "batch": 4, "judging": Judging(purifications=3),
     "suites": {"adaptive": Adaptive(**SMALL)},
@@ -458,12 +505,11 @@ class TestAdaptive:
         }
         for defence, expected in modes.items():
             stages = [*whole.plan.of_suite("adaptive", defence, "attack")]
-            for kind in ("adaptive/PGD+EOT, ", "adaptive/APGD+EOT, "):
-                named = {s.removeprefix(kind) for s in stages if s.startswith(kind)}
-                named = {mode for mode in named if "restarts" not in mode}
-                assert named == expected
+            kind = "adaptive/momentum PGD, "
+            named = {s.removeprefix(kind) for s in stages if s.startswith(kind)}
+            assert named == expected | {last[len(kind) :] for last in stages[-1:]}
             assert stages[0] == "adaptive/no attack"
-            assert "restarts" in stages[-1]
+            assert stages[-1].endswith("longer")
             judges = whole.plan.of_suite("adaptive", defence, "judge")
             assert {name: judge.begins_from for name, judge in judges.items()} == {
                 "adaptive": tuple(stages)
@@ -472,19 +518,25 @@ class TestAdaptive:
     def test_stages_are_ordered_by_their_cost(self, whole: Result) -> None:
         stages = whole.plan.of_suite("adaptive", "scoreopt", "attack").values()
         order = [stage.label for stage in stages]
-        cheap, dear = ("transfer PGD", "PGD+EOT at the surrogate", "PGD+EOT, one-shot"), "exact"
-        places = [order.index(name) for name in (*cheap, f"PGD+EOT, {dear}")]
-        assert places == sorted(places)
+        named = ("PGD at the surrogate", "PGD, one-shot", "PGD, exact", "PGD, smoothed, longer")
+        places = [order.index(f"momentum {name}") for name in named]
+        assert [order.index("transfer PGD"), *places] == sorted([1, *places])
 
-    @pytest.mark.parametrize(("restarts", "compared"), [(1, 2), (2, 2), (3, 3)])
-    def test_more_restarts_are_compared_with_one_and_both_begin_at_random(
-        self, restarts: int, compared: int
-    ) -> None:
+    def test_the_last_has_as_many_more_steps_as_is_said(self) -> None:
+        model = smooth_classifier(torch.float32)
+        stages = stages_of(Adaptive(steps=6, longer=3).tasks(model, images()[0]))
+        steps = (
+            stages["momentum PGD, as-it-is"].steps,
+            stages["momentum PGD, as-it-is, longer"].steps,
+        )
+        assert steps == (6, 18)
+
+    def test_two_restarts_are_compared_with_one_and_both_begin_at_random(self) -> None:
         """Against the clean start it would be the start that is compared, not their number."""
         x, _ = images()
-        probes = probes_of(Adaptive(restarts=restarts).tasks(smooth_classifier(torch.float32), x))
+        probes = probes_of(Adaptive().tasks(smooth_classifier(torch.float32), x))
         one, more = probes["one restart"], probes["restarts"]
-        assert (one.random_start, one.restarts, more.restarts) == (True, 1, compared)
+        assert (one.random_start, one.restarts, more.restarts) == (True, 1, 2)
         assert more.replace(restarts=1) == one
 
     @pytest.mark.parametrize("deterministic", [True, False])
@@ -497,18 +549,12 @@ class TestAdaptive:
         model = DefendedModel(
             Noisy().eval() if noisy else smooth_classifier(torch.float32), purifier
         )
-        stages = stages_of(Adaptive(eot=4).tasks(model, images()[0]))
-        averaged = "PGD+EOT, exact" in stages
-        assert averaged == (noisy or not deterministic)
-        assert stages["PGD+EOT, exact" if averaged else "PGD, exact"].eot == (4 if averaged else 1)
+        tasks = Adaptive().tasks(model, images()[0])
+        assert is_averaged(tasks) == (noisy or not deterministic)
 
-    @pytest.mark.parametrize(("steps", "expected"), [(1, False), (2, False), (3, True), (20, True)])
-    def test_a_defence_of_more_than_two_steps_is_attacked_at_two(
-        self, steps: int, expected: bool
-    ) -> None:
+    @pytest.mark.parametrize("steps", [1, 2, 3, 20])
+    def test_a_defence_of_more_than_two_steps_is_shown_as_one_of_two(self, steps: int) -> None:
         model = DefendedModel(smooth_classifier(torch.float32), ScoreOpt(bent(), steps=steps))
-        stages = stages_of(Adaptive().tasks(model, images()[0]))
-        assert ("PGD+EOT at 2 steps" in stages) == expected
         shown = views.shown(views.Shortened(), model)
         assert shown.purifier.settings == model.purifier.settings.replace(
             steps=min(2, steps), gradient="smoothed"
@@ -528,7 +574,6 @@ class TestAdaptive:
         model = DefendedModel(smooth_classifier(torch.float32), OneShot(bent(), sigma=0.3))
         with pytest.raises(ValueError, match="OneShot has no number of steps to shorten"):
             views.shown(views.Shortened(), model)
-        assert not any("2 steps" in label for label in Adaptive().tasks(model, images()[0]))
 
     def test_memory_for_time_changes_no_name_and_no_key(self) -> None:
         model = DefendedModel(smooth_classifier(torch.float32), OneShot(bent(), sigma=0.3))
@@ -537,7 +582,7 @@ class TestAdaptive:
             {label: task.attack.as_dict() for label, task in tasks.items()} for tasks in both
         ]
         assert described[0] == described[1]
-        kept = stages_of(both[1])["PGD+EOT, exact"].gradient.keep_mb
+        kept = stages_of(both[1])["momentum PGD, exact"].gradient.keep_mb
         assert kept == probes_of(both[1])["white-box"].gradient.keep_mb == 50
 
     def test_the_worst_case_is_no_better_than_what_was_found(self, whole: Result) -> None:
@@ -566,7 +611,8 @@ class TestAdaptive:
     @pytest.mark.parametrize(("classes", "kind"), [(2, "APGD"), (3, "AutoAttack")])
     def test_of_two_classes_there_is_but_apgd_and_the_plan_says_so(self, classes, kind) -> None:
         classifier = smooth_classifier(torch.float32, classes=classes)
-        for model in (classifier, DefendedModel(classifier, defences()["one-shot"].purifier)):
+        fixed = OneShot(bent(torch.float32), sigma=0.3, deterministic=True)
+        for model in (classifier, DefendedModel(classifier, fixed)):
             stages = stages_of(Adaptive().tasks(model, images()[0]))
             found = {type(a).__name__ for name, a in stages.items() if name.startswith("APGD")}
             assert found == {kind}
@@ -580,12 +626,8 @@ class TestAdaptive:
 
     def test_a_deterministic_model_is_asked_once(self) -> None:
         x = images()[0]
-        for model, kind, eot in (
-            (smooth_classifier(torch.float32), "PGD", 1),
-            (Noisy().eval(), "PGD+EOT", 8),
-        ):
-            stages = stages_of(Adaptive(eot=8).tasks(model, x))
-            assert stages[f"{kind}, as-it-is"].eot == eot
+        assert not is_averaged(Adaptive().tasks(smooth_classifier(torch.float32), x))
+        assert is_averaged(Adaptive().tasks(Noisy().eval(), x))
 
     @pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(()).item()])
     @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
@@ -594,13 +636,11 @@ class TestAdaptive:
             def forward(self, x: Tensor) -> Tensor:
                 return super().forward(x) * (1 if draw() < share else 2)
 
-        stages = stages_of(Adaptive(eot=8).tasks(Coin().eval(), images()[0]))
-        assert stages["PGD+EOT, as-it-is"].eot == 8
+        assert is_averaged(Adaptive().tasks(Coin().eval(), images()[0]))
 
     def test_its_owner_may_say_that_a_model_is_random(self) -> None:
         """What is random on attacked images alone is not found by asking."""
-        stages = stages_of(Adaptive(eot=8, random=True).tasks(Threshold().eval(), images()[0]))
-        assert stages["PGD+EOT, as-it-is"].eot == 8
+        assert is_averaged(Adaptive(random=True).tasks(Threshold().eval(), images()[0]))
         with pytest.raises(ValueError, match="random must be True or False"):
             Adaptive(random="yes")
 
@@ -667,7 +707,7 @@ def verdicts() -> dict[str, dict[str, Any]]:
     }
     x, _ = images(24)
     y = plain(x).argmax(1)
-    suite = Adaptive(eps=0.2, steps=8, eot=4, queries=40, probed=24)
+    suite = Adaptive(eps=0.2, steps=64, longer=1, queries=40, probed=24)
     result = evaluate(models, (x, y), suites={"adaptive": suite}, batch=24)
     assert result.failures == []
     return {
@@ -718,7 +758,7 @@ class TestChecklist:
 
     def test_an_attack_that_raises_the_accuracy_is_a_failed_check(self) -> None:
         pixels = dark(*[0.6 if place % 2 else 0.4 for place in range(32)])  # half are wrong
-        suite = Adaptive(norm="linf", eps=0.01, steps=4, eot=1, queries=20, probed=0)
+        suite = Adaptive(norm="linf", eps=0.01, steps=4, queries=20, probed=0)
         result = evaluate(
             Threshold(), pixels, {"helpful": _Plain(-0.3)}, suites={"adaptive": suite}
         )

@@ -51,10 +51,10 @@ def to_json(result: Result, path: str | Path) -> int:
     """Write a run's figures, its plan and the machine; returns how many cells there are.
 
     A suite's stages and checklist are under ``"suites"``; among the cells is its sum alone. Under
-    ``"weakest"`` is each defence's figure over the attacks that stand by themselves, and under
-    ``"overall"`` what it is not to be read without. Of each image, in order, ``"right"`` is in how
-    many of ``"of"`` judgements it was right, or ``3/4`` where but 4 were made, as a trial failed,
-    or ``-`` where none was: two cells of the same images can be paired by it.
+    ``"weakest"`` is each defence's figure over all attacks and suites, unless one suite is all, and
+    under ``"overall"`` what it is not to be read without. Of each image, in order, ``"right"`` is
+    in how many of ``"of"`` judgements it was right, or ``3/4`` where but 4 were made, as a trial
+    failed, or ``-`` where none was: two cells of the same images can be paired by it.
     """
 
     def figure(share: Proportion | None) -> dict[str, float] | None:
@@ -83,16 +83,15 @@ def to_json(result: Result, path: str | Path) -> int:
             "denoiser_calls": found.denoiser_calls, "classifier_calls": found.classifier_calls,
             "seconds": round(found.seconds, 1),
         }  # fmt: skip
-    # of the attacks that stand by themselves, a weaker statement than a suite's
     overall = {defence: result.overall(defence) for defence in result.plan.defences}
-    weakest = {} if suites else {name: figure(found.weakest) for name, found in overall.items()}
+    weakest = {name: figure(found.weakest) for name, found in overall.items()}
     about = {
         "machine": result.view.machine if result.view else None,
         "plan": result.plan.summary(),
         "budgets": [
             asdict(budget) for budget in allowances(result.plan)
         ],  # the paper's beside them
-        "weakest": weakest,
+        "weakest": weakest if result.competing or not suites else {},
         "overall": {
             name: {"absent": found.absent, "lacking": found.lacking, "warnings": found.warnings}
             | _checks(found)

@@ -194,6 +194,12 @@ class Figures:
         """The attacks that stand by themselves, no attack not among them."""
         return [n for n in self.plan.columns if n != CLEAN and n not in self.plan.sums]
 
+    @property
+    def competing(self) -> list[str]:
+        """The columns that ``weakest`` is of: all but no attack; none where one suite is alone."""
+        columns = [name for name in self.plan.columns if name != CLEAN]
+        return [] if len(columns) == 1 and self.plan.suites else columns
+
     def measured(self, defence: str, probe: str) -> dict[str, dict[int, float]]:
         """What a probe measured: by name, each image's value, a mean over trials."""
         found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))

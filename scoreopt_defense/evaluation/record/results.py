@@ -28,9 +28,10 @@ class Result(Figures):
     def weakest(self, defence: str) -> Proportion | None:
         """Accuracy if each image meets whichever attack harms it most, or none if that does.
 
-        Of the attacks that stand by themselves; a suite has its own :meth:`worst_case`. An attack
-        is chosen on other purifications than it is judged on, and the figure is never above that
-        of the lowest single attack: see
+        Of the attacks that stand by themselves and the suites' sums: of several threat models, the
+        worst an image. One suite alone has its :meth:`worst_case`. An attack is chosen on other
+        purifications than it is judged on, and the figure is never above that of the lowest single
+        one: see
         :func:`~scoreopt_defense.evaluation.record.statistics.weakest`, which says how far it is
         off. Under the criterion ``any-step`` it is the share of images that no attack broke. Of the
         images alone that some attack has a figure of.
@@ -39,7 +40,7 @@ class Result(Figures):
         choose on and another to judge on. :meth:`overall` says why, what the figure lacks, and
         whether it can be believed.
         """
-        cells = [self.judged(defence, name) for name in [CLEAN, *self.attacks]]
+        cells = [self.judged(defence, name) for name in [CLEAN, *self.competing]]
         places = [cell.images * self.plan.trials + cell.trials for cell in cells]
         order = np.unique(np.concatenate([np.zeros(0, dtype=int), *places[1:]]))
         if not len(order):
@@ -62,9 +63,9 @@ class Result(Figures):
         """:meth:`weakest`, with what it lacks and what the checks say of it."""
         check_choice("defence", defence, self.plan.defences)
         weakest = self.weakest(defence)
-        tried = [self.cell(defence, n) for n in self.attacks if self.was_run(defence, n)]
+        tried = [self.cell(defence, n) for n in self.competing if self.was_run(defence, n)]
         absent = ""
-        if not self.attacks:
+        if not self.competing:
             absent = "not attacked"
         elif not tried:
             absent = "not attacked yet"

@@ -1,4 +1,4 @@
-"""The adaptive suite: every attack that a defence can be met with, cheapest first."""
+"""The adaptive suite: the attacks that find most of a defence for what they cost."""
 
 from __future__ import annotations
 
@@ -38,43 +38,42 @@ from scoreopt_defense.settings import Settings
 
 __all__ = ["Adaptive"]
 
-# Steps of momentum PGD, one sample each: of fewer it gains nothing (docs/gradients.md).
-_LEAST_MOMENTUM = 80
+# Samples that an answer of what is no momentum is averaged over, if the model is random.
+_EOT = 4
+_SQUARE_EOT = 8
 #: ε of the paper's threat models, by norm.
 _EPS = {"linf": 8 / 255, "l2": 0.5}
 # Passes of a network that an evaluation of the model takes, about, by what an attack is shown: for
 # the order of the stages alone.
 _PASSES = {"classifier": 0.1, "surrogate": 1, "bpda": 10, "one-shot": 11, "none": 10}
-_PASSES |= {"as-it-is": 11, "shortened": 16, "exact": 40, "smoothed": 40}
+_PASSES |= {"as-it-is": 11, "exact": 40, "smoothed": 40}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(Settings, Suite):
     """Settings of the adaptive suite.
 
-    Images of the bare classifier, of the one-shot surrogate, and of the defence of two steps if it
-    takes more; PGD with EOT, from the worst image found so far, and AutoAttack for randomised
-    defences (of two classes, its cross-entropy alone), under each gradient mode that the defence
-    offers; momentum PGD of one sample a step, as many gradients as PGD+EOT has and 80 at least,
-    under the strongest; Square and SPSA; and restarts.
+    Images of the bare classifier and of the one-shot surrogate; momentum PGD, one purification a
+    step, under each gradient mode that the defence offers; of a model that is not random
+    AutoAttack, under the strongest (of two classes, its cross-entropy alone); Square; momentum PGD
+    of more steps under the strongest; and momentum PGD from the worst image found.
     An image that is wrong in every judged purification of some attack leaves the queue. The worst
     of each image is judged again by fresh purifications: that is robust accuracy.
 
     Args:
         norm: ``"linf"`` or ``"l2"``.
         eps: radius, images being in [0, 1]; by default 8/255 and 0.5.
-        steps: of PGD and AutoAttack.
-        eot: purifications that each of their steps is averaged over; 1 is taken of a model that is
-            not random.
+        steps: of each attack that follows gradients; of fewer than 80 momentum gains nothing of
+            random models.
+        longer: how many times as many the last but one takes.
         random: whether models are; if None, each is asked a few times about some clean images,
             which does not find what is random on others alone.
-        restarts: random starts of the strongest PGD, at the end.
-        queries: of Square and SPSA each, an image.
+        queries: of Square, an image.
         confirm: further purifications of an image that all judged ones of an attack got wrong,
             before no later attack is tried on it: of 8 alone many are wrong by luck, and the figure
             comes out too high.
         probed: images that the checklist's probes run on, the first ones of the run. Their white
-            box has half the steps, of half the samples: it is run eight times over.
+            box is PGD+EOT of an eighth of the steps, of 4 samples: it is run eight times over.
         autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: cheaper
             gradients; the judging is in full precision.
         keep_mb: of the exact and smoothed gradients, as in
@@ -84,15 +83,15 @@ class Adaptive(Settings, Suite):
         ValueError: naming the setting, its value and what is allowed.
 
     Reference:
-        Athalye et al., ICML 2018; Carlini et al., 2019; Croce et al., ICML 2022.
+        Athalye et al., ICML 2018; Carlini et al., 2019; Croce et al., ICML 2022. Which attacks, in
+        which order: docs/robustness.md.
     """
 
     norm: str = "linf"
     eps: float = None  # type: ignore[assignment]  # the norm's
-    steps: int = 40  # fewer samples of more steps break more: docs/gradients.md
-    eot: int = 10
+    steps: int = 80  # of one sample each: docs/gradients.md
+    longer: int = 4
     random: bool | None = None
-    restarts: int = 2
     queries: int = 1000
     confirm: int = 32
     probed: int = 32
@@ -103,7 +102,7 @@ class Adaptive(Settings, Suite):
         super().__post_init__()
         check_choice("norm", self.norm, _EPS)
         self._set("eps", check_positive("eps", _EPS[self.norm] if self.eps is None else self.eps))
-        for name, least in {"steps": 2, "eot": 1, "restarts": 1, "queries": 20}.items():
+        for name, least in {"steps": 2, "longer": 1, "queries": 20}.items():
             self._set(name, check_count(name, getattr(self, name), least=least))
         for name in ("confirm", "probed"):
             self._set(name, check_count(name, getattr(self, name), least=0))
@@ -114,13 +113,12 @@ class Adaptive(Settings, Suite):
     def tasks(self, model: nn.Module, x: Tensor) -> dict[str, Task]:
         """See :class:`~scoreopt_defense.evaluation.plan.tasks.Suite`."""
         check_reachable(model)
-        settings = model.purifier.settings if isinstance(model, DefendedModel) else None
-        steps = getattr(settings, "steps", 0)
         is_random = _is_random(model, x) if self.random is None else self.random
-        budget = _Budget(self, model, self.eot if is_random else 1, _classes(model, x))
-        attacks = budget.attacks(steps)
-        # cheapest first; the restarts stay last
-        order = sorted(attacks, key=lambda label: ("restarts" in label, _cost(attacks[label])))
+        budget = _Budget(self, model, is_random, _classes(model, x))
+        attacks = budget.attacks()
+        # cheapest first, but for the last two
+        first, last = [*attacks][:-2], [*attacks][-2:]
+        order = [*sorted(first, key=lambda label: _cost(attacks[label])), *last]
         tasks: dict[str, Task] = {
             "no attack": Attack(attack=Clean(), confirm=self.confirm, draws=CLEAN)
         }
@@ -160,24 +158,23 @@ class Adaptive(Settings, Suite):
 
 
 class _Budget:
-    """A suite's attacks on one defence, each answer of ``eot`` samples.
+    """A suite's attacks on one defence.
 
     What differs between defences is in a label, so that it means one attack in any run.
     """
 
-    def __init__(self, suite: Adaptive, model: nn.Module, eot: int, classes: int) -> None:
-        self.suite, self.eot, self.classes = suite, eot, classes
+    def __init__(self, suite: Adaptive, model: nn.Module, random: bool, classes: int) -> None:
+        self.suite, self.random, self.classes = suite, random, classes
         self.modes, self.best = gradient_modes(model), strongest_mode(model)
         self.ours = isinstance(model, DefendedModel)
         self.library = importlib.import_module("scoreopt_defense.attacks")
         self.threat: dict[str, Any] = {"norm": suite.norm, "eps": suite.eps}
         self.shared = self.threat | {"autocast": suite.autocast}
-        self.averaged, self.alone = ("+EOT", "") if eot > 1 else ("", ", no EOT")
+        self.eot, self.alone = (_EOT, "") if random else (1, ", no EOT")
 
     def shown(self, mode: str) -> Any:
         """What an attack is shown by that name, with what memory it may take."""
-        kinds = {"exact": Exact, "smoothed": Smoothed, "shortened": self.library.Shortened}
-        kind = kinds.get(mode)
+        kind = {"exact": Exact, "smoothed": Smoothed}.get(mode)
         return mode if kind is None else kind(keep_mb=self.suite.keep_mb)
 
     def transfers(self) -> dict[str, Any]:
@@ -189,46 +186,46 @@ class _Budget:
         }
 
     def square(self) -> Any:
-        samples = min(8, self.eot)
+        samples = _SQUARE_EOT if self.random else 1
         steps = max(1, self.suite.queries // samples - 1)
         return self.library.Square(**self.shared, eot=samples, steps=steps)
 
-    def attacks(self, steps: int) -> dict[str, Any]:
-        budget = self.shared | {"steps": self.suite.steps, "eot": self.eot}
-        stages = {f"Square{self.alone}": self.square()} | (self.transfers() if self.ours else {})
-        for mode in self.modes:
-            pgd = self.library.FoolboxPGD(gradient=self.shown(mode), **budget)
-            stages[f"PGD{self.averaged}, {mode}"] = pgd
-            both = self.library.AutoAttack if self.classes > 2 else self.library.APGD
-            apgd = both(gradient=self.shown(mode), **budget)
-            stages[f"APGD{self.averaged}, {mode}"] = apgd
-        # from the clean image, as many gradients of one sample each: what PGD+EOT finds, and more
-        many = max(_LEAST_MOMENTUM, self.suite.steps * self.eot)
-        alone = self.shared | {"steps": many, "eot": 1}
-        stages[f"momentum PGD, {self.best}"] = self.library.MomentumPGD(
-            gradient=self.shown(self.best), **alone
+    def momentum(self, mode: str, times: int = 1) -> Any:
+        return self.library.MomentumPGD(
+            gradient=self.shown(mode), **self.shared, steps=times * self.suite.steps
         )
-        if self.suite.norm == "linf":
-            samples = self.suite.queries // 10
-            stages["SPSA"] = self.library.SPSA(**self.shared, samples=samples)
+
+    def attacks(self) -> dict[str, Any]:
+        stages = {f"Square{self.alone}": self.square()}
+        if self.ours:
+            stages["transfer PGD"] = self.transfers()["transfer PGD"]
         if "one-shot" in self.modes:
-            surrogate = self.library.PGD(gradient="surrogate", **budget)
-            stages[f"PGD{self.averaged} at the surrogate"] = surrogate
-        short = self.shown("shortened")
-        if steps > short.steps and "exact" in self.modes:
-            at_fewer = self.library.PGD(gradient=short, **budget)
-            stages[f"PGD{self.averaged} at {short.steps} steps"] = at_fewer
-        restarts = {"random_start": True, "restarts": self.suite.restarts}
-        last = self.library.PGD(gradient=self.shown(self.best), **budget, **restarts)
-        return stages | {f"PGD{self.averaged}, {self.best}, restarts": last}
+            stages["momentum PGD at the surrogate"] = self.momentum("surrogate")
+        stages |= {f"momentum PGD, {mode}": self.momentum(mode) for mode in self.modes}
+        if not self.random:
+            both = self.library.AutoAttack if self.classes > 2 else self.library.APGD
+            stages[f"APGD, {self.best}"] = both(
+                gradient=self.shown(self.best), **self.shared, steps=self.suite.steps, eot=1
+            )
+        longer = self.momentum(self.best, times=self.suite.longer)
+        # from the worst so far, in steps that do not leave it behind; in the mode that is not tried
+        # longest, since which is the strongest differs by image
+        mode = next((mode for mode in ("exact", *self.modes) if mode != self.best), self.best)
+        onwards = self.library.FoolboxPGD(
+            gradient=self.shown(mode), **self.shared, steps=self.suite.steps, eot=1,
+            momentum=0.9, last_step=0.02,
+        )  # fmt: skip
+        return stages | {
+            f"momentum PGD, {self.best}, longer": longer,
+            f"momentum PGD, {mode}, onwards": onwards,
+        }
 
     def probes(self) -> dict[str, tuple[str, Any]]:
-        steps = max(2, self.suite.steps // 2)
-        eot = max(min(2, self.eot), self.eot // 2)
+        steps = max(2, self.suite.steps // 8)
 
         def pgd(**settings: Any) -> Any:
             shown = self.shown(self.best)
-            given = self.shared | {"steps": steps, "eot": eot, "gradient": shown} | settings
+            given = self.shared | {"steps": steps, "eot": self.eot, "gradient": shown} | settings
             # few steps must reach the ball's border too, as Madry et al. choose them
             return self.library.PGD(step_size=max(0.25, 2.5 / given["steps"]), **given)
 
@@ -240,8 +237,8 @@ class _Budget:
             "unbounded": pgd(norm="linf", eps=1.0),
             "half steps": pgd(steps=steps // 2),
             "one restart": pgd(random_start=True),
-            "restarts": pgd(random_start=True, restarts=max(2, self.suite.restarts)),
-        } | ({"half EOT": pgd(eot=eot // 2)} if eot > 1 else {})
+            "restarts": pgd(random_start=True, restarts=2),
+        } | ({"half EOT": pgd(eot=self.eot // 2)} if self.random else {})
         others = {"noise": self.library.RandomNoise(**self.threat), "gradients": Gradients()}
         if self.ours:
             transfer, boundary = self.transfers().values()

@@ -19,7 +19,7 @@ __all__ = ["Overall", "near_chance", "table"]
 
 @dataclass(frozen=True, kw_only=True)
 class Overall(Checked):
-    """One defence under the attacks that stand by themselves.
+    """One defence under all that attacked it; the checks are of what stands by itself.
 
     Attributes:
         weakest: accuracy if each image meets whichever attack harms it most.
@@ -66,7 +66,7 @@ def near_chance(figures: Figures, defence: str) -> str | None:
 def table(figures: Figures, every: Sequence[Overall]) -> str:
     """A run's table, and a line for all that it is not to be read without."""
     plan = figures.plan
-    weakest = [] if plan.suites else ["weakest"]  # which is the weaker statement
+    weakest = ["weakest"] if figures.competing or not plan.suites else []
     lines = [["", *plan.columns, *weakest]]
     for found in every:
         cells = {c.attack: c.robust for c in figures.cells if c.defence == found.defence}
