@@ -7,9 +7,8 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from benchmarks.adaptive.run import NAMED, budget_of, written
 from benchmarks.adaptive.tables import ROWS, clean
-from benchmarks.common.table_text import budget, less, markdown, points, results
+from benchmarks.common.table_text import less, markdown, points, results
 from benchmarks.paper.cells import Row, rows, specification
 from benchmarks.paper.cost import downloads, hours
 from benchmarks.paper.drawing import (
@@ -176,13 +175,14 @@ def _at(name: str, row: str, other: str) -> Difference | None:
     """A row of the adaptive benchmark less another, both at one budget, in l-infinity."""
 
     def suite(row: str) -> dict[str, Any] | None:
-        its_own = budget_of(row, "linf") == NAMED[name]
-        return suite_of(written(row, "linf", None if its_own else name))
+        return suite_of(f"{row}_linf-at-{name}") or suite_of(f"{row}_linf")
 
     return _between(suite(row), suite(other))
 
 
 Lines = Iterator[tuple[str, Difference | str | None]]
+#: Steps and samples of the worst cases at another row's budget.
+AT = {"least": "10 x 1", "smallest": "10 x 2", "small": "20 x 2"}
 OURS_O, OURS_N = "Ours (o), ScoreOpt-O", "Ours (n), ScoreOpt-N"
 ALONE = "Wang et al. [64] alone"
 ONE, DIFFPURE, ADP = "one-shot denoising", "Nie et al. [40], DiffPure", "Yoon et al. [69], ADP"
@@ -212,7 +212,7 @@ def _losses() -> Lines:
             yield f"{loss}: 100 steps less 5, {column}", _gap(last, before)
     for loss, row in {"Diff": "scoreopt-o", "SR": "scoreopt-o-sr"}.items():
         for steps, name in {20: "smallest", 100: "least"}.items():
-            gap, met = _at(name, f"{row}-{steps}-steps", row), budget(NAMED[name])
+            gap, met = _at(name, f"{row}-{steps}-steps", row), AT[name]
             yield f"{loss}: {steps} steps less 5, worst case, both at {met}", gap
     for steps in (20, 100):  # of five, Diff met four times the samples
         both = (("figure2", f"{loss}, steps {steps}", "robust") for loss in ("SR", "Diff"))
@@ -240,7 +240,7 @@ def _speed() -> Lines:
         gap = _gap(denoised[n], denoised[10], "1 replicate")
         yield f"DiffPure: {n} less 10 steps, BPDA+EOT", gap
     for n, name in {20: "small", 40: "smallest", 80: "least", 100: "least"}.items():
-        gap, met = _at(name, f"diffpure-{n}-steps", "diffpure"), budget(NAMED[name])
+        gap, met = _at(name, f"diffpure-{n}-steps", "diffpure"), AT[name]
         yield f"DiffPure: {n} less 10 steps, worst case, both at {met}", gap
 
 
@@ -283,7 +283,7 @@ def _hyper_parameters() -> Lines:
     for row, steps, name in (
         ("ScoreOpt-N", 10, "small"), ("ScoreOpt-N", 20, "smallest"), ("ScoreOpt-O", 20, "smallest"),
     ):  # fmt: skip
-        gap, met = _at(name, f"{row.lower()}-{steps}-steps", row.lower()), budget(NAMED[name])
+        gap, met = _at(name, f"{row.lower()}-{steps}-steps", row.lower()), AT[name]
         yield f"{row}: {steps} less 5 steps, worst case, both at {met}", gap
     for variant in ("ScoreOpt-N", "ScoreOpt-O"):
         both = (("section422", f"{variant}, steps {n}", "surrogate") for n in (1, 5))

@@ -17,7 +17,7 @@ from torch import nn
 pytest.importorskip("pydantic")
 pytest.importorskip("torchattacks")
 
-from benchmarks.adaptive.run import AGAIN, OF_128, ROWS, STANDING, changed, written
+from benchmarks.adaptive.run import MAIN, ROWS, changed
 from benchmarks.common import results_file
 from benchmarks.common.table_text import less, shares
 from benchmarks.paper import cells as paper_cells
@@ -320,19 +320,22 @@ def test_a_loss_that_is_the_default_is_the_same_row():
     assert paper_cells._row_of(changed("O", steps=3)) is None
 
 
-def test_without_a_row_the_adaptive_benchmark_makes_each_file_that_a_document_reads():
-    made = {written(row, norm): row for norm, rows in STANDING.items() for row in rows}
+def test_worst_cases_are_of_rows_that_there_are_and_of_as_many_images_as_are_said():
     asked = {cell.worst for table in TABLES for cell in cells(table, "cpu") if cell.worst}
-    files = {
-        path.stem.removeprefix("adaptive_"): json.loads(path.read_text())
-        for norm in STANDING
-        for path in results_file.RESULTS.glob(f"adaptive_*_{norm}.json")
+    suites = {
+        path.stem: json.loads(path.read_text())
+        for kind in ("adaptive", "suite")
+        for path in results_file.RESULTS.glob(f"{kind}_*_l*.json")
     }
-    again = {f"adaptive_{written(row, norm, *how)}" for norm in AGAIN for row, *how in AGAIN[norm]}
-    assert asked | files.keys() <= made.keys()
-    assert {path.stem for path in results_file.RESULTS.glob("adaptive_*_l*-*")} <= again
-    for name, found in files.items():
-        assert found["plan"]["images"]["shape"][0] == (128 if made[name] in OF_128 else 64)
+    assert {f"adaptive_{name}" for name in asked} <= suites.keys()
+    wide = (*MAIN, "scoreopt-o-faster", "scoreopt-o-high")
+    for name, found in suites.items():
+        kind, row = name.rpartition("_l")[0].split("_", 1)
+        if row.rpartition("_")[0] in ROWS:  # and the norm was followed by a former budget
+            row = row.rpartition("_")[0]
+        assert row in ROWS
+        many = kind == "adaptive" and row in wide and "-at-" not in name
+        assert found["plan"]["images"]["shape"][0] == (128 if many else 64)
 
 
 def test_a_row_that_names_its_worst_case_is_that_defence():
