@@ -200,9 +200,9 @@ class Timed(Store):
         super().add(*args, **kwargs)
         self.used += time.thread_time() - started
 
-    def _commit(self) -> None:
+    def commit(self) -> None:
         started = time.perf_counter()
-        super()._commit()
+        super().commit()
         self.waited += time.perf_counter() - started
         self.commits += 1
 

@@ -41,7 +41,7 @@ def test_a_session(written, tmp_path, capsys):
     first = capsys.readouterr().out
     assert [line.split()[0] for line in first.splitlines()[1:4]] == ["bare", "one-shot", "n"]
     assert str(out / "record.sqlite") in first
-    assert re.search(r"^bare .*: \d of 4 images survive the worst of 2 attacks", first, re.M)
+    assert re.search(r"^bare(: no attack run here| is not robust: \d of 4 images survive?s? )", first, re.M)
     assert first.splitlines()[-1] == f"Page: {out / 'report.html'}"
     assert "one-shot" in (out / "report.html").read_text("utf-8")
     with Store(out) as store:
@@ -185,9 +185,8 @@ def test_ctrl_c_says_how_to_go_on(written, capsys, monkeypatch):
         sys.modules["scoreopt_defense.evaluation.evaluate"], "evaluate_plan", stopped
     )
     assert cli.main(["evaluate", str(written(WHOLE))]) == 130
-    assert capsys.readouterr().err.strip() == (
-        "scoreopt: stopped with 3 units left; start again to go on"
-    )
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "scoreopt: stopped with 3 units left; start again to go on"
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_long_units_that_end_together_wait_for_the_disk_together(
     monkeypatch.setattr(crew, "opened", opened)
     monkeypatch.setattr(Crew, "open", lambda crew: crew.opened())
     commits = []
-    monkeypatch.setattr(Store, "_commit", lambda store: commits.append(len(store.done())))
+    monkeypatch.setattr(Store, "commit", lambda store: commits.append(len(store.done())))
     with Store(tmp_path, writing=True) as store:
         plan = store.adopt(Plan.of(materials, batch=4))
         commits.clear()

@@ -91,7 +91,7 @@ class Store:
         if self._lock is not None:
             try:
                 with self._errors():
-                    self._commit()
+                    self.commit()
             finally:
                 self._release()
 
@@ -134,7 +134,7 @@ class Store:
             )  # fmt: skip
             for row in (*new, view):
                 self._insert(row)
-            self._commit()
+            self.commit()
         return adopted
 
     def _insert(self, row: Any) -> None:
@@ -216,9 +216,10 @@ class Store:
             self._insert(result)
             self._waits = max(self._waits, result.seconds)
             if max(0 if more else self._waits, time.monotonic() - self._committed) > _TOGETHER:
-                self._commit()
+                self.commit()
 
-    def _commit(self) -> None:
+    def commit(self) -> None:
+        """Wait until what was added is on the disk."""
         self.pixels.commit()
         self._database.commit()
         self._committed, self._waits = time.monotonic(), 0.0
@@ -258,14 +259,14 @@ class Store:
                 if row.key in lost:
                     old = row.adversarial if row.adversarial not in kept else None
                     self.pixels.drop(row.key, old=old)
-            self._commit()
+            self.commit()
         return sum(row.key in lost for row in rows)
 
     def forget_view(self, name: str) -> None:
         """Forget that this plan was put to it; results stay."""
         with self._errors():
             self._database.execute("DELETE FROM views WHERE name = ?", [name])
-            self._commit()
+            self.commit()
 
     def close(self) -> None:
         """Close the file; nothing is lost without it."""

@@ -86,7 +86,7 @@ async def _answers(address: str) -> None:
     distributed = optional("distributed", extra="cluster")
     options = distributed.Security().get_connection_args("client")
     comm = distributed.comm.connect(address, timeout=_ANSWERS, **options)
-    (await asyncio.wait_for(comm, _ANSWERS)).abort()
+    (await asyncio.wait_for(comm, 1.2 * _ANSWERS)).abort()  # which says less than connect does
 
 
 def _plugin(key: str, data: bytearray) -> Any:

@@ -101,8 +101,9 @@ def run(
             progress.note(f"out of memory: {outcome.unit} was done in {parts} parts")
 
     work = _Work(
-        crew.key, units, done, materials.images.labels, begins_from, progress.begin, record
-    )
+        crew.key, units, done, materials.images.labels, begins_from, progress.begin, record,
+        store.commit,
+    )  # fmt: skip
     try:
         with _interrupts(work, progress):
             while work.left and not work.stopped:
@@ -127,9 +128,11 @@ class _Work:
         begins_from: Callable[[Unit], Carried | None],
         begin: Callable[[Unit], None],
         record: Callable[[Outcome, bool], None],
+        idle: Callable[[], None],
     ) -> None:
         self.key, self.labels = key, labels
         self.begins_from, self.begin, self.record = begins_from, begin, record
+        self.idle = idle
         self.order = {unit.key: place for place, unit in enumerate(units)}
         self.units = {unit.key: unit for unit in units if unit.key not in done}
         # of each unit that cannot begin yet, how many it waits for; and who waits for a unit
@@ -189,8 +192,12 @@ class _Work:
 
     def _landed(self) -> Iterator[Future]:
         """Those that are done, the first of which is waited for."""
-        with suppress(Empty):
+        try:
             yield self.landed.get(timeout=LOOK)
+        except Empty:
+            self.idle()
+            return
+        with suppress(Empty):
             while True:
                 yield self.landed.get_nowait()
 
