@@ -65,8 +65,9 @@ def adopt(attack: Any, *, eps: float | None = None) -> Adopted:
     nothing = nn.Identity()  # pickled with the attack, where its network would be too
     theirs = copy.deepcopy(attack, {id(_bound(attack, library)): nothing})
     eps = getattr(theirs, "eps", None)
-    bounded = norm is not None and eps is not None
-    return Adopted(theirs, library, norm if bounded else None, float(eps) if bounded else None)
+    if norm is None or eps is None:
+        return Adopted(theirs, library, None, None)
+    return Adopted(theirs, library, norm, float(eps))
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ def _said(attack: Any) -> Iterator[tuple[str, Any]]:
             continue
         several = value if isinstance(value, (list, tuple)) else [value]
         if all(isinstance(one, _PLAIN) for one in several):
-            yield name, [str(one) if one in (math.inf, -math.inf) else one for one in several]
+            said = [str(one) if one in (math.inf, -math.inf) else one for one in several]
+            yield name, said if isinstance(value, (list, tuple)) else said[0]
         elif all(library_of(one) and hasattr(one, "__dict__") for one in several):
             yield name, [{"attack": type(one).__name__} | dict(_said(one)) for one in several]
