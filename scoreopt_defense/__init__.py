@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from scoreopt_defense.defended import EOT, DefendedModel
     from scoreopt_defense.evaluation import evaluate
     from scoreopt_defense.integrations.art import PurifierPreprocessor
+    from scoreopt_defense.normalization import normalized
     from scoreopt_defense.purifiers import (
         ADP,
         GDMP,
@@ -43,6 +44,7 @@ __all__ = [
     "ScoreOpt",
     "ThirdParty",
     "evaluate",
+    "normalized",
     "pretrained",
 ]
 
@@ -54,6 +56,7 @@ _PLACES = {
     "EOT": "defended",
     "Fitted": "sizes",
     "evaluate": "evaluation",
+    "normalized": "normalization",
     "PurifierPreprocessor": "integrations.art",
 }
 

@@ -94,6 +94,15 @@ class DefendedModel(Frozen):
         ]
         return self._answer(x, several)
 
+    def purify(self, x: Tensor, *, seed: int | None = None, samples: int = 1) -> Tensor:
+        """What the classifier is given: purified images, shape ``(samples * B, C, H, W)``.
+
+        Args:
+            x: images, shape ``(B, C, H, W)``, in [0, 1].
+            seed, samples: as the purifier's: see :meth:`Purifier.forward`.
+        """
+        return self.purifier(x, seed=seed, samples=samples)
+
     def _grafted(self, x: Tensor, samples: int) -> Tensor:
         """As of so many samples, the first purification differentiated in the place of all."""
         refuse_transforms(self, x)

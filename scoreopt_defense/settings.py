@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -179,12 +180,28 @@ class Twinned(nn.Module):
         twin.__dict__.update(parts | rest)
         return twin
 
+    def __repr__(self) -> str:
+        """On a few lines: of a network inside its class and its number of parameters."""
+        parts = [f"({name}): {_briefly(part)}" for name, part in self.named_children()]
+        own = self.extra_repr()
+        if not parts:
+            return f"{type(self).__name__}({own})"
+        lines = "\n".join([*textwrap.wrap(own, 96), *parts])
+        return f"{type(self).__name__}(\n{textwrap.indent(lines, '  ')}\n)"
+
     def _own(self, name: str, value: Any) -> Any:
         """torch's tables of parts and hooks, one level deep; anything else is shared."""
         if isinstance(value, dict) and "_hooks" in name:
             own = {key: hook for key, hook in value.items() if self._set_by_construction(key)}
             return type(value)(own)
         return value.copy() if isinstance(value, (dict, set)) else value
+
+
+def _briefly(part: nn.Module) -> str:
+    if isinstance(part, Twinned):
+        return repr(part)
+    made = [weight for weight in part.parameters() if not nn.parameter.is_lazy(weight)]
+    return f"{type(part).__name__}({sum(weight.numel() for weight in made):,} parameters)"
 
 
 def _recorded(init: Callable[..., None]) -> Callable[..., None]:

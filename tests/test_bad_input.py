@@ -121,7 +121,7 @@ def test_the_strict_door_cuts_off_what_rounding_adds(dtype):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_images_whose_channels_are_last_are_named(channels):
-    for door in (PURIFIER, lambda x: evaluate(smooth_classifier(), (x, labels(2)))):
+    for door in (PURIFIER, lambda x: evaluate(smooth_classifier(), (x, labels(2)), {})):
         with pytest.raises(ValueError, match=r"looks like \(B, H, W, C\).*permute\(0, 3, 1, 2\)"):
             door(torch.rand(2, 8, 9, channels))
     assert check_unit_images(torch.rand(2, 16, 4, 4)) is not None  # a small image of many channels
@@ -520,7 +520,7 @@ def test_a_list_of_samples_is_not_images_and_labels_and_the_error_makes_them_of_
 def test_a_module_in_training_mode_is_named():
     model = smooth_classifier().train()
     with pytest.warns(UserWarning, match="defence 'theirs' is in training mode"):
-        evaluate({"theirs": model}, (mid_images(), labels()))
+        evaluate({"theirs": model}, (mid_images(), labels()), {})
 
 
 def test_a_step_size_that_was_meant_in_levels_is_warned_of():

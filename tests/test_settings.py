@@ -14,6 +14,7 @@ from tolerances import rounding
 from toys import bent, gaussian, labels, mid_images, smooth_classifier
 
 from scoreopt_defense import EOT, JPEG, DefendedModel, OneShot, ScoreOpt
+from scoreopt_defense.denoisers import GaussianDenoiser
 from scoreopt_defense.gradients import BPDA, GRADIENTS, Exact
 from scoreopt_defense.objectives import MSE, SR, denoising_error
 from scoreopt_defense.optimizers import SGD, Adam
@@ -279,3 +280,23 @@ def test_a_callback_sees_a_forward_pass_once_whatever_the_gradient():
         made(x, seed=1, callback=seen.append).sum().backward()
         assert len(seen) == 4, gradient
         assert labels().shape == (4,)
+
+
+def test_a_model_prints_on_a_screen_its_networks_by_class_and_size():
+    classifier = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(50)))
+    model = DefendedModel(classifier.eval(), ScoreOpt(GaussianDenoiser(), steps=3), votes=2)
+    said = repr(model)
+    assert len(said.splitlines()) < 24
+    assert max(map(len, said.splitlines())) <= 104
+    assert "(classifier): Sequential(1,000 parameters)" in said
+    assert "steps=3" in said
+    assert "votes=2" in said
+    assert "(denoiser): GaussianDenoiser(" in said
+
+
+def test_a_defended_model_gives_what_its_classifier_is_given():
+    model = DefendedModel(torch.nn.Flatten().eval(), ScoreOpt(GaussianDenoiser(), steps=1))
+    x = torch.rand(2, 1, 2, 2)
+    purified = model.purify(x, seed=3)
+    assert torch.equal(purified.flatten(1), model(x, seed=3))
+    assert model.purify(x, samples=3).shape == (6, 1, 2, 2)

@@ -110,7 +110,7 @@ def quality(denoiser: nn.Module, x: Tensor, sigma: float, seed: int) -> dict[str
 
 def accuracy(classifier: nn.Module, images: Images) -> dict[str, float]:
     """Share of the images that are classified rightly, with its 95 % interval."""
-    found = evaluate({"it": classifier}, images, batch=100, judging=Judging(purifications=1))
+    found = evaluate({"it": classifier}, images, {}, batch=100, judging=Judging(purifications=1))
     share = found.cell("it").accuracy
     assert share is not None, found.failures
     return share.as_dict()

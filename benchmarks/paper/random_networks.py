@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from scoreopt_defense._optional import optional
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.denoisers.deepinv import DiffUNetDenoiser
-from scoreopt_defense.evaluation.named import Normalized
+from scoreopt_defense.normalization import normalized
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -85,7 +85,7 @@ _NAMES = {
 
 def _classifier(name: str) -> nn.Module:
     models: Any = optional("torchvision.models", extra="data")
-    return Normalized(_drawn(lambda: models.get_model(name)), _MEAN, _STD).eval()
+    return normalized(_drawn(lambda: models.get_model(name)), _MEAN, _STD).eval()
 
 
 def _drawn(build: Callable[[], nn.Module]) -> nn.Module:

@@ -33,7 +33,7 @@ def measured(megabytes: int, workers: int) -> dict[str, Any]:
     own, pss, first, started = Peaks("own"), Peaks("pss"), First(), time.perf_counter()
     own.start(), pss.start()
     evaluate(
-        {"it": model}, images(64), judging=Judging(purifications=20), checks=False, batch=8,
+        {"it": model}, images(64), {}, judging=Judging(purifications=20), checks=False, batch=8,
         workers=workers, progress=first,
     ).store.close()  # fmt: skip
     own.stopped = pss.stopped = True

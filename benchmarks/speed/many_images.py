@@ -137,7 +137,7 @@ def measured(folder: Path, count: int, workers: int) -> dict[str, Any]:
     peaks, first, started = Peaks(), First(), time.perf_counter()
     peaks.start()
     result = evaluate(
-        {"it": Threshold(0.41).eval()}, source, out=folder / "run", judging=ONE, checks=False,
+        {"it": Threshold(0.41).eval()}, source, {}, out=folder / "run", judging=ONE, checks=False,
         workers=workers, progress=first,
     )  # fmt: skip
     result.store.close()

@@ -57,6 +57,7 @@ from types import MappingProxyType
 from typing import Any
 
 from scoreopt_defense._checks import check_choice
+from scoreopt_defense.attacks.adopted import Adopted, adopt
 from scoreopt_defense.attacks.art import ARTPGD
 from scoreopt_defense.attacks.base import Attack
 from scoreopt_defense.attacks.black_box import Remembered, Scores
@@ -79,6 +80,7 @@ __all__ = [
     "PGD",
     "SPSA",
     "TABLE_5",
+    "Adopted",
     "AsItIs",
     "Attack",
     "Attacking",
@@ -101,6 +103,7 @@ __all__ = [
     "Startable",
     "Surrogate",
     "View",
+    "adopt",
     "attack",
     "budgets",
     "can_start",

@@ -13,6 +13,7 @@ from scoreopt_defense.denoisers.diffusers import (
     DiffusersDDPMDenoiser,
     DiffusersEDMDenoiser,
     diffusers_denoiser,
+    of_pipeline,
 )
 from scoreopt_defense.denoisers.edm import EDMDenoiser
 from scoreopt_defense.denoisers.gaussian import GaussianDenoiser
@@ -49,5 +50,6 @@ __all__ = [
     "deepinv_denoiser",
     "diffusers_denoiser",
     "match_edm_groups",
+    "of_pipeline",
     "score_sde_denoiser",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 
 import torch
@@ -39,6 +40,7 @@ class Denoiser(Twinned, ABC):
         self.sigma_range = (float(low), float(high))
         self.channels = channels
         self.training = False
+        self._has_warned = False
 
     def forward(self, x_t: Tensor, sigma: float | Tensor) -> Tensor:
         """Denoise a batch.
@@ -60,6 +62,8 @@ class Denoiser(Twinned, ABC):
             raise ValueError(
                 f"x_t must have shape (B, {self.channels or 'C'}, H, W), got {tuple(x_t.shape)}"
             )
+        if not torch.compiler.is_compiling():
+            self._warn_of_size(x_t)
         device = first_of((p.device for p in self.parameters()), x_t.device)
         if device != x_t.device and not any(map(may_bring_weights, self.children())):
             raise ValueError(
@@ -83,6 +87,23 @@ class Denoiser(Twinned, ABC):
                 f"given, got {got}: a learned variance or an output object has to be taken off"
             )
         return denoised.to(x_t.dtype)
+
+    def _warn_of_size(self, x_t: Tensor) -> None:
+        """Once, of images of another size than the network says it was made for, if it does."""
+        net = getattr(self, "net", None)
+        config = getattr(getattr(net, "_orig_mod", net), "config", None)  # torch.compile's wrapper
+        stated = getattr(config, "sample_size", None) or getattr(net, "img_resolution", None)
+        sides = stated if isinstance(stated, (tuple, list)) else (stated, stated)
+        height, width = x_t.shape[-2:]
+        if self._has_warned or type(sides[0]) is not int or tuple(sides) == (height, width):
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"the denoiser's network was made for images of {' x '.join(map(str, sides))} pixels, "
+            f"and is given {height} x {width}: set the purifier's size, as in "
+            f"ScoreOpt(denoiser, size={sides[0]}), or take another network",
+            stacklevel=4,
+        )
 
     def _check(self, levels: Tensor) -> None:
         low, high = self.sigma_range

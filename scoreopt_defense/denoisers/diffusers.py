@@ -12,7 +12,7 @@ from scoreopt_defense.denoisers.labels import ClassConditionalDenoiser
 from scoreopt_defense.denoisers.precision import network_dtype
 from scoreopt_defense.denoisers.vp import DDPMDenoiser
 
-__all__ = ["DiffusersDDPMDenoiser", "DiffusersEDMDenoiser", "diffusers_denoiser"]
+__all__ = ["DiffusersDDPMDenoiser", "DiffusersEDMDenoiser", "diffusers_denoiser", "of_pipeline"]
 
 
 def diffusers_denoiser(
@@ -37,6 +37,21 @@ def diffusers_denoiser(
         "scheduler must have alphas_cumprod (DDPM and its like) or be an EDM scheduler, "
         f"got {type(scheduler).__name__}"
     )
+
+
+def of_pipeline(given: Any) -> Any:
+    """The denoiser of a diffusers pipeline, its ``unet`` and ``scheduler``; else what is given.
+
+    Raises:
+        ValueError: of a pipeline of latents, which purifies no pixels.
+        TypeError: as :func:`diffusers_denoiser`.
+    """
+    unet, scheduler = getattr(given, "unet", None), getattr(given, "scheduler", None)
+    if isinstance(given, Denoiser) or unet is None or scheduler is None:
+        return given
+    if any(getattr(given, part, None) is not None for part in ("vae", "vqvae", "movq")):
+        raise ValueError(f"{type(given).__name__} denoises latents: take a pipeline of pixels")
+    return diffusers_denoiser(unet, scheduler)
 
 
 class DiffusersDDPMDenoiser(DDPMDenoiser):

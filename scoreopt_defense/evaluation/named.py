@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from scoreopt_defense import attacks, pretrained, purifiers
 from scoreopt_defense._checks import check_choice
@@ -21,13 +20,13 @@ from scoreopt_defense.evaluation.judging.threat_model import usual_eps
 from scoreopt_defense.evaluation.plan.tasks import Suite
 from scoreopt_defense.evaluation.suite.adaptive import Adaptive
 from scoreopt_defense.evaluation.suite.quick import Quick
+from scoreopt_defense.normalization import normalized
 from scoreopt_defense.presets import PRESETS, preset
 from scoreopt_defense.pretrained.reach import hub_or_cache
 
 __all__ = [
     "CLASSIFIERS",
     "SUITES",
-    "Normalized",
     "attack",
     "classifier",
     "made",
@@ -194,22 +193,6 @@ def _as_spelled(name: str, allowed: Iterable[str]) -> str:
     return name if name in allowed or not same else same[0]
 
 
-class Normalized(nn.Module):
-    r"""A network that wants normalised images, for images in [0, 1]: ``net((x - mean) / std)``."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: nn.Module, mean: Any, std: Any) -> None:
-        super().__init__()
-        self.net = net
-        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1))
-        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net((x - self.mean.to(x)) / self.std.to(x))
-
-
 def _robustbench(name: str) -> nn.Module:
     *where, model = name.split("/")
     if len(where) not in (0, 2):
@@ -227,7 +210,7 @@ def _timm(name: str) -> nn.Module:
     try:
         with nullcontext() if name.startswith("local-dir:") else hub_or_cache(f"timm:{name}"):
             net = timm.create_model(name, pretrained=True)
-        return Normalized(net, net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
+        return normalized(net, net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
     except (KeyError, SafetensorError) as error:  # timm says all else itself
         raise ValueError(
             f"timm cannot load {name!r}: a file is damaged, or timm did not save it "
@@ -239,7 +222,7 @@ def _torchvision(name: str) -> nn.Module:
     models = optional("torchvision.models")
     weights = models.get_model_weights(name).DEFAULT
     transforms = weights.transforms()
-    return Normalized(models.get_model(name, weights=weights), transforms.mean, transforms.std)
+    return normalized(models.get_model(name, weights=weights), transforms.mean, transforms.std)
 
 
 _KINDS: dict[str, Callable[[str], nn.Module]] = {

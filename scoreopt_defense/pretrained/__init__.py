@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from scoreopt_defense._checks import check_choice
-from scoreopt_defense.denoisers import Denoiser, EDMDenoiser
+from scoreopt_defense.denoisers import Denoiser, EDMDenoiser, of_pipeline
 from scoreopt_defense.pretrained import trained
 
 __all__ = ["CHECKSUMS", "card", "classifier", "denoiser", "names"]
@@ -39,11 +39,12 @@ def names(kind: str) -> list[str]:
     return sorted(CHECKSUMS[kind])
 
 
-def denoiser(name: str, *, path: str | Path | None = None) -> Denoiser:
+def denoiser(name: str | Any, *, path: str | Path | None = None) -> Denoiser:
     """A pretrained denoiser, on the CPU, in float32 and eval mode, its weights frozen.
 
     Args:
-        name: what to load; an unknown name lists all.
+        name: what to load; an unknown name lists all. Or a pipeline of diffusers, of which the
+            network is taken as it is: its ``unet``, by its ``scheduler``.
 
             - One of ``names("denoiser")`` ships with the package.
             - ``"edm-cifar10-32x32-uncond-vp"``, ``"edm-cifar10-32x32-uncond-ve"`` and
@@ -66,6 +67,13 @@ def denoiser(name: str, *, path: str | Path | None = None) -> Denoiser:
         >>> denoiser("mnist-tiny").sigma_range
         (0.1, 2.0)
     """
+    if not isinstance(name, str):
+        if path is None and isinstance(found := of_pipeline(name), Denoiser):
+            return found
+        raise TypeError(
+            "name must be text or a diffusers pipeline, with unet and scheduler, and that alone, "
+            f"got {type(name).__name__}"
+        )
     if name not in names("denoiser") and not _is_file(name):
         from scoreopt_defense.pretrained import hub
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoreopt_defense._checks import check_count, check_images, check_sigma, looks_rescaled
 from scoreopt_defense._transforms import refuse_transforms
-from scoreopt_defense.denoisers import Denoiser
+from scoreopt_defense.denoisers import Denoiser, of_pipeline
 from scoreopt_defense.gradients import Gradient, Runner, as_it_is
 from scoreopt_defense.noise import Noise, Stream
 from scoreopt_defense.purifiers.batching import (
@@ -46,7 +46,7 @@ class Purifier(Frozen, ABC):
     ``gradient``, such as ``BPDA()``.
 
     Args:
-        denoiser: the prior; shared, never changed.
+        denoiser: the prior, or a diffusers pipeline that has one; shared, never changed.
         settings: of the class :attr:`Settings`; or
         **values: the same by name.
 
@@ -69,10 +69,10 @@ class Purifier(Frozen, ABC):
     settings: PurifierSettings
 
     def __init__(
-        self, denoiser: Denoiser, settings: PurifierSettings | None = None, **values: Any
+        self, denoiser: Denoiser | Any, settings: PurifierSettings | None = None, **values: Any
     ) -> None:
         super().__init__()
-        if not isinstance(denoiser, Denoiser):
+        if not isinstance(denoiser := of_pipeline(denoiser), Denoiser):
             raise TypeError(
                 f"denoiser must be a scoreopt_defense Denoiser, got {type(denoiser).__name__}; "
                 "wrap a network in an adapter, such as EDMDenoiser(net) for net(x, sigma)"

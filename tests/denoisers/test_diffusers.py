@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from tolerances import depth_of, everything_in_float64, rounding
 from torch import nn
 from toys import MEAN, STD, gaussian, mid_images, to_symmetric
 
-from scoreopt_defense import DefendedModel, OneShot, ScoreOpt
+from scoreopt_defense import DefendedModel, DiffPure, OneShot, ScoreOpt, pretrained
 from scoreopt_defense.denoisers import (
     Denoiser,
     DiffusersDDPMDenoiser,
@@ -273,3 +274,39 @@ def test_images_of_a_size_that_the_network_cannot_take_are_refused_and_no_others
                 purifier(x)
         else:
             assert purifier(x).shape == x.shape
+
+
+def pipeline():
+    return diffusers.DDPMPipeline(tiny_unet(), diffusers.DDPMScheduler())
+
+
+@pytest.mark.parametrize("make", [ScoreOpt, DiffPure])
+def test_a_pipeline_is_its_network_under_its_scheduler(make):
+    given, x = pipeline(), mid_images(2, dtype=torch.float32)
+    adapter = diffusers_denoiser(given.unet, given.scheduler)
+    settings = {"steps": 1} if make is ScoreOpt else {}
+    want = make(adapter, **settings)(x, seed=3)
+    assert torch.equal(make(given, **settings)(x, seed=3), want)
+    assert torch.equal(make(pretrained.denoiser(given), **settings)(x, seed=3), want)
+
+
+def test_a_pipeline_of_latents_and_what_is_none_are_refused():
+    given = pipeline()
+    latents = SimpleNamespace(unet=given.unet, scheduler=given.scheduler, vae=object())
+    with pytest.raises(ValueError, match="denoises latents"):
+        ScoreOpt(latents)
+    with pytest.raises(TypeError, match=r"name must be text or a diffusers pipeline.*got object"):
+        pretrained.denoiser(object())
+
+
+def test_sizes_and_channels_that_do_not_fit_are_said_once_at_the_first_call():
+    purifier = ScoreOpt(pipeline(), steps=1)
+    large = torch.rand(1, 3, 16, 16)
+    with pytest.warns(UserWarning, match=r"made for images of 8 x 8 pixels, and is given 16 x 16"):
+        purifier(large)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        purifier(large)
+        ScoreOpt(pipeline(), steps=1, size=8)(large)
+    with pytest.raises(ValueError, match="images must have the denoiser's 3 channels"):
+        purifier(torch.rand(1, 1, 8, 8))

@@ -46,7 +46,7 @@ class Plain(InPlace):
         lambda model, x, y: torch.tensor(behaviour(model, x.shape[1:])["gradient"]["of"]),
         lambda model, x, y: torch.tensor(_is_random(model, x)),
         lambda model, x, y: torch.tensor(
-            evaluate({"it": model}, (x, y)).judged("it", "clean").lead
+            evaluate({"it": model}, (x, y), {}).judged("it", "clean").lead
         ),
     ],
     ids=["judge", "vote", "answers", "gradients", "key", "is random", "evaluate"],
@@ -123,7 +123,7 @@ def outer(model):
 def test_a_defence_that_cannot_be_judged_stops_the_run_at_its_start(function, message):
     for model in outer(Answers(function)):
         with pytest.raises(ValueError, match=message):
-            evaluate({"theirs": model}, images(4))
+            evaluate({"theirs": model}, images(4), {})
 
 
 def test_a_defence_that_has_no_weights_yet_is_refused():
@@ -132,7 +132,7 @@ def test_a_defence_that_has_no_weights_yet_is_refused():
         with pytest.raises(
             ValueError, match=r"'theirs' has lazy weights.*call it before, on a batch"
         ):
-            evaluate({"theirs": model}, images(4))
+            evaluate({"theirs": model}, images(4), {})
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_float64_run_under_a_float64_default():
     model, x, y = smooth_classifier(), mid_images(), labels()
     torch.set_default_dtype(torch.float64)
     try:
-        result = evaluate(model, (x, y))
+        result = evaluate(model, (x, y), {})
     finally:
         torch.set_default_dtype(torch.float32)
     want = (model(x).argmax(1) == y).double().mean()
@@ -183,7 +183,7 @@ def test_probabilities_in_place_of_logits_are_warned_of(function, warned):
     for model in outer(Answers(function)):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            evaluate({"theirs": model}, images(4))
+            evaluate({"theirs": model}, images(4), {})
         said = [str(w.message) for w in caught if "probabilities, not logits" in str(w.message)]
         assert len(said) == warned
         assert all("defence 'theirs' returns" in text for text in said)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from toys import smooth_classifier
 
 from scoreopt_defense.evaluation.config import ConfigError, defence
-from scoreopt_defense.evaluation.named import Normalized, classifier
+from scoreopt_defense.evaluation.named import classifier
 from scoreopt_defense.evaluation.sections import Defence
+from scoreopt_defense.normalization import Normalized
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SMALL = "shufflenet_v2_x0_5"  # of torchvision; 1.4 million parameters

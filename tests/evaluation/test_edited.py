@@ -151,7 +151,7 @@ class Unseeded(nn.Module):
 def test_where_an_edit_could_not_be_seen_that_is_said():
     for model, said in ((Unseeded().eval(), 1), (Noisy().eval(), 0)):
         notes = Notes()
-        evaluate({"it": model}, images(4), judging=Judging(purifications=1), progress=notes)
+        evaluate({"it": model}, images(4), {}, judging=Judging(purifications=1), progress=notes)
         assert sum("that it was edited would not be seen" in note for note in notes.notes) == said
 
 

@@ -267,7 +267,7 @@ def test_what_would_end_the_run_is_its_units_failure(workers, tmp_path):
     said = {(f.unit.defence, f.unit.attack): f.error for f in result.failures}
     assert {name: said["net", name] for name in attacks} == {n: ENDS[n][1] for n in attacks}
     with pytest.raises(ValueError, match=f"cannot classify.*{ENDS['exit'][1]}"):
-        evaluate({"ends": Ends(0).eval()}, images(4))
+        evaluate({"ends": Ends(0).eval()}, images(4), {})
     assert str(result).encode()
     assert ("net", "clean") not in said
 
@@ -275,7 +275,7 @@ def test_what_would_end_the_run_is_its_units_failure(workers, tmp_path):
 @pytest.mark.parametrize("name", ["caf\udce9", 3])
 def test_a_name_that_no_record_holds_is_refused(name):
     with pytest.raises(ValueError, match=r"names of defences and attacks must be text.*(udce9|3)"):
-        evaluate({name: Holding(0).eval()}, images(4))
+        evaluate({name: Holding(0).eval()}, images(4), {})
 
 
 def test_ctrl_c_within_a_unit_is_no_failure_of_it():

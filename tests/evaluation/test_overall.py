@@ -305,7 +305,7 @@ def test_clean_accuracy_near_chance_is_a_warning(
 ) -> None:
     x = torch.tensor(said).reshape(-1, 1, 1, 1) / 100
     result = evaluate(
-        {"d": Says(12).eval()}, (x, torch.tensor(labels)), judging=Judging(purifications=2)
+        {"d": Says(12).eval()}, (x, torch.tensor(labels)), {}, judging=Judging(purifications=2)
     )
     warnings = result.overall("d").warnings
     assert [f"is near chance, {near}" in text for text in warnings] == ([True] if near else [])

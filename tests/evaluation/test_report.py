@@ -495,7 +495,7 @@ def test_two_runs_are_compared_image_by_image(finished, tmp_path):
     other = evaluate(defences()["noisy"], images(5), {"weak": Ascent(steps=1)})
     with pytest.raises(ValueError, match="same images alone"):
         comparison_page(a.store, other.store)
-    unlike = evaluate({"x": defences()["noisy"], "y": defences()["noisy"]}, images())
+    unlike = evaluate({"x": defences()["noisy"], "y": defences()["noisy"]}, images(), {})
     with pytest.raises(ValueError, match="in common"):
         comparison_page(a.store, unlike.store)
 
@@ -539,7 +539,7 @@ def test_the_configuration_is_kept_beside_the_run_and_names_the_classes(tmp_path
 
 def test_a_defence_that_answers_otherwise_than_the_judged_one_is_not_shown(monkeypatch):
     model = smooth_classifier(torch.float32)
-    plan = evaluate({"m": model}, images(4)).plan
+    plan = evaluate({"m": model}, images(4), {}).plan
     monkeypatch.setattr(reloading, "defence", lambda *_: model)
     config = SimpleNamespace(defences={"m": None}, images=None)
     monkeypatch.setattr(reloading, "_classes", lambda _: ())

@@ -266,7 +266,7 @@ def test_a_defence_that_fails_is_recorded_too(capsys):
         def forward(self, x):
             return x.flatten(1)[:, :4] * (float("nan") if len(x) == 2 else 1)
 
-    result = evaluate(Broken(), images(4), batch=2, progress=Lines(every=0.0))
+    result = evaluate(Broken(), images(4), {}, batch=2, progress=Lines(every=0.0))
     assert "logits that are not finite" in result.failures[0].error
     said = capsys.readouterr().err
     assert "1 units left\n" in said  # and no time, as none is known
@@ -445,12 +445,12 @@ def test_what_workers_cannot_have_is_said():
             return x.flatten(1)[:, :4]
 
     with pytest.raises(ValueError, match=r"that can be pickled.*or workers=1"):
-        evaluate(Local(), images(2), workers=2)
+        evaluate(Local(), images(2), {}, workers=2)
 
 
 def test_workers_that_do_not_start_are_said_and_not_waited_for():
     with pytest.raises(RuntimeError, match="the workers did not start"):
-        evaluate(Unreadable(), images(2), workers=2)
+        evaluate(Unreadable(), images(2), {}, workers=2)
 
 
 def test_any_step_is_the_share_that_nothing_broke():

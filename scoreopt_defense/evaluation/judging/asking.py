@@ -14,6 +14,7 @@ from scoreopt_defense._foreign import as_it_was, contained, said
 from scoreopt_defense._text import where
 from scoreopt_defense.evaluation.judging.fresh import placed, reseeded
 from scoreopt_defense.noise import seeded
+from scoreopt_defense.normalization import wanted
 
 __all__ = ["answer", "answers", "check_defence"]
 
@@ -42,7 +43,8 @@ def answers(model: nn.Module, x: Tensor, *, seed: int = 0) -> Tensor:
 def check_defence(name: str, model: nn.Module, x: Tensor, y: Tensor) -> int:
     """Ask a defence about a few images, before anything is attacked; returns its classes K.
 
-    Warns of probabilities in place of logits.
+    Warns of probabilities in place of logits, and of a published network that seems to be given
+    images without its normalisation.
 
     Args:
         x, y: all images and labels of the run, checked.
@@ -76,6 +78,13 @@ def check_defence(name: str, model: nn.Module, x: Tensor, y: Tensor) -> int:
         warnings.warn(
             f"the defence {name!r} returns probabilities, not logits: attacks take the softmax "
             "again, and their gradients all but vanish; leave its softmax out",
+            stacklevel=4,
+        )
+    if missing := wanted(model, classes):
+        mean, std = (tuple(round(float(value), 4) for value in values) for values in missing)
+        warnings.warn(
+            f"the classifier of the defence {name!r} is given images in [0, 1], and its published "
+            f"weights want normalised ones: if it has those, pass normalized(net, {mean}, {std})",
             stacklevel=4,
         )
     return classes

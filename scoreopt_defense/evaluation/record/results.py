@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import html
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from scoreopt_defense._checks import check_choice
+from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.plan.tasks import CLEAN
-from scoreopt_defense.evaluation.record.figures import Figures
+from scoreopt_defense.evaluation.record.figures import Cell, Figures
 from scoreopt_defense.evaluation.record.judged import over_images
+from scoreopt_defense.evaluation.record.packing import digest_of, pack
 from scoreopt_defense.evaluation.record.statistics import Proportion, weakest
+from scoreopt_defense.evaluation.record.store import RECORD, Store
 from scoreopt_defense.evaluation.suite.checklist import checklist
-from scoreopt_defense.evaluation.suite.overall import Overall, near_chance, table
+from scoreopt_defense.evaluation.suite.overall import Overall, html_table, near_chance, table
+from scoreopt_defense.evaluation.suite.verdict import verdict
 from scoreopt_defense.evaluation.suite.worst_case import WorstCase, worst_case
 
 __all__ = ["Result"]
@@ -93,3 +101,67 @@ class Result(Figures):
         Below it what failed and why, and what the checks say: no figure is to be read without them.
         """
         return table(self, [self.overall(defence) for defence in self.plan.defences])
+
+    def __repr__(self) -> str:
+        """The verdict, a sentence a defence."""
+        return "\n".join(verdict(self, defence) for defence in self.plan.defences)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict, and the table of :meth:`__str__`."""
+        said = "".join(f"<p>{html.escape(line)}</p>" for line in repr(self).splitlines())
+        return said + html_table(self, [self.overall(name) for name in self.plan.defences])
+
+    def __getitem__(self, names: tuple[str, str]) -> Cell:
+        """``result["defence", "attack"]``: as :meth:`cell`."""
+        if not isinstance(names, tuple) or len(names) != 2:
+            raise TypeError(f'a cell is result["defence", "attack"], got {names!r}')
+        return self.cell(*names)
+
+    def to_pandas(self) -> Any:
+        """A ``DataFrame``, a row a cell: its figure from 0 to 1 (of the criterion), what it cost.
+
+        Raises:
+            ImportError: without pandas.
+        """
+        return optional("pandas").DataFrame(
+            {
+                "defence": cell.defence,
+                "attack": cell.attack,
+                "accuracy": getattr(cell.robust, "value", None),
+                "low": getattr(cell.robust, "low", None),
+                "high": getattr(cell.robust, "high", None),
+                "images": getattr(cell.robust, "n", 0),
+                "majority": getattr(cell.majority, "value", None),
+                "failed": cell.failed,
+                "denoiser_calls": cell.denoiser_calls,
+                "classifier_calls": cell.classifier_calls,
+                "seconds": cell.seconds,
+            }
+            for cell in self.cells
+        )
+
+    def report(self, path: str | Path) -> Path:
+        """Write the run's page, one HTML file; returns its path."""
+        from scoreopt_defense.evaluation.report import run_page, write
+
+        return write(run_page(self.store, view=self.view.name if self.view else None), path)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a record that was kept in memory to a folder, as ``out=`` would have.
+
+        Raises:
+            ValueError: if it is in a folder already.
+            FileExistsError: if there is a record in that one.
+        """
+        folder = Path(folder)
+        if self.store.folder is not None:
+            raise ValueError(f"the record is in {self.store.folder} already: copy that folder")
+        if (folder / RECORD).exists():
+            raise FileExistsError(f"there is a record in {folder} already")
+        with Store(folder, writing=True) as written:
+            written.adopt(self.plan, self.view.name if self.view else "evaluation")
+            for _, result in self.units():
+                images = self.store.adversarial(result).items()
+                packed = {place: (digest_of(image), pack(image)) for place, image in images}
+                written.add(result, packed, more=True)
+        return folder

@@ -27,12 +27,36 @@ def _scipy() -> Any:
 
 @dataclass(frozen=True)
 class Proportion:
-    """A share of ``n`` images with its interval."""
+    """A share of ``n`` images with its interval: a number but for its truth, which none has.
+
+    Example:
+        >>> share = proportion(8, 10)
+        >>> float(share), share > 0.5, f"{share:.0%}", str(share)
+        (0.8, True, '80%', '80.0 [44.4, 97.5]')
+    """
 
     value: float
     low: float
     high: float
     n: int
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __lt__(self, other: Any) -> bool:
+        return self.value < float(other)
+
+    def __le__(self, other: Any) -> bool:
+        return self.value <= float(other)
+
+    def __gt__(self, other: Any) -> bool:
+        return self.value > float(other)
+
+    def __ge__(self, other: Any) -> bool:
+        return self.value >= float(other)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec) if spec else str(self)
 
     def as_dict(self) -> dict[str, float]:
         """As JSON has it, to 4 digits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from scoreopt_defense.evaluation.record.statistics import Proportion
 from scoreopt_defense.evaluation.suite.checklist import Checked, checklist
 from scoreopt_defense.evaluation.suite.controls import CHECKS
 
-__all__ = ["Overall", "near_chance", "table"]
+__all__ = ["Overall", "html_table", "near_chance", "table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,28 @@ def near_chance(figures: Figures, defence: str) -> str | None:
 
 def table(figures: Figures, every: Sequence[Overall]) -> str:
     """A run's table, and a line for all that it is not to be read without."""
+    lines = _cells(figures, every)
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    rows = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return "\n".join(rows + _notes(figures, every))
+
+
+def html_table(figures: Figures, every: Sequence[Overall]) -> str:
+    """As :func:`table`, in HTML."""
+
+    def row(cells: Sequence[str], kind: str) -> str:
+        first, *others = map(html.escape, cells)
+        rest = "".join(f"<{kind}>{text}</{kind}>" for text in others)
+        return f"<tr><th>{first}</th>{rest}</tr>"
+
+    names, *lines = _cells(figures, every)
+    body = row(names, "th") + "".join(row(line, "td") for line in lines)
+    notes = "".join(f"<p>{html.escape(line)}</p>" for line in _notes(figures, every))
+    return f"<table>{body}</table>{notes}"
+
+
+def _cells(figures: Figures, every: Sequence[Overall]) -> list[list[str]]:
+    """The names of the columns, and a line a defence."""
     plan = figures.plan
     weakest = ["weakest"] if figures.competing or not plan.suites else []
     lines = [["", *plan.columns, *weakest]]
@@ -76,11 +99,14 @@ def table(figures: Figures, every: Sequence[Overall]) -> str:
                 checked = Checked(checks=checklist(figures, found.defence, attack))
                 said[place] += f" ({checked.caution})"
         lines.append([found.defence, *said, *([str(found)] if weakest else [])])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    rows = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return lines
+
+
+def _notes(figures: Figures, every: Sequence[Overall]) -> list[str]:
+    plan = figures.plan
     controlled = any(plan.of_suite(CHECKS, defence, "probe") for defence in plan.defences)
     against = [line for f in every for line in _against(f, asked=controlled)]
-    return "\n".join(rows + _failures(figures) + against)
+    return _failures(figures) + against
 
 
 def _failures(figures: Figures) -> list[str]:
