@@ -681,7 +681,8 @@ class TestAdaptive:
             Adaptive(**settings).tasks(smooth_classifier(torch.float32), images()[0])
 
     def test_an_unknown_suite_is_refused(self) -> None:
-        with pytest.raises(ValueError, match=r"suite must be one of \['quick', 'adaptive'\], got 'all'"):
+        said = r"suite must be one of \['quick', 'adaptive'\], got 'all'"
+        with pytest.raises(ValueError, match=said):
             evaluate(smooth_classifier(torch.float32), images(), suites="all")
 
 
