@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -136,6 +137,26 @@ def adaptive_confirmed() -> str:
     )  # fmt: skip
 
 
+def adaptive_stages() -> str:
+    """What each stage of the suite before momentum took, over all rows of random defences."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for path in RESULTS.glob("adaptive_*.json"):
+        for suite in results(path.stem)["suites"]["adaptive"].values():
+            for stage in suite["stages"] if _is_random(suite) else ():
+                label = stage["attack"].rpartition("/")[2]
+                found[label] += Counter({n: stage[n] for n in ("tried", "taken", "alone")})
+    rows = [
+        [label, *(f"{count[n]:,}" for n in ("tried", "taken", "alone"))]
+        for label, count in sorted(found.items(), key=lambda item: -item[1]["taken"])
+        if label != "clean"
+    ]
+    return markdown(["attack", "images met", "taken", "by it alone"], rows)
+
+
+def _is_random(suite: dict[str, Any]) -> bool:
+    return any("+EOT" in stage["attack"] for stage in suite["stages"])
+
+
 def adaptive_momentum() -> str:
     """The suite of momentum, less what it was before, over the same images."""
     rows = []
@@ -145,16 +166,12 @@ def adaptive_momentum() -> str:
         now, before = (results(f"{of}_{name}")["suites"]["adaptive"][row]
                        for of in ("suite", "adaptive"))  # fmt: skip
         paired = _restricted(before, len(now["right"].split()))
-        last = now["stages"][-2:]
         rows.append(
             [ROWS[row], NORMS[norm], percent(_accuracy(paired)), f"{_calls(before):,.0f}",
-             f"**{percent(now['accuracy'])}**", f"{_calls(now):,.0f}", points(less(now, paired)),
-             ", ".join(str(stage["taken"]) for stage in last)]
+             f"**{percent(now['accuracy'])}**", f"{_calls(now):,.0f}", points(less(now, paired))]
         )  # fmt: skip
-    return markdown(
-        ["defence", "norm", "before, %", "calls", "now, %", "calls", "points",
-         "taken by the last two"], rows,
-    )  # fmt: skip
+    head = ["defence", "norm", "before, %", "calls", "now, %", "calls", "points"]
+    return markdown(head, rows)
 
 
 def _restricted(suite: dict[str, Any], count: int) -> dict[str, Any]:
@@ -237,6 +254,6 @@ ADAPTIVE_TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         adaptive_linf, adaptive_l2, adaptive_pairs, adaptive_budgets, adaptive_confirmed,
-        adaptive_momentum, adaptive_found_by, adaptive_failed, frontier_presets,
+        adaptive_stages, adaptive_momentum, adaptive_found_by, adaptive_failed, frontier_presets,
     )
 }  # fmt: skip
