@@ -198,7 +198,7 @@ class Twinned(nn.Module):
 
 
 def _briefly(part: nn.Module) -> str:
-    if isinstance(part, Twinned):
+    if isinstance(part, Twinned) or not [*part.children()]:
         return repr(part)
     made = [weight for weight in part.parameters() if not nn.parameter.is_lazy(weight)]
     return f"{type(part).__name__}({sum(weight.numel() for weight in made):,} parameters)"

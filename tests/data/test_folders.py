@@ -128,7 +128,7 @@ def test_a_label_means_the_same_in_every_split(split):
         (["mine/1.png", "mine/ant/2.png"], None, r"mine/1\.png in the folder lies in no class"),
         ([*BOTH, "extra/ape/5.png"], "test", r"extra/ape/5\.png lies beside the splits \['test',"),
         ([*TWO, "docs/notes.txt"], None, r"docs/notes\.txt lies in a folder that has no images"),
-        ([*BOTH, "train/docs/a.gif"], "test", r"train/docs/a\.gif lies in a folder that has no"),
+        ([*BOTH, "train/docs/a.svg"], "test", r"train/docs/a\.svg lies in a folder that has no"),
         (
             ["ant/train/1.png", "bee/test/2.png"],
             "test",

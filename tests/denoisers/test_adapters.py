@@ -754,7 +754,7 @@ def test_the_documentation_names_what_there_is():
     bases = {"Denoiser", "GaussianDenoiser", "NoDenoiser"}
     chosen = {"DeepinvDenoiser", "DeepinvUNetDenoiser", "DiffUNetDenoiser", "DiffusersDDPMDenoiser",
               "DiffusersEDMDenoiser", "ScoreSDEVEDenoiser", "ScoreSDEVPDenoiser",
-              "match_edm_groups"}  # fmt: skip
+              "match_edm_groups", "of_pipeline"}  # fmt: skip
     assert set(denoisers.__all__) - named == bases | chosen
     for name in hub.downloaded_names():
         assert f'pretrained.denoiser("{name}")' in page

@@ -278,7 +278,15 @@ def test_a_name_that_no_record_holds_is_refused(name):
         evaluate({name: Holding(0).eval()}, images(4), {})
 
 
-def test_ctrl_c_within_a_unit_is_no_failure_of_it():
+@pytest.fixture
+def heeded():
+    """Ctrl-C, which a process that was started in the background may have been told to ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_within_a_unit_is_no_failure_of_it(heeded):
     class Pressed(Toy):
         def run(self, model, x, y):
             for _ in range(times):

@@ -1,7 +1,6 @@
 """A record: results by the digests of what they are results of, and adversarial images beside.
 
-A plan is a question to it: what it has of the plan's units is not done again, whoever asked for
-them before. One file of SQLite's, and one of safetensors for each batch of images.
+A plan is a question to it: what it has of the plan's units is not done again, whoever asked before.
 """
 
 from __future__ import annotations
