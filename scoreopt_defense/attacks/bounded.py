@@ -28,13 +28,13 @@ from scoreopt_defense.defended import EOT
 from scoreopt_defense.gradients import Gradient, OneShotGradient
 from scoreopt_defense.settings import Options
 
-__all__ = ["BoundedAttack", "ProjectedGradientAttack", "strongest"]
+__all__ = ["LARGEST", "BoundedAttack", "ProjectedGradientAttack", "strongest"]
 
-# Largest eps that is no mistake of scale, images being in [0, 1]: no pixel is further than 1 from
-# another; half the pixels of a CIFAR image, all the way, are 28 in l2, and no paper goes past 5; in
-# l1 none past 255, of ImageNet, where 12 is usual of CIFAR; a flow of 2 leads from one edge of the
-# image to the other
-_LARGEST = {"linf": 1.0, "l2": 10.0, "l1": 255.0, "flow": 2.0}
+#: Largest eps that is no mistake of scale, images being in [0, 1]: no pixel is further than 1 from
+#: another; half the pixels of a CIFAR image, all the way, are 28 in l2, and no paper goes past 5;
+#: in l1 none past 255, of ImageNet, where 12 is usual of CIFAR; a flow of 2 leads from one edge of
+#: the image to the other.
+LARGEST = {"linf": 1.0, "l2": 10.0, "l1": 255.0, "flow": 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +176,9 @@ class ProjectedGradientAttack(BoundedAttack):
 
 def _check_eps(eps: object, norm: str) -> float:
     number = check_positive("eps", eps)
-    if number > _LARGEST[norm]:
+    if number > LARGEST[norm]:
         raise ValueError(
-            f"eps must be above 0 and at most {_LARGEST[norm]:g} in norm {norm!r}, images being in "
+            f"eps must be above 0 and at most {LARGEST[norm]:g} in norm {norm!r}, images being in "
             f"[0, 1], got {eps!r}; 8 of 255 levels are 8/255"
         )
     return number

@@ -136,12 +136,12 @@ def bound_of(attack: Any) -> tuple[float, float] | None:
     return None if p is None else (p, float(eps))
 
 
-def usual_eps(norm: object, shape: Sequence[int]) -> float | None:
+def usual_eps(norm: object, shape: Sequence[int] = ()) -> float | None:
     """The ε that defences of such images are usually attacked within; None of another norm.
 
     Args:
         norm: ``"linf"`` or ``"l2"``.
-        shape: of an image, ``(C, H, W)``: those of ``(1, 28, 28)`` are taken for MNIST.
+        shape: of an image, ``(C, H, W)``, if it is known: ``(1, 28, 28)`` is taken for MNIST.
 
     Example:
         >>> usual_eps("linf", (1, 28, 28))

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count, check_flag, check_positive
 from scoreopt_defense._foreign import as_it_was, contained
+from scoreopt_defense.attacks.bounded import LARGEST
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging.asking import answer, answers
 from scoreopt_defense.evaluation.judging.fresh import placed
+from scoreopt_defense.evaluation.judging.threat_model import usual_eps
 from scoreopt_defense.evaluation.plan.tasks import (
     CLEAN,
     Attack,
@@ -41,8 +43,6 @@ __all__ = ["Adaptive"]
 # Samples that an answer of what is no momentum is averaged over, if the model is random.
 _EOT = 4
 _SQUARE_EOT = 8
-#: ε of the paper's threat models, by norm.
-_EPS = {"linf": 8 / 255, "l2": 0.5}
 # Passes of a network that an evaluation of the model takes, about, by what an attack is shown: for
 # the order of the stages alone.
 _PASSES = {"classifier": 0.1, "surrogate": 1, "bpda": 10, "one-shot": 11, "none": 10}
@@ -100,8 +100,9 @@ class Adaptive(Settings, Suite):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("norm", self.norm, _EPS)
-        self._set("eps", check_positive("eps", _EPS[self.norm] if self.eps is None else self.eps))
+        check_choice("norm", self.norm, ("linf", "l2"))
+        eps = usual_eps(self.norm) if self.eps is None else self.eps
+        self._set("eps", check_positive("eps", eps))
         for name, least in {"steps": 2, "longer": 1, "queries": 20}.items():
             self._set(name, check_count(name, getattr(self, name), least=least))
         for name in ("confirm", "probed"):
@@ -229,11 +230,10 @@ class _Budget:
             # few steps must reach the ball's border too, as Madry et al. choose them
             return self.library.PGD(step_size=max(0.25, 2.5 / given["steps"]), **given)
 
-        farthest = {"linf": 1.0, "l2": 10.0}[self.suite.norm]  # that attacks here may go
         white_box = {
             "white-box": pgd(),
             "half eps": pgd(eps=self.suite.eps / 2),
-            "double eps": pgd(eps=min(2 * self.suite.eps, farthest)),
+            "double eps": pgd(eps=min(2 * self.suite.eps, LARGEST[self.suite.norm])),
             "unbounded": pgd(norm="linf", eps=1.0),
             "half steps": pgd(steps=steps // 2),
             "one restart": pgd(random_start=True),

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count, check_positive
+from scoreopt_defense.attacks.bounded import LARGEST
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging.threat_model import usual_eps
 from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Judge, Probe, Suite, Task, Worst
@@ -96,10 +97,9 @@ class Quick(Settings, Suite):
             given = shared | {"gradient": best, "steps": max(2, self.steps // 2)} | settings
             return library.MomentumPGD(**given)
 
-        farthest = {"linf": 1.0, "l2": 10.0}[self.norm]  # that attacks here may go
         probes = {
             "white-box": white_box(),
-            "double eps": white_box(eps=min(2 * threat["eps"], farthest)),
+            "double eps": white_box(eps=min(2 * threat["eps"], LARGEST[self.norm])),
             "unbounded": white_box(norm="linf", eps=1.0),
             "black box": library.Square(**shared, eot=1, steps=self.queries - 1),
             "noise": library.RandomNoise(**threat),
