@@ -178,6 +178,7 @@ def table(folder: Path, count: int) -> dict[str, float]:
         str(Result(store))
     return {
         "judged images": count,
+        "judgements": 8 * count,
         "seconds": round(time.perf_counter() - started, 2),
         "seconds of the processor": round(time.process_time() - cpu, 2),
     }
@@ -193,6 +194,7 @@ def main() -> None:
         found = {
             "one more attack": one_more(Path(folder) / "more"),
             "table": table(Path(folder) / "table", args.images),
+            "table of an eighth": table(Path(folder) / "eighth", args.images // 8),
             "page": page(Path(folder) / "page", 50, 20, 256),
             **growth(Path(folder)),
         }

@@ -34,7 +34,7 @@ from scoreopt_defense.evaluation import Store
 from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.plan import Materials, Plan, Unit
 from scoreopt_defense.evaluation.record.packing import digest_of
-from scoreopt_defense.evaluation.run import scheduler, workers
+from scoreopt_defense.evaluation.run import cluster, scheduler, workers
 from scoreopt_defense.evaluation.run.progress import Progress
 from scoreopt_defense.evaluation.run.unit import Outcome, _packed, _result
 
@@ -151,7 +151,7 @@ def on_dask(materials: Materials, count: int, seconds: float) -> Any:
             try:
                 with distributed.Client(address, timeout=120, set_as_default=False) as client:
                     client.wait_for_workers(each * PROCESSES, timeout=600)
-                crew = workers.cluster(materials, 1, address)
+                crew = cluster.cluster(materials, 1, address)
                 with crew.open() as (executor, width):
                     here = psutil.Process()
                     yield (
