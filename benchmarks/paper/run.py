@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ def run(table: str, args: argparse.Namespace) -> None:
     missing = [c for c in every if not _judged_so(c, there.get(c.key))]
     for cell in {c.run: c for c in missing}.values():
         given = {n: getattr(args, n) for n in ("device", "batch") if getattr(args, n) is not None}
+        if args.steps is not None:
+            cut = {name: {**attack, "steps": args.steps} for name, attack in cell.attacks.items()}
+            cell = replace(cell, attacks=cut)
         config = cell.config(args.source).model_copy(update=given)
         materials = config.materials()
         plan = config.plan(materials)
@@ -214,6 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--row", action="append", help="run this one alone; may be repeated")
     parser.add_argument("--missing", action="store_true", help="run what its file has not yet")
     parser.add_argument("--images", type=int, help="fewer, to try it; nothing is exported")
+    parser.add_argument("--steps", type=int, help="of attacks, likewise")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, how long")
     parser.add_argument("--draw", action="store_true", help="from the result file alone")
     parser.add_argument("--export", action="store_true", help="what is recorded, and draw it")
@@ -224,7 +229,8 @@ def main(arguments: list[str] | None = None) -> None:
     timed = specification(args.table).get("kind") == "timing"
     if args.source is None and not (args.draw or args.export or timed):
         parser.error("name the images, or say --draw or --export")
-    tried = args.dry_run or args.images is not None or args.random_weights
+    tried = args.dry_run or args.random_weights
+    tried = tried or args.images is not None or args.steps is not None
     if timed and not (args.draw or tried):
         paper_timing.run(args.table, args.scale, specification(args.table), SCALES[args.scale])
     elif not (args.draw or timed):

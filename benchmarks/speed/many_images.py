@@ -92,17 +92,18 @@ def starts(folder: Path, count: int) -> dict[str, Any]:
 
 
 class Peaks(threading.Thread):
-    """The most memory that this process and its children had.
+    """The most memory that a process, by default this, and its children had.
 
     Args:
         kind: ``"rss"`` or ``"pss"``, as psutil has it; or ``"own"``, what no other process and no
             file has, which does not depend on who else has the same libraries.
     """
 
-    def __init__(self, kind: str = "rss") -> None:
+    def __init__(self, kind: str = "rss", process: psutil.Process | None = None) -> None:
         super().__init__(daemon=True)
-        self.kind, self.me, self.worker, self.stopped = kind, 0, 0, False
-        self.before = self._of(psutil.Process())
+        self.kind, self.process = kind, process or psutil.Process()
+        self.me, self.worker, self.stopped = 0, 0, False
+        self.before = self._of(self.process)
 
     def _of(self, process: psutil.Process) -> int:
         if self.kind == "pss":
@@ -111,14 +112,13 @@ class Peaks(threading.Thread):
         return memory.rss - (memory.shared if self.kind == "own" else 0)
 
     def run(self) -> None:
-        process = psutil.Process()
         while not self.stopped:
-            self.me = max(self.me, self._of(process))
-            for child in process.children(recursive=True):
-                try:
+            try:
+                self.me = max(self.me, self._of(self.process))
+                for child in self.process.children(recursive=True):
                     self.worker = max(self.worker, self._of(child))
-                except psutil.Error:  # it has ended
-                    continue
+            except psutil.Error:  # one has ended
+                pass
             time.sleep(0.05)
 
 
