@@ -16,21 +16,28 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Alive", "free_bytes", "keep_freed_memory"]
+__all__ = ["Alive", "free_bytes", "keep_freed_memory", "shared_by"]
 
 _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_sharing = 1
+
+
+def shared_by(processes: int) -> None:
+    """Have this process take its part alone, as one of so many that are at the same work."""
+    global _sharing
+    _sharing = processes
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that a device can give now; of the host's memory where it does not say.
+    """Bytes that a device can give this process now; of the host's memory where it does not say.
 
     What torch's allocator holds and does not use counts as free.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + held)
-    return min([psutil.virtual_memory().available, *_left_in_groups(*_GROUPS)])
+        return int(free / _sharing + held)
+    return min([psutil.virtual_memory().available, *_left_in_groups(*_GROUPS)]) // _sharing
 
 
 def _left_in_groups(own: Path, mounted: Path) -> list[int]:

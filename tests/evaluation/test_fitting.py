@@ -14,7 +14,7 @@ from toy_evaluation import Ascent, images
 from scoreopt_defense import _memory, cli
 from scoreopt_defense._memory import Alive, _left_in_groups, free_bytes
 from scoreopt_defense.cli import evaluation as command
-from scoreopt_defense.evaluation import Judging, Store
+from scoreopt_defense.evaluation import Judging, Store, evaluate
 from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.run import fitting
 
@@ -119,7 +119,24 @@ def test_what_a_container_may_use_is_known(own, files, left, tmp_path, monkeypat
     monkeypatch.setattr(_memory, "_GROUPS", places)
     machine = SimpleNamespace(available=3 * GIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
-    assert free_bytes(CPU) == min([3 * GIB, *left])
+    free = min([3 * GIB, *left])
+    assert free_bytes(CPU) == free
+    monkeypatch.setattr(_memory, "_sharing", 4)
+    assert free_bytes(CPU) == free // 4
+
+
+class Free(nn.Module):
+    """Says how many processes it takes the memory to be shared by."""
+
+    def forward(self, x):
+        return torch.full((len(x), 8), -1.0).index_fill(1, torch.tensor(_memory._sharing), 1.0)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_each_worker_takes_its_part_of_the_memory(workers):
+    data = torch.zeros(2, 1, 4, 4), torch.full((2,), workers)
+    result = evaluate({"it": Free().eval()}, data, {}, workers=workers, checks=False)
+    assert float(result.cell("it").accuracy) == 1.0
 
 
 def test_what_was_found_once_is_the_records(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import secrets
@@ -18,7 +19,7 @@ import torch
 
 from scoreopt_defense._foreign import said
 from scoreopt_defense._mapped import Mapped, unpacked
-from scoreopt_defense._memory import keep_freed_memory
+from scoreopt_defense._memory import keep_freed_memory, shared_by
 from scoreopt_defense.evaluation.plan import Materials, Unit
 from scoreopt_defense.evaluation.run.unit import Outcome, execute
 from scoreopt_defense.evaluation.suite.carry_over import Carried
@@ -148,7 +149,7 @@ def processes(materials: Materials, threads: int, count: int) -> Crew:
             count,
             mp_context=context,
             initializer=_start_process,
-            initargs=(key, mapped, turn, devices),
+            initargs=(key, mapped, turn, devices, count),
         )
         try:
             yield pool, lambda: count
@@ -181,7 +182,7 @@ def _devices(materials: Materials) -> list[str]:
     return said.split(",") if said else [str(i) for i in range(torch.cuda.device_count())]
 
 
-def _start_process(key: str, data: Any, turn: Any, devices: Sequence[str]) -> None:
+def _start_process(key: str, data: Any, turn: Any, devices: Sequence[str], count: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # are the coordinator's, and are sent to all
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -189,6 +190,7 @@ def _start_process(key: str, data: Any, turn: Any, devices: Sequence[str]) -> No
         with turn.get_lock():
             os.environ["CUDA_VISIBLE_DEVICES"] = devices[turn.value % len(devices)]
             turn.value += 1
+    shared_by(math.ceil(count / max(1, len(devices))))
     keep_freed_memory()
     hold(key, data)
 
