@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Alive", "free_bytes", "keep_freed_memory", "shared_by"]
+__all__ = ["Alive", "free_bytes", "give_back_freed_memory", "keep_freed_memory", "shared_by"]
 
 _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _sharing = 1
@@ -123,8 +123,20 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it does: not where the C library is another one.
     """
-    if sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_libc("mallopt")
     trim_threshold, mmap_threshold = -1, -3  # of malloc.h
     return bool(mallopt and mallopt(trim_threshold, 2**30) and mallopt(mmap_threshold, 2**30))
+
+
+def give_back_freed_memory() -> None:
+    """Have glibc give the system all that this process has freed.
+
+    After networks were made and tried, that is more than they take.
+    """
+    if trim := _of_libc("malloc_trim"):
+        trim(0)
+
+
+def _of_libc(name: str) -> Any:
+    """A function of glibc's; None where the C library is another one."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

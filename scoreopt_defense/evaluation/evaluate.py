@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count
+from scoreopt_defense._memory import give_back_freed_memory
 from scoreopt_defense.evaluation.given import materials_of
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.plan import Materials, Plan
@@ -147,6 +148,8 @@ def evaluate_plan(
     """As :func:`evaluate`, of a plan and its materials."""
     check_count("workers", workers)
     check_choice("keep", keep, KEEP)
+    if cluster is not None or workers > 1:  # what the plan took is theirs now
+        give_back_freed_memory()
     if cluster is not None:
         crew = on_cluster(materials, plan.threads, cluster)
     elif workers > 1:

@@ -374,3 +374,23 @@ def test_autocast_is_the_callers_and_images_keep_their_type(mode: str) -> None:
     assert torch.equal(gradient_of(found, x), gradient_of(expected, x))
     far = (found - plain(x, seed=1)).abs().max()
     assert 0 < far < half_rounding(torch.bfloat16, denoiser, 4)
+
+
+_GIVEN_BACK = """
+import psutil
+from scoreopt_defense import _memory
+_memory.keep_freed_memory()
+pieces = [bytearray(b"a" * 100_000) for _ in range(3_000)]
+del pieces[1::2], pieces[:-1]  # one small piece is left behind 300 MB that are free
+before = psutil.Process().memory_info().rss
+_memory.give_back_freed_memory()
+print(before - psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="under glibc alone")
+def test_freed_memory_is_given_back_on_request() -> None:
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "LD_PRELOAD"))}
+    command = [sys.executable, "-c", _GIVEN_BACK]
+    given = subprocess.run(command, capture_output=True, check=True, text=True, env=own)
+    assert int(given.stdout) > 200e6
