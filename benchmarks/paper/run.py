@@ -67,6 +67,7 @@ def run(table: str, args: argparse.Namespace) -> None:
         )  # fmt: skip
         with done.store:
             print(done, flush=True)
+        del config, materials, plan, done  # the next cell's networks are others
     if args.dry_run:
         print(f"{table}: about {duration(seconds)} of one worker, what is recorded included")
 
