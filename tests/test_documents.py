@@ -18,10 +18,14 @@ from scoreopt_defense.evaluation.plan.fingerprint import described
 from scoreopt_defense.presets import preset
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def _place(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_place)
 def test_a_document_made_anew_from_the_results_is_as_it_is(document):
     assert refreshed(document.read_text()) == document.read_text()
 
@@ -31,13 +35,16 @@ def test_every_table_is_in_a_document():
     assert all(any(f"<!-- {name} -->" in text for text in texts) for name in TABLES)
 
 
+RECORDS = "docs/results"
 #: Documents whose words are held to tables, and whose tables those are.
 WORDS = {
-    "benchmarks/README.md": ["benchmarks/README.md"],
-    "docs/robustness.md": ["docs/robustness.md", "docs/gradients.md", "benchmarks/README.md"],
+    f"{RECORDS}/paper.md": [f"{RECORDS}/paper.md"],
+    f"{RECORDS}/robustness.md": [
+        f"{RECORDS}/{page}.md" for page in ("robustness", "gradients", "paper")
+    ],
 }
 #: Of one-shot by four times the samples, whose older file cannot be paired.
-NO_RECORD = {"docs/robustness.md": {(2.0, 1, 5)}}
+NO_RECORD = {f"{RECORDS}/robustness.md": {(2.0, 1, 5)}}
 
 
 @pytest.mark.parametrize("document", WORDS)
@@ -92,7 +99,7 @@ def test_a_configuration_that_is_named_is_there():
     assert all((ROOT / name).exists() for name in named)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_place)
 def test_a_link_leads_somewhere(document):
     for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", _prose(document)):
         path, _, heading = link.partition("#")

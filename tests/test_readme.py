@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SNIPPETS = [
-    pytest.param(snippet, id=f"{page.name}-{i}")
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    pytest.param(snippet, id=f"{page.relative_to(ROOT)}-{i}")
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     for i, snippet in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 ]
 

@@ -1,4 +1,4 @@
-"""The front table of benchmarks/README.md, and the answers to its questions, from result files."""
+"""The front table of docs/results/paper.md, and the answers to its questions, from result files."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Config(Section):
         suite: the name of one at its own settings, such as ``"adaptive"``.
         suites: suites by name, with settings.
         judging, checks, keep, trials, batch, seed, threads: as in
-            :func:`scoreopt_defense.evaluation.evaluate`; None for ``"auto"``.
+            :func:`scoreopt_defense.evaluate`; None for ``"auto"``.
         device: where the networks and images are put.
     """
 
@@ -216,6 +216,7 @@ def _named(key: str, value: Any) -> Iterator[None]:
 
 
 def defence(name: str, section: Defence) -> nn.Module:
+    """What a section of the file defends, as a module; errors name ``defences.<name>``."""
     key = f"defences.{name}"
     with _named(f"{key}.classifier", section.classifier):
         network = fitted(named.classifier(section.classifier), section.resize, section.crop)

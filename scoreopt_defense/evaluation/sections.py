@@ -18,10 +18,14 @@ __all__ = ["Attacked", "Count", "Defence", "Images", "Judged", "Section", "Seed"
 
 
 class Section(BaseModel):
+    """One section, which has no other keys and is never changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+#: One or more.
 Count = Annotated[int, Field(ge=1, strict=True)]
+#: Zero or more.
 Seed = Annotated[int, Field(ge=0, strict=True)]
 
 
