@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.adaptive.tables import ADAPTIVE_TABLES
+from benchmarks.common.reference import command_line, configuration
 from benchmarks.common.results_file import RESULTS
 from benchmarks.common.table_text import budget, less, markdown, percent, points, results
 from benchmarks.speed.tables import SPEED_TABLES
@@ -311,6 +312,8 @@ def _answers(part: str, *told: str) -> str:
 
 PAPER = sorted(path.stem for path in (RESULTS.parent / "paper/tables").glob("*.toml"))
 TABLES: dict[str, Callable[[], str]] = {
+    "command_line": command_line,
+    "configuration": configuration,
     "demo": demo,
     "transfer": transfer,
     "tuning": tuning,

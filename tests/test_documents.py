@@ -76,6 +76,42 @@ def _figures(words: str) -> Iterator[tuple[float, int, int]]:
                 yield float(value), int(found[2]), int(found[3])
 
 
+#: Pages that teach: short, and in short sentences. The others are records and references.
+NO_GUIDE = "releasing"
+GUIDES = [
+    path
+    for path in DOCUMENTS
+    if path.name == "README.md"
+    or (path.parent.name in ("tutorials", "how-to", "understand", "docs") and path.stem != NO_GUIDE)
+]
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=_place)
+def test_a_guide_is_short(guide):
+    text = guide.read_text()
+    # the benchmarks' own is a list of commands, most of it a table that is made
+    words = re.sub(r"<!-- (paper_commands) -->.*?<!-- /\1 -->", "", text, flags=re.DOTALL).split()
+    assert len(words) <= 900
+    sentences = list(_sentences(_prose(guide)))
+    mean = sum(len(sentence.split()) for sentence in sentences) / len(sentences)
+    assert mean <= 25, f"{mean:.0f} words a sentence"
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """Of paragraphs and of items; not of tables and headings."""
+    kept = [line for line in text.splitlines() if not re.match(r"\s*(\||#|<|!\[)", line)]
+    parts = re.split(r"\n\s*\n|\n\s*(?:[-*>]|\d+\.)\s", "\n".join(kept))
+    for part in parts:
+        yield from (said for said in re.split(r"(?<=[.!?:;])\**\s", part) if said.strip())
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=_place)
+def test_a_guide_begins_with_an_example(guide):
+    """Code, a picture, a table or a term, in what stands before the second section's heading."""
+    beginning = "\n## ".join(guide.read_text().split("\n## ")[:2])
+    assert re.search(r"^(```|!\[|\||:   )", beginning, flags=re.MULTILINE)
+
+
 PLACES = [*DOCUMENTS, ROOT / "Makefile", ROOT / "CONTRIBUTING.md", *ROOT.glob("benchmarks/**/*.py")]
 COMMANDS = sorted(
     {name for path in PLACES for name in re.findall(r"-m (benchmarks(?:\.\w+)+)", path.read_text())}

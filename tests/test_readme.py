@@ -1,6 +1,7 @@
-"""The Python of the README and of the docs runs as it is printed."""
+"""The Python of the README, of the docs and of their notebooks runs as it is printed."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,21 @@ def test_snippet_runs(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     if "robust:" in snippet:
         assert 0 <= float(printed.split("robust:")[1]) <= 1
+
+
+NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.py"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the program that it is: its cells in their order, in one process."""
+    pytest.importorskip("torchattacks")
+    pytest.importorskip("matplotlib").use("agg")
+    runpy.run_path(str(notebook))
+
+
+def test_a_notebook_is_one() -> None:
+    jupytext = pytest.importorskip("jupytext")
+    for path in NOTEBOOKS:
+        kinds = {cell.cell_type for cell in jupytext.read(path).cells}
+        assert kinds == {"code", "markdown"}, path

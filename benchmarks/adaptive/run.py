@@ -90,9 +90,9 @@ THREATS: dict[str, dict[str, Any]] = {
     "linf": {"norm": "linf", "eps": "8/255"},
     "l2": {"norm": "l2", "eps": 0.5},
 }
-# Half of what rows had before the suite was one of momentum, or less (docs/results/robustness.md): a
-# row takes ten minutes to an hour of one core. The attacks compute in bfloat16, or by --float32 in
-# float32, as what judges them always does.
+# Half of what rows had before the suite was one of momentum, or less (docs/results/robustness.md);
+# a row takes ten minutes to an hour of one core. The attacks compute in bfloat16, or by --float32
+# in float32, as what judges them always does.
 BUDGET = {"steps": 80, "longer": 2, "queries": 100, "probed": 16}
 LEAST = {"steps": 20, "longer": 1, "queries": 50, "probed": 0}  # of purifiers of 80 steps and more
 

@@ -31,9 +31,14 @@ LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s#]+)")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.markdown_extensions.append(docstrings.Docstrings())
-    _section(config.nav, "Reference")[-1]["API"] = [
+    nav = config.nav
+    _section(nav, "Reference")[-1]["API"] = [
         {page.removesuffix(".md"): f"{API}/{page}"} for page in _api()
     ]
+    named = str(nav)
+    _section(nav, "How to").extend(  # what no menu names is a task
+        page.name for page in sorted(ROOT.glob("docs/*.md")) if f"'{page.name}'" not in named
+    )
     return config
 
 
@@ -56,7 +61,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if path in seen or not (ROOT / path).is_file():
             continue
         seen.add(path)
-        if not path.startswith("docs/"):
+        if not path.startswith(("docs/", f"{PACKAGE}/")):
             made = File.generated(config, f"repository/{path}", abs_src_path=str(ROOT / path))
             files.append(made)
         if path.endswith(".md"):
@@ -74,10 +79,19 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         target = _joined(path, link[2])
         if not (ROOT / target).is_file():
             return link[0]
-        there = target[5:] if target.startswith("docs/") else f"repository/{target}"
-        return link[1] + posixpath.relpath(there, posixpath.dirname(here) or ".")
+        return link[1] + posixpath.relpath(_place(target), posixpath.dirname(here) or ".")
 
     return LINK.sub(moved, markdown)
+
+
+def _place(path: str) -> str:
+    """Where a file of the repository is in the site."""
+    if path.startswith(f"{PACKAGE}/"):  # a module: its page of the API
+        _, inner, *_ = path.removesuffix(".py").split("/")
+        return f"{API}/{PACKAGE if inner == '__init__' else inner}.md"
+    if path.startswith("docs/notebooks/"):
+        return f"notebooks/{Path(path).stem}.md"
+    return path[5:] if path.startswith("docs/") else f"repository/{path}"
 
 
 def _joined(page: str, target: str) -> str:

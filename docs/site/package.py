@@ -28,3 +28,5 @@ class Package(griffe.Extension):
                 function = file.members[name] if alone.is_alias else alone
                 function.members.update(file.members)  # what is imported from the file
                 module.members[name] = function
+                if name in (pkg.exports or ()):
+                    pkg.members[name] = griffe.Alias(name, function, parent=pkg)
