@@ -190,7 +190,7 @@ def _bars(
 def _accuracy(figure: Any, axis: Any) -> Any:
     axis.set_xlim(0, 100)
     axis.set_xlabel("accuracy in per cent, with 95 % intervals")
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return _plain(figure, axis)
 
 

@@ -40,5 +40,5 @@ def test_notebook_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_notebook_is_one() -> None:
     jupytext = pytest.importorskip("jupytext")
     for path in NOTEBOOKS:
-        kinds = {cell.cell_type for cell in jupytext.read(path).cells}
+        kinds = {cell.cell_type for cell in jupytext.read(path, fmt="py:percent").cells}
         assert kinds == {"code", "markdown"}, path

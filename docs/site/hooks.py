@@ -50,7 +50,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page, text in _api().items():
         files.append(File.generated(config, f"{API}/{page}", content=text))
     for source in sorted(ROOT.glob("docs/notebooks/*.py")):
-        text = jupytext.writes(jupytext.read(source), fmt="md")
+        text = jupytext.writes(jupytext.read(source, fmt="py:percent"), fmt="md")
         text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)  # jupytext's own settings
         files.append(File.generated(config, f"notebooks/{source.stem}.md", content=text))
     waiting = [f"docs/{file.src_uri}" for file in files.documentation_pages()]
