@@ -112,6 +112,19 @@ def test_a_guide_begins_with_an_example(guide):
     assert re.search(r"^(```|!\[|\||:   )", beginning, flags=re.MULTILINE)
 
 
+#: Abbreviations that a reader of Python knows.
+KNOWN = set("API AVX CPU CPUs CUDA GPU GPUs HTML JPEG JSON MIT NaN PyTorch RGB SIGTERM TOML".split())
+
+
+def test_the_glossary_has_every_abbreviation_of_a_guide():
+    glossary = (ROOT / "docs/understand/glossary.md").read_text()
+    assert glossary.index("**ScoreOpt-O**") < glossary.index("**ScoreOpt-N**") < 300
+    for guide in GUIDES:
+        words = re.sub(r"`[^`]*`|\]\([^)]*\)|[A-Z]+\.\w+", "", _prose(guide))
+        found = set(re.findall(r"\b[A-Za-z]*[A-Z][A-Za-z]*[A-Z][A-Za-z]*\b", words)) - KNOWN
+        assert not [name for name in found if name not in glossary], guide
+
+
 PLACES = [*DOCUMENTS, ROOT / "Makefile", ROOT / "CONTRIBUTING.md", *ROOT.glob("benchmarks/**/*.py")]
 COMMANDS = sorted(
     {name for path in PLACES for name in re.findall(r"-m (benchmarks(?:\.\w+)+)", path.read_text())}
