@@ -113,7 +113,9 @@ def test_a_guide_begins_with_an_example(guide):
 
 
 #: Abbreviations that a reader of Python knows.
-KNOWN = set("API AVX CPU CPUs CUDA GPU GPUs HTML JPEG JSON MIT NaN PyTorch RGB SIGTERM TOML".split())
+KNOWN = set(
+    "API AVX CPU CPUs CUDA GPU GPUs HTML JPEG JSON MIT NaN PyTorch RGB SIGTERM TOML".split()
+)
 
 
 def test_the_glossary_has_every_abbreviation_of_a_guide():

@@ -32,7 +32,7 @@ class Rounded(nn.Module):
 
 # %%
 pgd = attack("PGD", norm="linf", eps=0.3, steps=10, eot=1, gradient="as-it-is")
-result = evaluate({"bare": classifier, "rounded": Rounded()}, images, {"PGD": pgd})
+result = evaluate({"bare": classifier, "rounded": Rounded().eval()}, images, {"PGD": pgd})
 print(result)
 
 # %% [markdown]

@@ -33,9 +33,8 @@ steps = []
 purified = purifier(attacked, callback=steps.append)
 print("right when purified:", (classifier(purified).argmax(1) == y).sum().item(), "of 8")
 for step in steps:
-    print(
-        f"step {step['i']}: sigma {step['sigma'].item():.2f}, loss {step['loss'].mean().item():.1f}"
-    )
+    sigma, loss = step["sigma"][0].item(), step["loss"].mean().item()
+    print(f"step {step['i']}: sigma {sigma:.2f}, loss {loss:.1f}")
 
 # %% [markdown]
 # The loss is how far an image is from what the denoiser makes of its noised copy. Each step has

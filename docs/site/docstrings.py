@@ -62,7 +62,10 @@ def _converted(text: str, md: Markdown) -> str:
 
 def _kept(tex: str, md: Markdown, display: str) -> str:
     """MathML that nothing else looks into."""
-    made = convert(" ".join(textwrap.dedent(tex).split()), display=display)
+    tex = " ".join(textwrap.dedent(tex).split())
+    if "&" in tex:  # equations below each other
+        tex = rf"\begin{{split}}{tex}\end{{split}}"
+    made = convert(tex, display=display)
     return md.htmlStash.store(f"<p>{made}</p>" if display == "block" else made)
 
 
