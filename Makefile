@@ -12,7 +12,10 @@ SCALE ?= cpu
 WORKERS ?= 1
 NETWORKS := $(if $(CLASSIFIER),--classifier $(CLASSIFIER)) $(if $(DENOISER),--denoiser $(DENOISER))
 
-.PHONY: demo gpu paper-table test test-avx2 test-roots test-oldest lint clean
+# The site has an environment of its own, as its libraries need what torchattacks forbids.
+DOCS ?= .venv-docs
+
+.PHONY: demo docs gpu paper-table test test-avx2 test-roots test-oldest lint clean
 
 demo: $(VENV)/demo.stamp  ## attack the bare and the defended classifier; about 3 minutes
 	mkdir -p runs
@@ -54,6 +57,15 @@ lint: $(VENV)/dev.stamp  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(DOCS)/docs.stamp  ## the site, to build/site/index.html; a broken link ends it; a minute
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+
+$(DOCS)/docs.stamp: docs/site/requirements.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
+	$(DOCS)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
 $(VENV)/%.stamp: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -61,4 +73,4 @@ $(VENV)/%.stamp: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest runs
+	rm -rf $(VENV) .venv-oldest $(DOCS) build runs

@@ -1,7 +1,7 @@
 """The tables of the README and of docs/, as Markdown, from the result files beside this script.
 
     python -m benchmarks.documents demo                               # or another name of TABLES
-    python -m benchmarks.documents --refresh README.md docs/*.md benchmarks/README.md
+    python -m benchmarks.documents --refresh README.md docs/*/*.md benchmarks/README.md
 
 The second makes anew what stands between a document's marks. A test holds the documents to it.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.adaptive.tables import ADAPTIVE_TABLES
+from benchmarks.common.reference import command_line, configuration
 from benchmarks.common.results_file import RESULTS
 from benchmarks.common.table_text import budget, less, markdown, percent, points, results
 from benchmarks.speed.tables import SPEED_TABLES
@@ -298,7 +299,7 @@ def _of_the_paper(name: str) -> str:
 
     parts = [paper_drawing.table(name)]
     if (RESULTS / f"paper_{name}_cpu.svg").exists():
-        parts.append(f"![{name}](results/paper_{name}_cpu.svg)")
+        parts.append(f"![{name}](../../benchmarks/results/paper_{name}_cpu.svg)")
     parts.append(textwrap.fill(paper_drawing.specification(name)["differs"], 108))
     return "\n\n".join(parts)
 
@@ -311,6 +312,8 @@ def _answers(part: str, *told: str) -> str:
 
 PAPER = sorted(path.stem for path in (RESULTS.parent / "paper/tables").glob("*.toml"))
 TABLES: dict[str, Callable[[], str]] = {
+    "command_line": command_line,
+    "configuration": configuration,
     "demo": demo,
     "transfer": transfer,
     "tuning": tuning,
@@ -339,12 +342,27 @@ TABLES: dict[str, Callable[[], str]] = {
 }  # fmt: skip
 
 
+def folded(text: str, rows: int = 9) -> str:
+    """The same with tables of more rows than these behind a line that opens them."""
+
+    def fold(found: re.Match[str]) -> str:
+        lines = found[0].rstrip("\n").split("\n")
+        if len(lines) - 2 <= rows:
+            return found[0]
+        by = lines[0].split("|")[1].strip()
+        summary = f"The table: {len(lines) - 2} rows{f', by {by}' if by else ''}"
+        inner = "\n".join(lines)
+        return f'<details markdown="1">\n<summary>{summary}</summary>\n\n{inner}\n\n</details>\n'
+
+    return re.sub(r"(?:^\|.*(?:\n|\Z))+", fold, text, flags=re.MULTILINE).rstrip("\n")
+
+
 def refreshed(text: str) -> str:
     """A document with each table between its marks made anew."""
 
     def table(found: re.Match[str]) -> str:
         name = found["name"]
-        return f"<!-- {name} -->\n\n{TABLES[name]()}\n\n<!-- /{name} -->"
+        return f"<!-- {name} -->\n\n{folded(TABLES[name]())}\n\n<!-- /{name} -->"
 
     return re.sub(r"<!-- (?P<name>\w+) -->.*?<!-- /(?P=name) -->", table, text, flags=re.DOTALL)
 

@@ -48,7 +48,7 @@ __all__ = [
     "pretrained",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.4.0"
 
 # Where a name is, if not in purifiers.
 _PLACES = {

@@ -116,9 +116,9 @@ def keep_freed_memory() -> bool:
     """Have glibc keep what this process frees, as allocators made for large arrays do.
 
     By default it gives large pieces back to the system, and the page faults that bring them in
-    again are a part of a network's time on a CPU: docs/speed.md. A program's own choice, so that
-    only commands and workers make it. More than 1 GiB at the heap's end, and a single piece of that
-    size, still go back.
+    again are a part of a network's time on a CPU: docs/results/speed.md. A program's own choice, so
+    that only commands and workers make it. More than 1 GiB at the heap's end, and a single piece of
+    that size, still go back.
 
     Returns:
         Whether it does: not where the C library is another one.

@@ -170,7 +170,7 @@ class Smoothed:
         keep_mb: as of :class:`Exact`.
 
     Reference:
-        This library; docs/gradients.md.
+        This library; docs/results/gradients.md.
     """
 
     needs: ClassVar[str | None] = "differentiable"

@@ -32,9 +32,9 @@ _TUNED: dict[str, tuple[float, int, tuple[float, float]]] = {
     "cifar10-tiny/N": (0.05, 5, (0.15, 0.15)),
 }
 
-# For the same networks, from the frontier of accuracy against time (docs/speed.md): the cheapest
-# point, and the one that an attack left most of, within 5 points of the bare classifier's clean
-# accuracy and within 15. ScoreOpt-N, at sigma 0.15.
+# For the same networks, from the frontier of accuracy against time (docs/results/frontier.md): the
+# cheapest point, and the one that an attack left most of, within 5 points of the bare classifier's
+# clean accuracy and within 15. ScoreOpt-N, at sigma 0.15.
 _FRONTIER: dict[str, dict[str, Any]] = {
     "cifar10-tiny/fast": {"lr": 0.05, "steps": 2, "jacobian": False},
     "cifar10-tiny/balanced": {"lr": 0.05, "steps": 5, "tol": 0.05},

@@ -18,10 +18,14 @@ from scoreopt_defense.evaluation.plan.fingerprint import described
 from scoreopt_defense.presets import preset
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def _place(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_place)
 def test_a_document_made_anew_from_the_results_is_as_it_is(document):
     assert refreshed(document.read_text()) == document.read_text()
 
@@ -31,13 +35,16 @@ def test_every_table_is_in_a_document():
     assert all(any(f"<!-- {name} -->" in text for text in texts) for name in TABLES)
 
 
+RECORDS = "docs/results"
 #: Documents whose words are held to tables, and whose tables those are.
 WORDS = {
-    "benchmarks/README.md": ["benchmarks/README.md"],
-    "docs/robustness.md": ["docs/robustness.md", "docs/gradients.md", "benchmarks/README.md"],
+    f"{RECORDS}/paper.md": [f"{RECORDS}/paper.md"],
+    f"{RECORDS}/robustness.md": [
+        f"{RECORDS}/{page}.md" for page in ("robustness", "gradients", "paper")
+    ],
 }
 #: Of one-shot by four times the samples, whose older file cannot be paired.
-NO_RECORD = {"docs/robustness.md": {(2.0, 1, 5)}}
+NO_RECORD = {f"{RECORDS}/robustness.md": {(2.0, 1, 5)}}
 
 
 @pytest.mark.parametrize("document", WORDS)
@@ -69,6 +76,56 @@ def _figures(words: str) -> Iterator[tuple[float, int, int]]:
                 yield float(value), int(found[2]), int(found[3])
 
 
+#: Pages that teach: short, and in short sentences. The others are records and references.
+NO_GUIDE = "releasing"
+GUIDES = [
+    path
+    for path in DOCUMENTS
+    if path.name == "README.md"
+    or (path.parent.name in ("tutorials", "how-to", "understand", "docs") and path.stem != NO_GUIDE)
+]
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=_place)
+def test_a_guide_is_short(guide):
+    text = guide.read_text()
+    # the benchmarks' own is a list of commands, most of it a table that is made
+    words = re.sub(r"<!-- (paper_commands) -->.*?<!-- /\1 -->", "", text, flags=re.DOTALL).split()
+    assert len(words) <= 900
+    sentences = list(_sentences(_prose(guide)))
+    mean = sum(len(sentence.split()) for sentence in sentences) / len(sentences)
+    assert mean <= 25, f"{mean:.0f} words a sentence"
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """Of paragraphs and of items; not of tables and headings."""
+    kept = [line for line in text.splitlines() if not re.match(r"\s*(\||#|<|!\[)", line)]
+    parts = re.split(r"\n\s*\n|\n\s*(?:[-*>]|\d+\.)\s", "\n".join(kept))
+    for part in parts:
+        yield from (said for said in re.split(r"(?<=[.!?:;])\**\s", part) if said.strip())
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=_place)
+def test_a_guide_begins_with_an_example(guide):
+    """Code, a picture, a table or a term, in what stands before the second section's heading."""
+    beginning = "\n## ".join(guide.read_text().split("\n## ")[:2])
+    assert re.search(r"^(```|!\[|\||:   )", beginning, flags=re.MULTILINE)
+
+
+#: Names that a reader of Python knows, or that are a library's.
+KNOWN = r"API|AVX|CPUs?|CUDA|GPUs?|HTML|JPEG|JSON|MIT|NaN|PyTorch|RGB|RobustBench|SIGTERM|TOML"
+
+
+def test_the_glossary_has_every_abbreviation_of_a_guide():
+    glossary = (ROOT / "docs/understand/glossary.md").read_text()
+    assert glossary.index("**ScoreOpt-O**") < glossary.index("**ScoreOpt-N**") < 300
+    for guide in GUIDES:
+        words = re.sub(r"`[^`]*`|\]\([^)]*\)|[A-Z]+\.\w+", "", _prose(guide))
+        found = set(re.findall(r"\b[A-Za-z]*[A-Z][A-Za-z]*[A-Z][A-Za-z]*\b", words))
+        unsaid = [name for name in found if name not in glossary]
+        assert not [name for name in unsaid if not re.fullmatch(KNOWN, name)], guide
+
+
 PLACES = [*DOCUMENTS, ROOT / "Makefile", ROOT / "CONTRIBUTING.md", *ROOT.glob("benchmarks/**/*.py")]
 COMMANDS = sorted(
     {name for path in PLACES for name in re.findall(r"-m (benchmarks(?:\.\w+)+)", path.read_text())}
@@ -92,7 +149,7 @@ def test_a_configuration_that_is_named_is_there():
     assert all((ROOT / name).exists() for name in named)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_place)
 def test_a_link_leads_somewhere(document):
     for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", _prose(document)):
         path, _, heading = link.partition("#")

@@ -40,6 +40,10 @@ def test_the_wheel_has_the_package_its_weights_and_nothing_else(built):
         for name in pretrained.names(kind)
     }
     assert {"scoreopt_defense/py.typed"} <= set(names)
+    (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+    said = zipfile.ZipFile(wheel).read(metadata).decode()
+    assert "Project-URL: Paper, https://arxiv.org/abs/2307.04333" in said
+    assert "adversarial robustness" in re.findall(r"^Keywords: (.*)$", said, re.MULTILINE)[0]
 
 
 def test_the_source_archive_has_what_tests_it(built):
@@ -47,7 +51,7 @@ def test_the_source_archive_has_what_tests_it(built):
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
     assert {"README.md", "LICENSE", "pyproject.toml", "tests/conftest.py"} <= names
-    assert {"examples/demo.toml", "benchmarks/README.md"} <= names
+    assert {"examples/demo.toml", "benchmarks/README.md", "docs/index.md", "mkdocs.yml"} <= names
     assert not any(re.match(r"runs/|\.venv|dist/", name) for name in names)
 
 
@@ -55,7 +59,8 @@ def test_the_readmes_first_snippet_runs_from_the_wheel(built, tmp_path):
     pytest.importorskip("torchattacks")
     pytest.importorskip("mlxtend")
     (wheel,) = built.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(tmp_path)
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "pip", *install, str(wheel)], check=True)
     snippet = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
     where = "import scoreopt_defense; print('at', scoreopt_defense.__file__)\n"
     done = subprocess.run(
@@ -100,6 +105,16 @@ def test_a_changed_checkout_says_so(tmp_path):
     assert _release._of_checkout(tmp_path) == commit
     (tmp_path / "file").write_text("two")
     assert _release._of_checkout(tmp_path) == f"{commit}, changed"
+
+
+def test_the_changelog_has_the_version():
+    """Versions fall, each with a date, below what is not released yet."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    found = re.findall(r"^## \[(\d+)\.(\d+)\.(\d+)\] - \d{4}-\d{2}-\d{2}$", text, re.MULTILINE)
+    versions = [tuple(map(int, version)) for version in found]
+    assert versions == sorted(versions, reverse=True)
+    assert ".".join(found[0]) == __version__
+    assert text.index("## [Unreleased]") < text.index(f"## [{__version__}]")
 
 
 def test_the_command_line_says_which_version_it_is(capsys):

@@ -8,8 +8,8 @@ goes on. Its figures are written to ``results/suite_<row>_<norm>.json``, and ``s
 runs/adaptive --view <row>_<norm>`` makes a page of it.
 
 ``results/adaptive_<row>_<norm>.json`` are what the suite left before it was one of momentum (commit
-91d3424): 128 images of the rows of docs/robustness.md, 64 of those beside a figure of the paper's
-tables. After ``-at-`` stands the budget of another row, which it is compared with.
+91d3424): 128 images of the rows of docs/results/robustness.md, 64 of those beside a figure of the
+paper's tables. After ``-at-`` stands the budget of another row, which it is compared with.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def changed(variant: str, **overrides: Any) -> dict[str, Any]:
     return purified("ScoreOpt", preset=f"{NAME}/{variant}", overrides=overrides)
 
 
-# of docs/robustness.md
+# of docs/results/robustness.md
 MAIN: dict[str, dict[str, Any]] = {
     "undefended": {"classifier": NAME},
     "adversarial-training": {"classifier": f"{NAME}-at"},
@@ -90,9 +90,9 @@ THREATS: dict[str, dict[str, Any]] = {
     "linf": {"norm": "linf", "eps": "8/255"},
     "l2": {"norm": "l2", "eps": 0.5},
 }
-# Half of what rows had before the suite was one of momentum, or less (docs/robustness.md): a row
-# takes ten minutes to an hour of one core. The attacks compute in bfloat16, or by --float32 in
-# float32, as what judges them always does.
+# Half of what rows had before the suite was one of momentum, or less (docs/results/robustness.md);
+# a row takes ten minutes to an hour of one core. The attacks compute in bfloat16, or by --float32
+# in float32, as what judges them always does.
 BUDGET = {"steps": 80, "longer": 2, "queries": 100, "probed": 16}
 LEAST = {"steps": 20, "longer": 1, "queries": 50, "probed": 0}  # of purifiers of 80 steps and more
 
@@ -117,7 +117,7 @@ def configuration(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="CIFAR-10 test images")
-    parser.add_argument("--row", choices=ROWS, help="those of docs/robustness.md by default")
+    parser.add_argument("--row", choices=ROWS, help="default: those of docs/results/robustness.md")
     parser.add_argument("--norm", choices=THREATS, help="both by default")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)

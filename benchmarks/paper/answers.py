@@ -1,4 +1,4 @@
-"""The front table of benchmarks/README.md, and the answers to its questions, from result files."""
+"""The front table of docs/results/paper.md, and the answers to its questions, from result files."""
 
 from __future__ import annotations
 
@@ -79,6 +79,17 @@ def _ratio(found: dict[str, float], over: str, under: str) -> str:
 
 def verdicts() -> str:
     """What BPDA+EOT leaves of each defence, and what the adaptive suite does: Table 1's rows."""
+    return markdown(
+        ["defence", "clean, %", "BPDA+EOT, %", "worst case, %", "BPDA+EOT less worst case"],
+        [
+            [name, percent(clear, 0), percent(left, 0), f"**{percent(least, 0)}**", points(gap)]
+            for name, clear, left, least, gap in verdict_rows()
+        ],
+    )
+
+
+def verdict_rows() -> list[tuple[Any, ...]]:
+    """By defence: clean accuracy, what BPDA+EOT leaves, what the suite does, and the difference."""
     written, found = measured("table01", "cpu"), []
     ours = keyed(written)
     for row in rows("table01", "cpu"):
@@ -88,13 +99,7 @@ def verdicts() -> str:
             alone = clean(results(f"adaptive_{cell.worst}"))
             shares = alone, ours[cell.key]["accuracy"], worst["accuracy"]
             found.append((ROWS[cell.worst.rpartition("_")[0]], *shares, worst["difference"]))
-    return markdown(
-        ["defence", "clean, %", "BPDA+EOT, %", "worst case, %", "BPDA+EOT less worst case"],
-        [
-            [name, percent(clear, 0), percent(left, 0), f"**{percent(least, 0)}**", points(gap)]
-            for name, clear, left, least, gap in sorted(found, key=lambda row: -row[3]["value"])
-        ],
-    )
+    return sorted(found, key=lambda row: -row[3]["value"])
 
 
 def commands() -> str:

@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md, and that of what gradients cost."""
+"""The tables of docs/results/speed.md, and that of what gradients cost."""
 
 from __future__ import annotations
 

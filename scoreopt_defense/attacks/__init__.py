@@ -1,4 +1,4 @@
-"""Attacks of existing libraries as frozen configurations. No attack is written here.
+r"""Attacks of existing libraries as frozen configurations. No attack is written here.
 
 .. code-block:: python
 
@@ -10,27 +10,25 @@
 ``model`` is a defended one, which is shown in the gradient mode that the attack is about, or any
 other module from images in [0, 1] to logits. :data:`ATTACKS` has the paper's budgets by name:
 
-============================ ==================================== ======================== =======
-name                         what it is shown of the defence      budget                   queries
-============================ ==================================== ======================== =======
-``transfer-pgd-linf``        the classifier                       40 steps                 40 [1]_
-``transfer-pgd-l2``          the classifier                       40 steps                 40 [1]_
-``bpda-eot-linf``            all, backward through the identity   50 steps of 15           750
-``pgd-eot-linf``             all, backward through one-shot       20 steps of 20           400
-``pgd-eot-l2``               all, backward through one-shot       20 steps of 20           400
-``pgd-eot-surrogate-linf``   one-shot, forward and backward       20 steps of 20           400
-``pgd-eot-surrogate-l2``     one-shot, forward and backward       20 steps of 20           400
-``pgd-eot-smoothed-linf``    all, backward by the smoothed mode   40 steps of 10           400
-``pgd-eot-smoothed-l2``      all, backward by the smoothed mode   40 steps of 10           400
-``momentum-pgd-linf``        all, backward by the smoothed mode   400 steps of 1           400
-``momentum-pgd-l2``          all, backward by the smoothed mode   400 steps of 1           400
-``spsa``                     logits                               5 steps of 128 pairs     1280
-``stadv``                    all, backward through one-shot       100 steps of 20          2000
-``autoattack-rand-linf``     all, backward through one-shot       2 times 100 steps of 20  4120
-``autoattack-rand-l2``       all, backward through one-shot       2 times 100 steps of 20  4120
-``square``                   logits                               124 squares of 8         1000
-``corruptions``              nothing                              severity 5               0
-============================ ==================================== ======================== =======
+| name | what it is shown of the defence | budget | queries |
+| --- | --- | --- | --- |
+| ``transfer-pgd-linf`` | the classifier | 40 steps | 40 \* |
+| ``transfer-pgd-l2`` | the classifier | 40 steps | 40 \* |
+| ``bpda-eot-linf`` | all, backward through the identity | 50 steps of 15 | 750 |
+| ``pgd-eot-linf`` | all, backward through one-shot | 20 steps of 20 | 400 |
+| ``pgd-eot-l2`` | all, backward through one-shot | 20 steps of 20 | 400 |
+| ``pgd-eot-surrogate-linf`` | one-shot, forward and backward | 20 steps of 20 | 400 |
+| ``pgd-eot-surrogate-l2`` | one-shot, forward and backward | 20 steps of 20 | 400 |
+| ``pgd-eot-smoothed-linf`` | all, backward by the smoothed mode | 40 steps of 10 | 400 |
+| ``pgd-eot-smoothed-l2`` | all, backward by the smoothed mode | 40 steps of 10 | 400 |
+| ``momentum-pgd-linf`` | all, backward by the smoothed mode | 400 steps of 1 | 400 |
+| ``momentum-pgd-l2`` | all, backward by the smoothed mode | 400 steps of 1 | 400 |
+| ``spsa`` | logits | 5 steps of 128 pairs | 1280 |
+| ``stadv`` | all, backward through one-shot | 100 steps of 20 | 2000 |
+| ``autoattack-rand-linf`` | all, backward through one-shot | 2 times 100 steps of 20 | 4120 |
+| ``autoattack-rand-l2`` | all, backward through one-shot | 2 times 100 steps of 20 | 4120 |
+| ``square`` | logits | 124 squares of 8 | 1000 |
+| ``corruptions`` | nothing | severity 5 | 0 |
 
 "of k": each answer is the mean logits of k purifications (EOT). A query is one image that one
 evaluation of the model classifies. eps is 8/255 in linf, 0.5 in l2 (sections 4.1 and 4.2), 0.05 in
@@ -41,10 +39,11 @@ division it does not give, and for StAdv, at the bound, steps and EOT of DiffPur
 al., ICML 2022), which it follows; the authors' code for what it leaves open: a random start in
 transfer PGD alone, and the loss of the mean logits; Croce and Hein (ICML 2020) for AutoAttack, and
 this library for Square, momentum and the smoothed gradient, which the paper does not have: as many
-queries as its PGD+EOT, in more steps of fewer samples, which break more (docs/gradients.md). Table
-5 names no severity: its base classifier's figures are those usual at 5.
+queries as its PGD+EOT, in more steps of fewer samples, which break more
+(docs/results/gradients.md). Table 5 names no severity: its base classifier's figures are those
+usual at 5.
 
-.. [1] of the classifier; the purifier is never asked.
+\* of the classifier; the purifier is never asked.
 
 A new attack is a subclass of :class:`BoundedAttack` with one method, ``attack``, in its library's
 file, and a row of the table in ``tests/attacks/test_attacks.py``.

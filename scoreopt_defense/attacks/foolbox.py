@@ -129,8 +129,8 @@ class MomentumPGD(FoolboxPGD):
     cost; the steps begin at half of ``eps`` and end at a fiftieth.
 
     Args:
-        norm, eps, gradient, eot, steps, restarts, step_size, random_start, loss, momentum,
-            last_step: as in :class:`FoolboxPGD`.
+        norm, eps, gradient, eot, steps, restarts: as in :class:`FoolboxPGD`.
+        step_size, random_start, loss, momentum, last_step: likewise.
     """
 
     takes_start: ClassVar[bool] = False

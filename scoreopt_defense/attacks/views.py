@@ -54,8 +54,8 @@ class Shortened:
     """The same defence of fewer steps, differentiated by the smoothed gradient.
 
     A call costs what its steps do. Against ScoreOpt-N of many steps it finds as much as the real
-    gradient, against ScoreOpt-O much less (docs/gradients.md). A defence that takes no more steps
-    than these is attacked as it is.
+    gradient, against ScoreOpt-O much less (docs/results/gradients.md). A defence that takes no more
+    steps than these is attacked as it is.
 
     Args:
         steps: of the purifier, at most.

@@ -33,6 +33,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     convert_edm: "scoreopt convert-edm network-snapshot-000100.pkl mine.safetensors",
 }
 
+#: The command line itself, as Typer has it.
 app = typer.Typer(
     name="scoreopt",
     help="Test-time purification as a defence, and its honest evaluation.",

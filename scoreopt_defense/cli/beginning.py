@@ -19,8 +19,8 @@ _HEAD = """\
 #     scoreopt evaluate {name} --dry-run
 #     scoreopt evaluate {name}
 #
-# Stopped and started again, it goes on; what is added costs itself alone. docs/evaluation.md has
-# every key.
+# Stopped and started again, it goes on; what is added costs itself alone. Every key:
+# docs/reference/configuration.md.
 
 # The strongest few attacks and the cheap checks; "adaptive": all attacks, in hours.
 suite = "quick"

@@ -23,13 +23,11 @@ class DDPMDenoiser(ClassConditionalDenoiser):
     :math:`\sqrt{1 - \alpha_t^2} / \alpha_t` is :math:`\sigma`; between two steps, t is interpolated
     linearly in :math:`\ln \sigma`. Its prediction becomes the denoised image by
 
-    ============== =========================================
-    prediction     :math:`D(x_t; \sigma)`
-    ============== =========================================
-    epsilon        :math:`x_t - \sigma \hat\epsilon`
-    sample         :math:`\hat x`
-    v_prediction   :math:`\alpha z - \alpha\sigma \hat v`
-    ============== =========================================
+    | prediction | :math:`D(x_t; \sigma)` |
+    | --- | --- |
+    | epsilon | :math:`x_t - \sigma \hat\epsilon` |
+    | sample | :math:`\hat x` |
+    | v_prediction | :math:`\alpha z - \alpha\sigma \hat v` |
 
     Args:
         net: called as ``net(z, t)`` with fractional ``t`` of shape ``(B,)``, images in [-1, 1].

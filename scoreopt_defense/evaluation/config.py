@@ -63,31 +63,34 @@ OrAuto = WrapValidator(lambda value, count: None if value == "auto" else count(v
 
 
 class Config(Section):
-    """What the file says.
-
-    Attributes:
-        images: what to attack.
-        defences, attacks: by name; the clean images are always judged.
-        suite: the name of one at its own settings, such as ``"adaptive"``.
-        suites: suites by name, with settings.
-        judging, checks, keep, trials, batch, seed, threads: as in
-            :func:`scoreopt_defense.evaluation.evaluate`; None for ``"auto"``.
-        device: where the networks and images are put.
-    """
+    """What the file says; see :func:`scoreopt_defense.evaluate`."""
 
     images: Images
+    """What to attack."""
     defences: Annotated[dict[str, Defence], Field(min_length=1)]
+    """By name."""
     attacks: dict[str, Attacked] = {}
+    """By name; the clean images are always judged."""
     suite: str | None = None
+    """The name of one at its own settings: ``"quick"`` or ``"adaptive"``."""
     suites: dict[str, SuiteSection] = {}
+    """By name, with settings."""
     judging: Judged = Judged()
+    """When an image counts as broken."""
     checks: bool = Field(default=True, strict=True)
+    """Whether what the attacks' checks rest on is run too."""
     keep: Literal["all", "worst", "none"] = "all"
+    """Which attacked images stay when the run is finished."""
     trials: Count = 1
+    """Repetitions with other seeds."""
     batch: Annotated[int | None, Field(ge=1, strict=True), OrAuto] = 32
+    """Images a unit of work, or ``"auto"``."""
     seed: Seed = 0
+    """Of attacks and purifications."""
     threads: Annotated[int | None, Field(ge=1, le=MOST_THREADS, strict=True), OrAuto] = 1
+    """Of each worker, or ``"auto"``."""
     device: str = "cpu"
+    """``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``."""
 
     def materials(self) -> Materials:
         """The networks, images and attacks.
@@ -216,6 +219,7 @@ def _named(key: str, value: Any) -> Iterator[None]:
 
 
 def defence(name: str, section: Defence) -> nn.Module:
+    """What a section of the file defends, as a module; errors name ``defences.<name>``."""
     key = f"defences.{name}"
     with _named(f"{key}.classifier", section.classifier):
         network = fitted(named.classifier(section.classifier), section.resize, section.crop)

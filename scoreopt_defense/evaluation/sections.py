@@ -18,30 +18,39 @@ __all__ = ["Attacked", "Count", "Defence", "Images", "Judged", "Section", "Seed"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """One section, which has no other keys and is never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+#: One or more.
 Count = Annotated[int, Field(ge=1, strict=True)]
+#: Zero or more.
 Seed = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Images(Section):
-    """Which images, and how they are made to fit: see :func:`scoreopt_defense.data.source`.
-
-    Attributes:
-        transform: ``"torchvision"`` or ``"timm"``: as the authors of the first classifier of that
-            library resize and crop; in place of ``resize`` and ``crop``.
-    """
+    """Which images, and how they are made to fit: see :func:`scoreopt_defense.data.source`."""
 
     source: str
+    """A folder or zip of ``class/image`` files, a ``.npy`` file, torchvision's folder of CIFAR,
+    ``"hf:NAME"`` or ``"mnist"``."""
     split: Literal["train", "test", "validation"] = "test"
+    """Of sources that have several."""
     n: Count | None = None
+    """How many images; a larger number begins with those of a smaller one. All by default."""
     seed: Seed = 0
+    """Of their draw."""
     order: Literal["drawn", "index"] = "drawn"
+    """``"index"`` keeps the order of the files."""
     columns: tuple[str, str] | None = None
+    """Of images and labels, in a data set of Hugging Face's that has several."""
     transform: Literal["torchvision", "timm"] | None = None
+    """As the authors of the first classifier of that library resize and crop; in place of both."""
     resize: Count | None = None
+    """The shorter side, in pixels."""
     crop: Count | None = None
+    """The middle, in pixels."""
 
     def preprocessing(self, classifiers: Iterable[str]) -> data.Preprocessing:
         """What is done to each image.
@@ -64,21 +73,33 @@ class Judged(Section):
     """How results are judged: see :class:`~scoreopt_defense.evaluation.Judging`."""
 
     criterion: Literal["final", "any-step"] = "final"
+    """Judge the last image, or as the authors do: wrong at any step, confirmed by a vote."""
     purifications: Count = Judging().purifications
+    """Fresh ones, by which each image is judged."""
     confirm: Count = AnyStep().confirm
+    """Votes of ``"any-step"``."""
 
 
 class Defence(Section):
     """A classifier, to whose size images are resized and cropped, and what purifies them before."""
 
     classifier: str
+    """A name that ships, ``file:FILE``, ``timm:NAME``, ``torchvision:NAME``, ``robustbench:NAME``,
+    or ``python:MODULE:FUNCTION``, which is called."""
     resize: Count | None = None
+    """What the classifier is given: this shorter side, in pixels."""
     crop: Count | None = None
+    """What the classifier is given: this middle, in pixels."""
     purifier: str = "none"
+    """A class such as ``"ScoreOpt"`` or ``"DiffPure"``, or ``python:MODULE:FUNCTION``."""
     denoiser: str | None = None
+    """As :func:`scoreopt_defense.pretrained.denoiser` takes it, or ``python:MODULE:FUNCTION``."""
     preset: str | None = None
+    """Settings by name: ``scoreopt presets`` lists them."""
     overrides: dict[str, Any] = {}
+    """Settings of the purifier in place of the preset's."""
     votes: Count = 1
+    """Purifications that a decision is the mean logits of."""
 
 
 def _fraction(value: Any) -> Any:
@@ -96,9 +117,11 @@ class Attacked(Section):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     attack: str | None = None
+    """A name of ``scoreopt attacks``, or a class of ``scoreopt_defense.attacks``."""
     eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)] | None = (
         None
     )
+    """Radius, of images in [0, 1]; ``"8/255"`` is a number too. By default the attack's own."""
 
 
 class SuiteSection(Section):
@@ -107,6 +130,8 @@ class SuiteSection(Section):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     suite: str | None = None
+    """``"quick"`` or ``"adaptive"``; by default the section's own name."""
     eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)] | None = (
         None
     )
+    """Radius, of images in [0, 1]; by default the usual one of such images."""

@@ -56,7 +56,7 @@ def denoiser(name: str | Any, *, path: str | Path | None = None) -> Denoiser:
             - ``"edm:<file>"`` is a training in EDM: NVIDIA's ``network-snapshot-*.pkl``, which
               is read without being run, or what ``scoreopt convert-edm`` made of it.
         path: for a name that is downloaded, the file, or the folder that holds it, to load instead.
-            docs/score-models.md says what is checked of it.
+            docs/reference/score-models.md says what is checked of it.
 
     Raises:
         ValueError: if the name is unknown or a weight file is damaged or not what it should be.

@@ -215,7 +215,7 @@ def counted_gradients(function, *arguments):
 
 @pytest.mark.parametrize("name", PURIFIERS)
 def test_what_autoattacks_checks_say_of_each_defence(name):
-    """As docs/attacks.md has it: of the code of the checks, since no package brings it."""
+    """As docs/results/attacks.md has it: of the code of the checks, since no package brings it."""
     classifier, x = smooth_classifier(torch.float32), mid_images(dtype=torch.float32)
     model = DefendedModel(classifier, PURIFIERS[name](bent(torch.float32), gradient="bpda"))
     assert (counted_gradients(model, x) > 0) == name.startswith("ScoreOpt")  # check_dynamic

@@ -32,7 +32,7 @@ def containers() -> list[dict[str, Any]]:
     return [spec[part]["spec"]["containers"][0] for part in ("scheduler", "worker")]
 
 
-COMMANDS = [line for line in console("docs/scaling.md") if line.startswith("dask ")] + [
+COMMANDS = [line for line in console("docs/how-to/cluster.md") if line.startswith("dask ")] + [
     shlex.join(container["args"]) for container in containers()
 ]
 

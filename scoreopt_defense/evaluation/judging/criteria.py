@@ -137,6 +137,7 @@ class _Watch:
         self.images[images[confirmed]] = found[confirmed].clamp(0, 1)
 
 
+#: By the name that a configuration says.
 CRITERIA = Options({"final": Final, "any-step": AnyStep}, Criterion)
 
 

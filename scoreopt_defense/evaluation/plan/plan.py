@@ -33,7 +33,7 @@ __all__ = ["MOST_THREADS", "Plan"]
 
 _FORMAT = "3"  # of keys
 _MOST_UNITS = 10**7  # of ImageNet's 50,000 images that is 6,000 cells of batches of 32
-# of a worker; far more of them cannot be started, and torch does not survive it
+#: Of a worker; far more of them cannot be started, and torch does not survive it
 MOST_THREADS = 1024
 
 

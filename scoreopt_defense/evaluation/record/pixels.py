@@ -17,7 +17,8 @@ from scoreopt_defense.evaluation.record.store_error import StoreError, said_plai
 
 __all__ = ["IMAGES", "Packed", "Pixels"]
 
-IMAGES, _OLD = "images.sqlite", "images"  # once a file of safetensors' for each batch
+IMAGES = "images.sqlite"  #: in the record's folder
+_OLD = "images"  # once a file of safetensors' for each batch
 _SCHEMA = """
     PRAGMA auto_vacuum=FULL;
     PRAGMA journal_mode=WAL;

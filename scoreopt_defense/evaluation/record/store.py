@@ -33,7 +33,7 @@ from scoreopt_defense.evaluation.record.store_error import StoreError, said_plai
 
 __all__ = ["RECORD", "Store", "StoreError"]
 
-RECORD = "record.sqlite"
+RECORD = "record.sqlite"  #: in the record's folder
 _FORMAT, _OLD = 3, "run.sqlite"  # of formats 1 and 2
 _TABLES = {"units": UnitResult, "defences": KnownDefence, "tasks": KnownTask, "views": View}
 _TOGETHER = 1.0  # second, within which what is added waits for the disk once

@@ -30,7 +30,7 @@ __all__ = ["LOOK", "Crew", "for_workers", "in_process", "processes"]
 # does one unit at a time, since torch's and numpy's global generators are the process's.
 _HELD: dict[str, tuple[Materials, int] | str] = {}
 _ONE_AT_A_TIME = threading.Lock()
-LOOK = 5.0  # seconds, after which it is looked whether the workers are still there
+LOOK = 5.0  #: seconds, after which it is looked whether the workers are still there
 _T = TypeVar("_T")
 _STARTS = 3  # of workers that are lost before their first unit, before the run is given up
 
@@ -164,6 +164,7 @@ def processes(materials: Materials, threads: int, count: int) -> Crew:
 
 
 def for_workers(pack: Callable[[Any], _T], *things: Any) -> _T:
+    """What ``pack`` makes of them, or an error that says what workers need."""
     try:
         return pack(things)
     except Exception as error:

@@ -84,12 +84,12 @@ class Adaptive(Settings, Suite):
 
     Reference:
         Athalye et al., ICML 2018; Carlini et al., 2019; Croce et al., ICML 2022. Which attacks, in
-        which order: docs/robustness.md.
+        which order: docs/results/robustness.md.
     """
 
     norm: str = "linf"
     eps: float = None  # type: ignore[assignment]  # the norm's
-    steps: int = 80  # of one sample each: docs/gradients.md
+    steps: int = 80  # of one sample each: docs/results/gradients.md
     longer: int = 4
     random: bool | None = None
     queries: int = 1000

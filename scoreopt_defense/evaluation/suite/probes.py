@@ -29,7 +29,7 @@ __all__ = [
     "strongest_mode",
 ]
 
-# The modes by what they found here, strongest first: docs/robustness.md.
+# The modes by what they found here, strongest first: docs/results/robustness.md.
 _STRONGEST = ("smoothed", "exact", "one-shot", "bpda", "as-it-is")
 
 
