@@ -1,0 +1,141 @@
+"""One image attacked and purified, and what is told of it on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.noise import derive, seeded
+from scoreopt_defense.play.choices import Asked, Domain
+from scoreopt_defense.play.pictures import as_url, from_url, magnified
+from scoreopt_defense.purifiers import Purifier, ScoreOpt, WithoutNetwork
+
+__all__ = ["FRESH", "experiment"]
+
+#: Fresh purifications of the attacked image, whose answers are counted.
+FRESH = 16
+
+_OFTEN = 0.1  # seconds between two reports of an attack
+_ATTACKS, _ONE, _FRESH, _MODEL = range(4)  # what is drawn, below the seed that was asked for
+
+#: Told what has happened: a dictionary that JSON takes, of a ``kind``.
+Tell = Callable[[dict[str, Any]], object]
+
+
+def experiment(domain: Domain, asked: Asked, tell: Tell, check: Callable[[], None]) -> None:
+    """Attack the image, purify it step by step, and purify it afresh :data:`FRESH` times.
+
+    Its noise, and what an attack draws, are functions of the seed asked for. It tells of
+
+    - ``clean``: the image and the classifier's ``probabilities``;
+    - ``attacking``: of ``of`` queries those that are ``done``;
+    - ``attacked``: the image, its ``difference`` from the clean one times ``factor``, and that
+      difference's norms; with ``none`` for an attack the clean one;
+    - ``step``, many times: what would come out if the purification ended here, the network's
+      noised input, the probabilities of the first, and its loss if there is one;
+    - ``purified``: what came out;
+    - ``fresh``: the classes that fresh purifications are taken for.
+
+    Args:
+        tell: told of each.
+        check: called before every call of a network; what it raises ends the experiment.
+
+    Raises:
+        ValueError: naming what of it is no choice, or out of range.
+        ImportError: if a library is missing.
+    """
+    classifier, purifier = domain.classifier(asked), domain.purifier(asked)
+    x = from_url(asked.image, domain.shape)
+    networks = [classifier, *([purifier.denoiser] if purifier else [])]
+
+    def probabilities(x: Tensor) -> list[float]:
+        with torch.no_grad():
+            return [round(p, 4) for p in classifier(x).softmax(1)[0].tolist()]
+
+    def seen(kind: str, x: Tensor, **others: Any) -> None:
+        tell({"kind": kind, "image": as_url(x), "probabilities": probabilities(x), **others})
+
+    with _before_each_call(networks, lambda _: check()):
+        seen("clean", x)
+        with torch.no_grad():
+            y = classifier(x).argmax(1)
+        if asked.label is not None:
+            y = torch.full_like(y, asked.label)
+        x_a = _attacked(domain, asked, classifier, purifier, x, y, tell)
+        change = x_a - x
+        difference, factor = magnified(change)
+        seen("attacked", x_a, difference=as_url(difference), factor=factor, label=int(y),
+             linf=float(change.abs().max()), l2=float(change.norm()))  # fmt: skip
+        if purifier is None:
+            return
+        with _each_step(purifier, lambda x, x_t, **about: seen(
+            "step", ((x + 1) / 2).clamp(0, 1), noised=as_url((x_t + 1) / 2), **about
+        )) as options, torch.no_grad():  # fmt: skip
+            purified = purifier(x_a, seed=derive(asked.seed, _ONE), **options)
+        seen("purified", purified)
+        with torch.no_grad():
+            many = purifier(x_a, seed=derive(asked.seed, _FRESH), samples=FRESH)
+            tell({"kind": "fresh", "classes": classifier(many).argmax(1).tolist()})
+
+
+def _attacked(
+    domain: Domain, asked: Asked, classifier: nn.Module, purifier: Purifier | None,
+    x: Tensor, y: Tensor, tell: Tell,
+) -> Tensor:  # fmt: skip
+    attack = domain.attack(asked)
+    if attack is None:
+        return x
+    model: nn.Module = classifier
+    if purifier is not None:
+        model = DefendedModel(classifier, purifier.replace(seed=derive(asked.seed, _MODEL)))
+    done, last = 0, 0.0
+
+    def count(images: Tensor) -> None:
+        nonlocal done, last
+        done += len(images)
+        if time.monotonic() - last > _OFTEN:
+            last = time.monotonic()
+            tell({"kind": "attacking", "done": done, "of": attack.queries})
+
+    with _before_each_call([classifier], count), seeded(derive(asked.seed, _ATTACKS)):
+        return attack.run(model, x, y)
+
+
+@contextmanager
+def _before_each_call(networks: list[nn.Module], told: Callable[[Tensor], None]) -> Iterator[None]:
+    hooks = [n.register_forward_pre_hook(lambda _, given: told(given[0])) for n in networks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _each_step(purifier: Purifier, seen: Callable[..., None]) -> Iterator[dict[str, Any]]:
+    """Options of a call of the purifier, of whose steps ``seen`` is told meanwhile.
+
+    ScoreOpt tells of its own; of another purifier each denoising is a step.
+    """
+    if isinstance(purifier, ScoreOpt):
+        comes_out = {"O": "x", "N": "denoised"}[purifier.settings.variant]
+        yield {"callback": lambda step: seen(
+            step[comes_out], step["x_t"], sigma=float(step["sigma"]), loss=float(step["loss"])
+        )}  # fmt: skip
+        return
+    if isinstance(purifier, WithoutNetwork):
+        yield {}
+        return
+    hook = purifier.denoiser.register_forward_hook(
+        lambda _, given, denoised: seen(denoised, given[0], sigma=float(torch.as_tensor(given[1])))
+    )
+    try:
+        yield {}
+    finally:
+        hook.remove()
