@@ -33,7 +33,8 @@ def experiment(domain: Domain, asked: Asked, tell: Tell, check: Callable[[], Non
 
     Its noise, and what an attack draws, are functions of the seed asked for. It tells of
 
-    - ``clean``: the image and the classifier's ``probabilities``;
+    - ``clean``: the image, the classifier's ``probabilities``, and the ``label``: by default
+      what it takes the image for;
     - ``attacking``: of ``of`` queries those that are ``done``;
     - ``attacked``: the image, its ``difference`` from the clean one times ``factor``, and that
       difference's norms; with ``none`` for an attack the clean one;
@@ -62,15 +63,15 @@ def experiment(domain: Domain, asked: Asked, tell: Tell, check: Callable[[], Non
         tell({"kind": kind, "image": as_url(x), "probabilities": probabilities(x), **others})
 
     with _before_each_call(networks, lambda _: check()):
-        seen("clean", x)
         with torch.no_grad():
             y = classifier(x).argmax(1)
         if asked.label is not None:
             y = torch.full_like(y, asked.label)
+        seen("clean", x, label=int(y))
         x_a = _attacked(domain, asked, classifier, purifier, x, y, tell)
         change = x_a - x
         difference, factor = magnified(change)
-        seen("attacked", x_a, difference=as_url(difference), factor=factor, label=int(y),
+        seen("attacked", x_a, difference=as_url(difference), factor=factor,
              linf=float(change.abs().max()), l2=float(change.norm()))  # fmt: skip
         if purifier is None:
             return

@@ -47,12 +47,7 @@ def read(content: bytes, shape: tuple[int, int, int]) -> Tensor:
             share = as_colours(alpha) / 255 if pixels.ndim == 3 else alpha / 255
             pixels = np.round(pixels * share + 255 * (1 - share)).astype(np.uint8)
         picture = _pillow().fromarray(pixels).convert("L" if channels == 1 else "RGB")
-    (across, down), ratio = picture.size, width / height
-    wide, high = min(across, down * ratio), min(down, across / ratio)
-    left, top = (across - wide) / 2, (down - high) / 2
-    if picture.size != (width, height):
-        middle = (left, top, left + wide, top + high)
-        picture = picture.resize((width, height), _pillow().Resampling.LANCZOS, box=middle)
+    picture = optional("PIL.ImageOps", extra="data").fit(picture, (width, height))
     levels = torch.from_numpy(np.array(picture)).reshape(height, width, channels)
     return levels.permute(2, 0, 1)[None].float() / 255
 

@@ -2,7 +2,7 @@
 
 const $ = (id) => document.getElementById(id);
 const form = $("form"), fields = form.elements, key = location.hash.slice(1);
-const SIGNS = "●■◆▲▼★", DASHES = ["", "7 4", "2 3", "7 3 2 3", "", "7 4"], LINES = 6;
+const NORMS = { linf: "L∞", l2: "L2" }, SIGNS = "●■◆▲▼★", DASHES = ["", "7 4", "2 3", "7 3 2 3", "", "7 4"], LINES = 6;
 let domains = [], fresh = 0, own = null, job = null, trail = [], label = 0;
 
 function make(tag, given = {}, ...inside) {
@@ -71,10 +71,10 @@ function settings() {
 
 function hint() {
   const attack = domain().attacks[fields.attack.value], eps = Number(fields.eps.value);
-  const norm = attack.threat ? `${attack.threat.split(" ")[0]} norm` : "";
+  const norm = attack.threat?.split(" ")[0], inLevels = norm === "linf" ? `, ${(255 * eps).toFixed(1)} of 255 levels` : "";
   $("of-attack").textContent = !attack.threat ? "The image stays as it is."
     : attack.eps == null ? attack.threat
-    : `Within ε = ${fields.eps.value} in ${norm}${norm.startsWith("linf") ? `: ${(255 * eps).toFixed(1)} of 255 levels` : ""}.`;
+    : `Within ${NORMS[norm] ?? norm} ≤ ε = ${fields.eps.value}${inLevels}.`;
 }
 
 async function upload(file) {
@@ -105,10 +105,14 @@ function begin() {
   $("purification").hidden = fields.defence.value === "none";
 }
 
-function verdict(probabilities, isKnown = true) {
-  const place = probabilities.indexOf(Math.max(...probabilities)), isRight = place === label;
-  const text = `${isKnown ? (isRight ? "✓ " : "✗ ") : ""}${name(place)}, ${percent(probabilities[place])} %`;
-  return make("span", { className: isKnown ? (isRight ? "right" : "wrong") : "" }, text);
+function answer(place, more = "") {
+  const isRight = place === label;
+  return make("span", { className: isRight ? "right" : "wrong" }, `${isRight ? "✓" : "✗"} ${name(place)}${more}`);
+}
+
+function verdict(probabilities) {
+  const highest = Math.max(...probabilities);
+  return answer(probabilities.indexOf(highest), `, ${percent(highest)}\u00a0%`);
 }
 
 function picture(id, title, src, ...about) {
@@ -141,7 +145,6 @@ function draw() {
     const isEnd = i === trail.length - 1;
     if (isEnd || (i % every === 0 && i + every / 2 < trail.length)) parts.push(svg("text", { x: Math.min(across(i), wide - 28), y: bottom + 20 }, at.called));
   });
-  parts.push(svg("text", { x: (left + right) / 2, y: bottom + 40 }, "step"));
   shown.forEach((place, line) => {
     const points = trail.map((at, i) => [across(i), down(at.probabilities[place])]);
     const group = svg("g", { class: `t${line}` });
@@ -163,7 +166,7 @@ function draw() {
 function along(called, event, ...images) {
   trail.push({ called, probabilities: event.probabilities });
   const pictures = images.map(([src, alt]) => make("img", { src, alt }));
-  $("strip").append(make("figure", {}, ...pictures, make("figcaption", {}, make("b", {}, called), " ", verdict(event.probabilities))));
+  $("strip").append(make("figure", {}, make("figcaption", {}, make("b", {}, called), verdict(event.probabilities)), ...pictures));
   draw();
 }
 
@@ -171,15 +174,15 @@ const told = {
   job: ({ id }) => { job = id; say("Begins."); },
   waiting: ({ ahead }) => say(`${ahead} before you in the line.`),
   clean: (event) => {
+    label = event.label;
     say("Attacking.");
-    picture("clean", "Clean", event.image, verdict(event.probabilities, fields.label.value !== ""));
+    picture("clean", "Clean", event.image, verdict(event.probabilities));
   },
   attacking: ({ done, of }) => {
     Object.assign($("progress"), { hidden: false, max: of, value: done });
     say(`Attacking: ${done.toLocaleString("en")} of ${of.toLocaleString("en")} queries.`);
   },
   attacked: (event) => {
-    label = event.label;
     $("progress").hidden = true;
     say("Purifying.");
     picture("attacked", "Attacked", event.image, verdict(event.probabilities));
@@ -197,7 +200,7 @@ const told = {
     const right = classes.filter((place) => place === label).length;
     $("agree").textContent = `${right} of ${classes.length} fresh purifications of the attacked image are taken for the true class, ${name(label)}.`
       + (right && right < classes.length ? " The answer depends on the noise that is drawn." : "");
-    $("votes").replaceChildren(...classes.map((place) => make("span", { className: place === label ? "right" : "wrong" }, `${place === label ? "✓" : "✗"} ${name(place)}`)));
+    $("votes").replaceChildren(...classes.map((place) => answer(place)));
   },
   done: () => say("Done."),
   stopped: ({ why }) => say(`${why[0].toUpperCase()}${why.slice(1)}.`),
@@ -214,6 +217,7 @@ async function run() {
   };
   if (!own) return say("Pick an image first, or drop one of your own.");
   begin();
+  if ($("results").getBoundingClientRect().top > innerHeight / 2) $("results").scrollIntoView();
   $("go").disabled = true;
   $("stop").disabled = false;
   try {
