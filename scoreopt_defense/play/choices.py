@@ -104,10 +104,12 @@ class Domain:
         return tuned | {n: (kind, {}) for n, kind in KINDS.items() if kind is not ScoreOpt}
 
     def classifier(self, asked: Asked) -> nn.Module:
+        """The one asked for; ValueError if it is none of these."""
         check_choice("classifier", asked.classifier, self.classifiers)
         return _classifier(asked.classifier)
 
     def attack(self, asked: Asked) -> Attack | None:
+        """Likewise, with the settings asked for that it has; None for ``"none"``."""
         if asked.attack == "none":
             return None
         check_choice("attack", asked.attack, ["none", *self.attacks()])
@@ -116,15 +118,15 @@ class Domain:
         return attack.replace(**_given(wanted, attack.names()))
 
     def purifier(self, asked: Asked) -> Purifier | None:
+        """Likewise."""
         if asked.defence == "none":
             return None
         check_choice("defence", asked.defence, ["none", *self.defences()])
         kind, values = self.defences()[asked.defence]
         wanted = {"steps": asked.steps, "sigma": asked.sigma, "lr": asked.lr}
         settings = kind.Settings.of(**values).replace(**_given(wanted, kind.Settings.names()))
-        if issubclass(kind, WithoutNetwork):
-            return kind(settings.replace(seed=asked.seed))
-        return kind(_denoiser(self.denoiser), settings.replace(seed=asked.seed))
+        needs = () if issubclass(kind, WithoutNetwork) else (_denoiser(self.denoiser),)
+        return kind(*needs, settings=settings)
 
 
 def _of(settings: Settings, names: tuple[str, ...]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.noise import derive, seeded
 from scoreopt_defense.play.choices import Asked, Domain
 from scoreopt_defense.play.pictures import as_url, from_url, magnified
-from scoreopt_defense.purifiers import Purifier, ScoreOpt, WithoutNetwork
+from scoreopt_defense.purifiers import Purifier, ScoreOpt
 
 __all__ = ["FRESH", "experiment"]
 
@@ -38,8 +38,8 @@ def experiment(domain: Domain, asked: Asked, tell: Tell, check: Callable[[], Non
     - ``attacking``: of ``of`` queries those that are ``done``;
     - ``attacked``: the image, its ``difference`` from the clean one times ``factor``, and that
       difference's norms; with ``none`` for an attack the clean one;
-    - ``step``, many times: what would come out if the purification ended here, the network's
-      noised input, the probabilities of the first, and its loss if there is one;
+    - ``step``, many times: what would come out if the purification ended here, the
+      ``noised`` image that the denoiser is given, and the probabilities of the first;
     - ``purified``: what came out;
     - ``fresh``: the classes that fresh purifications are taken for.
 
@@ -55,18 +55,15 @@ def experiment(domain: Domain, asked: Asked, tell: Tell, check: Callable[[], Non
     x = from_url(asked.image, domain.shape)
     networks = [classifier, *([purifier.denoiser] if purifier else [])]
 
-    def probabilities(x: Tensor) -> list[float]:
-        with torch.no_grad():
-            return [round(p, 4) for p in classifier(x).softmax(1)[0].tolist()]
-
     def seen(kind: str, x: Tensor, **others: Any) -> None:
-        tell({"kind": kind, "image": as_url(x), "probabilities": probabilities(x), **others})
+        probabilities = [round(p, 4) for p in classifier(x).softmax(1)[0].tolist()]
+        tell({"kind": kind, "image": as_url(x), "probabilities": probabilities, **others})
 
-    with _before_each_call(networks, lambda _: check()):
-        with torch.no_grad():
-            y = classifier(x).argmax(1)
-        if asked.label is not None:
-            y = torch.full_like(y, asked.label)
+    def stepped(comes_out: Tensor, x_t: Tensor) -> None:
+        seen("step", ((comes_out + 1) / 2).clamp(0, 1), noised=as_url((x_t + 1) / 2))
+
+    with torch.no_grad(), _before_each_call(networks, lambda _: check()):
+        y = classifier(x).argmax(1) if asked.label is None else torch.tensor([asked.label])
         seen("clean", x, label=int(y))
         x_a = _attacked(domain, asked, classifier, purifier, x, y, tell)
         change = x_a - x
@@ -75,14 +72,10 @@ def experiment(domain: Domain, asked: Asked, tell: Tell, check: Callable[[], Non
              linf=float(change.abs().max()), l2=float(change.norm()))  # fmt: skip
         if purifier is None:
             return
-        with _each_step(purifier, lambda x, x_t, **about: seen(
-            "step", ((x + 1) / 2).clamp(0, 1), noised=as_url((x_t + 1) / 2), **about
-        )) as options, torch.no_grad():  # fmt: skip
-            purified = purifier(x_a, seed=derive(asked.seed, _ONE), **options)
-        seen("purified", purified)
-        with torch.no_grad():
-            many = purifier(x_a, seed=derive(asked.seed, _FRESH), samples=FRESH)
-            tell({"kind": "fresh", "classes": classifier(many).argmax(1).tolist()})
+        with _each_step(purifier, stepped) as options:
+            seen("purified", purifier(x_a, seed=derive(asked.seed, _ONE), **options))
+        fresh = purifier(x_a, seed=derive(asked.seed, _FRESH), samples=FRESH)
+        tell({"kind": "fresh", "classes": classifier(fresh).argmax(1).tolist()})
 
 
 def _attacked(
@@ -119,22 +112,19 @@ def _before_each_call(networks: list[nn.Module], told: Callable[[Tensor], None])
 
 
 @contextmanager
-def _each_step(purifier: Purifier, seen: Callable[..., None]) -> Iterator[dict[str, Any]]:
+def _each_step(
+    purifier: Purifier, seen: Callable[[Tensor, Tensor], object]
+) -> Iterator[dict[str, Any]]:
     """Options of a call of the purifier, of whose steps ``seen`` is told meanwhile.
 
     ScoreOpt tells of its own; of another purifier each denoising is a step.
     """
     if isinstance(purifier, ScoreOpt):
         comes_out = {"O": "x", "N": "denoised"}[purifier.settings.variant]
-        yield {"callback": lambda step: seen(
-            step[comes_out], step["x_t"], sigma=float(step["sigma"]), loss=float(step["loss"])
-        )}  # fmt: skip
-        return
-    if isinstance(purifier, WithoutNetwork):
-        yield {}
+        yield {"callback": lambda step: seen(step[comes_out], step["x_t"])}
         return
     hook = purifier.denoiser.register_forward_hook(
-        lambda _, given, denoised: seen(denoised, given[0], sigma=float(torch.as_tensor(given[1])))
+        lambda _, given, denoised: seen(denoised, given[0]) and None
     )
     try:
         yield {}

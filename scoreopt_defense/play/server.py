@@ -99,7 +99,7 @@ class Guard:
             return 403, "open the whole address that scoreopt play printed, with what follows #"
         if method == "POST":
             length = headers.get("content-length", "")
-            if not length.isdecimal():
+            if "transfer-encoding" in headers or not length.isdecimal():
                 return 411, "a request must say its length"
             if int(length) > MOST_BYTES:
                 return 413, f"the file must have at most {MOST_BYTES:,} bytes"
