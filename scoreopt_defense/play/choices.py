@@ -125,8 +125,9 @@ class Domain:
         kind, values = self.defences()[asked.defence]
         wanted = {"steps": asked.steps, "sigma": asked.sigma, "lr": asked.lr}
         settings = kind.Settings.of(**values).replace(**_given(wanted, kind.Settings.names()))
-        needs = () if issubclass(kind, WithoutNetwork) else (_denoiser(self.denoiser),)
-        return kind(*needs, settings=settings)
+        network = None if issubclass(kind, WithoutNetwork) else _denoiser(self.denoiser)
+        parts: dict[str, Any] = {"denoiser": network} if network else {}
+        return kind(**parts, settings=settings)
 
 
 def _of(settings: Settings, names: tuple[str, ...]) -> dict[str, Any]:

@@ -123,9 +123,11 @@ def _each_step(
         comes_out = {"O": "x", "N": "denoised"}[purifier.settings.variant]
         yield {"callback": lambda step: seen(step[comes_out], step["x_t"])}
         return
-    hook = purifier.denoiser.register_forward_hook(
-        lambda _, given, denoised: seen(denoised, given[0]) and None
-    )
+
+    def told(_: object, given: tuple[Tensor, ...], denoised: Tensor) -> None:
+        seen(denoised, given[0])
+
+    hook = purifier.denoiser.register_forward_hook(told)
     try:
         yield {}
     finally:

@@ -70,9 +70,9 @@ class Jobs:
         finally:
             self.stop(job.id)
 
-    def stop(self, id: str) -> None:
-        """Stop a job before its network's next call; one that has ended stays as it is."""
-        for job in [job for job in self._line if job.id == id]:
+    def stop(self, id: str | None = None) -> None:
+        """Stop a job before its network's next call, or all; one that has ended stays as it is."""
+        for job in [job for job in self._line if id in (None, job.id)]:
             job.is_stopped.set()
             if job.began is None:
                 job.news.put_nowait({"kind": "stopped", "why": "stopped before it began"})

@@ -129,8 +129,7 @@ def application(
     app.add_middleware(Guard, key=key, names=names)
 
     for path, (file, kind) in _FILES.items():
-        content = file.read_bytes(), 200, {}, f"{kind}; charset=utf-8"
-        app.add_route(path, lambda _, content=content: Response(*content))
+        app.add_route(path, _answer(file.read_bytes(), kind))
 
     @app.exception_handler(RequestValidationError)
     def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -174,6 +173,10 @@ def application(
     return app
 
 
+def _answer(content: bytes, kind: str) -> Callable[[Request], Response]:
+    return lambda _: Response(content, media_type=f"{kind}; charset=utf-8")
+
+
 async def _lines(events: AsyncGenerator[Event]) -> AsyncIterator[str]:
     async with aclosing(events):
         async for event in events:
@@ -194,10 +197,17 @@ def serve(
     Raises:
         OSError: if it is taken.
     """
+    jobs = Jobs()
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            jobs.stop()  # which ends the answers that it would wait for
+            await super().shutdown(sockets)
+
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listening:
         key, at = secrets.token_urlsafe(16), f"[{host}]" if ":" in host else host
-        app = application(domains, key=key, names=[host, socket.gethostname()])
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        app = application(domains, key=key, names=[host, socket.gethostname()], jobs=jobs)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10)
         say(f"http://{at}:{listening.getsockname()[1]}/#{key}\nCtrl-C ends it.")
-        uvicorn.Server(config).run(sockets=[listening])
+        Server(config).run(sockets=[listening])
