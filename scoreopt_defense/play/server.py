@@ -55,14 +55,15 @@ class Guard:
     """Refuses what another site's page, or anybody without the key, may send.
 
     A name that leads here by somebody else's DNS is no address of this server (DNS rebinding): in
-    ``Host`` are a number, ``localhost`` or ``names``. ``Origin``, where a browser sends it, is this
-    very server's. Below ``/api`` a request carries the key in a header of its own, which no form
-    and no image can, and another site's script only after asking in vain.
+    ``Host`` are an IP address, ``localhost`` or one of ``names``. ``Origin``, where a browser sends
+    it, is this very server's. Below ``/api`` a request carries the key in a header of its own,
+    which no form and no image can, and another site's script only after asking in vain. A link to
+    the page itself, which has no secret, may stand anywhere.
 
     Args:
         app: behind it.
         key: of this start.
-        names: of this machine, that ``Host`` may be too.
+        names: of this machine.
     """
 
     def __init__(self, app: ASGIApp, *, key: str, names: Sequence[str] = ()) -> None:
@@ -90,13 +91,13 @@ class Guard:
         if not self._is_here(host):
             return 421, "this server has no such name"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("://")[2] != host:
             return 403, "requests of other sites are not answered"
-        if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-            return 403, "requests of other sites are not answered"
-        key = headers.get("x-key", "").encode()
-        if path.startswith("/api/") and not secrets.compare_digest(key, self.key):
-            return 403, "open the whole address that scoreopt play printed, with what follows #"
+        if path.startswith("/api/"):
+            if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+                return 403, "requests of other sites are not answered"
+            if not secrets.compare_digest(headers.get("x-key", "").encode(), self.key):
+                return 403, "open the whole address that scoreopt play printed, with what follows #"
         if method == "POST":
             length = headers.get("content-length", "")
             if "transfer-encoding" in headers or not length.isdecimal():
@@ -177,7 +178,7 @@ def _answer(content: bytes, kind: str) -> Callable[[Request], Response]:
     return lambda _: Response(content, media_type=f"{kind}; charset=utf-8")
 
 
-async def _lines(events: AsyncGenerator[Event]) -> AsyncIterator[str]:
+async def _lines(events: AsyncGenerator[Event, None]) -> AsyncIterator[str]:
     async with aclosing(events):
         async for event in events:
             yield json.dumps(event) + "\n"

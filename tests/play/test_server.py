@@ -66,6 +66,7 @@ class TestWhoIsAnswered:
             ({"origin": "http://evil.example"}, 403),
             ({"origin": "http://127.0.0.1:9999"}, 403),
             ({"origin": "null"}, 403),
+            ({"origin": "http://[::1"}, 403),
             ({"sec-fetch-site": "cross-site"}, 403),
             ({"sec-fetch-site": "same-site"}, 403),
             ({"x-key": "another"}, 403),
@@ -76,6 +77,9 @@ class TestWhoIsAnswered:
         answer = client.get("/api/choices", headers=headers)
         assert answer.status_code == status
         assert status == 200 or answer.json()["why"]
+
+    def test_a_link_to_the_page_may_stand_anywhere(self, client):
+        assert client.get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 200
 
     def test_a_name_that_the_server_was_given_is_its(self):
         app = server.application(DOMAINS, key=KEY, names=["Lab-3"])

@@ -130,7 +130,7 @@ function svg(tag, given, text = "") {
 
 // The likeliest classes along the steps, the true one first.
 function draw() {
-  const box = $("chart"), wide = box.clientWidth, [left, right, top, bottom] = [38, wide - 14, 10, 215];
+  const box = $("chart"), wide = box.clientWidth, [left, right, top, bottom] = [44, wide - 14, 10, 215];
   const highest = (place) => Math.max(...trail.map((at) => at.probabilities[place]));
   const places = trail[0].probabilities.map((_, place) => place).filter((place) => place !== label && highest(place) > 0.02)
     .sort((a, b) => highest(b) - highest(a));
@@ -150,6 +150,7 @@ function draw() {
     const group = svg("g", { class: `t${line}` });
     group.append(svg("polyline", { points: points.join(" "), "stroke-dasharray": DASHES[line] }));
     points.forEach(([x, y], i) => {
+      if (i % Math.ceil(trail.length / 40)) return;
       const sign = svg("text", { class: "sign", x, y }, SIGNS[line]);
       sign.append(svg("title", {}, `${name(place)}, ${trail[i].called}: ${percent(trail[i].probabilities[place])} %`));
       group.append(sign);
