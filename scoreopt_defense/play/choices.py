@@ -160,6 +160,7 @@ def domains(
     Raises:
         ValueError: if some of it is missing, or does not fit.
     """
+    # of each class the first test image of data.mnist; MNIST's licence is CC BY-SA 3.0
     digits = (Path(__file__).parent / "page" / "digits.png").read_bytes()
     strip = pictures.read(digits, (1, 28, 280))
     samples = ((pictures.as_url(x), y) for y, x in enumerate(strip.split(28, dim=3)))

@@ -138,7 +138,7 @@ function draw() {
   const across = (i) => left + (right - left) * i / Math.max(trail.length - 1, 1), down = (share) => bottom - (bottom - top) * share;
   const parts = [0, 0.25, 0.5, 0.75, 1].flatMap((share) => [
     svg("line", { class: "grid", x1: left, x2: right, y1: down(share), y2: down(share) }),
-    svg("text", { class: "down", x: left - 6, y: down(share) }, 100 * share),
+    svg("text", { class: "down", x: left - 12, y: down(share) }, 100 * share),
   ]);
   const every = Math.ceil(trail.length / Math.max(1, Math.floor(wide / 70)));
   trail.forEach((at, i) => {
