@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,10 +131,21 @@ def read_pixels(file: File, name: str) -> np.ndarray:
     return pixels
 
 
-def read_with_alpha(file: File, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """As :func:`read_pixels`, and the alpha channel, (H, W); None where all is opaque."""
+def read_with_alpha(
+    file: File, name: str, *, most: float = math.inf
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """As :func:`read_pixels`, and the alpha channel, (H, W); None where all is opaque.
+
+    Args:
+        most: pixels that the image may have, by its header: of a larger one none is decoded.
+    """
     alpha = None
     with _opened(file, name) as image:
+        width, height = image.size
+        if width * height > most:
+            raise UnreadableImageError(
+                f"{name} must have at most {most:,} pixels, and has {width:,} x {height:,}"
+            )
         if image.format in _MOVING and getattr(image, "n_frames", 1) > 1:
             raise UnreadableImageError(f"{name} must be one image, and has {image.n_frames} frames")
         wide = image.mode[0] == "I" or any(";16" in str(tile[3]) for tile in image.tile)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from html.parser import HTMLParser
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 class Page(HTMLParser):

@@ -22,7 +22,7 @@ def run_without(blocked, code):
 OPTIONAL = ["art", "torchattacks", "pyautoattack", "diffusers", "mlxtend", "PIL", "torchvision",
             "matplotlib", "foolbox", "hypothesis", "scipy", "recoloradv", "imagecorruptions",
             "typer", "rich", "pydantic", "distributed", "azula", "jinja2",
-            "datasets"]  # fmt: skip
+            "datasets", "fastapi", "uvicorn"]  # fmt: skip
 
 
 def test_the_core_needs_none_of_them_and_each_missing_one_names_its_extra():

@@ -13,6 +13,7 @@ from scoreopt_defense.cli.beginning import init
 from scoreopt_defense.cli.evaluation import evaluate
 from scoreopt_defense.cli.networks import attacks, convert_edm, models, presets
 from scoreopt_defense.cli.output import say
+from scoreopt_defense.cli.play import play
 from scoreopt_defense.cli.purification import purify
 from scoreopt_defense.cli.records import export, forget, report, runs
 
@@ -27,6 +28,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     runs: "scoreopt runs runs/demo",
     forget: "scoreopt forget runs/demo --attack SPSA",
     purify: "scoreopt purify photos purified --denoiser cifar10-tiny",
+    play: "scoreopt play",
     attacks: "scoreopt attacks",
     presets: "scoreopt presets",
     models: "scoreopt models",

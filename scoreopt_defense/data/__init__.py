@@ -22,6 +22,7 @@ from scoreopt_defense.data.source import Array, Images, Items, Source, Tensors
 
 __all__ = [
     "Array",
+    "CIFAR10_CLASSES",
     "Files",
     "HuggingFace",
     "Images",
@@ -212,7 +213,7 @@ def cifar10_c(
     first = (severity - 1) * per_severity
     labels = labels[:per_severity][keep]
     name = f"{corruption}.npy"
-    return Array(np.asarray(pixels[first + keep]), labels, _CIFAR10_CLASSES, name=name).load()
+    return Array(np.asarray(pixels[first + keep]), labels, CIFAR10_CLASSES, name=name).load()
 
 
 def _array(path: Path) -> np.ndarray:
@@ -268,7 +269,8 @@ def _check_split(split: str) -> None:
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
 
 
-_CIFAR10_CLASSES = (
+#: In the order of their labels.
+CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )

@@ -200,6 +200,7 @@ def test_ctrl_c_says_how_to_go_on(written, capsys, monkeypatch):
         "forget",
         "export",
         "purify",
+        "play",
         "attacks",
         "presets",
         "models",

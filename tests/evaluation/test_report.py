@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from html_pages import Page, words
+from html_pages import CHROMIUM, Page, words
 from torch import nn
 from toy_evaluation import Ascent, Failing, defences, images, run
 from toys import smooth_classifier
@@ -819,11 +819,6 @@ class TestStages:
         pages = [Page(run_page(result.store)) for result in (rude, mild)]
         assert [tag for tag, _ in pages[0].tags] == [tag for tag, _ in pages[1].tags]
         assert HOSTILE in pages[0].text
-
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 
 def browse(path, profile, address=""):
