@@ -89,8 +89,11 @@ class Config(Section):
     threads: Annotated[int | None, Field(ge=1, le=MOST_THREADS, strict=True), OrAuto] = 1
     device: str = "cpu"
 
-    def materials(self) -> Materials:
+    def materials(self, before: Plan | None = None) -> Materials:
         """The networks, images and attacks.
+
+        Args:
+            before: the plan that the run goes on with, if it does.
 
         Raises:
             ConfigError: naming the key and value of what cannot be had.
@@ -120,7 +123,9 @@ class Config(Section):
             with _named("suite", {"suite": self.suite}):
                 suites = {self.suite: named.suite(self.suite, images.shape)} | suites
         try:
-            return materials_of(defences, images, attacks, judging, suites, checks=self.checks)
+            return materials_of(
+                defences, images, attacks, judging, suites, checks=self.checks, before=before
+            )
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise ConfigError(str(error)) from error  # which names what it is about
 

@@ -29,9 +29,10 @@ from scoreopt_defense.evaluation import named
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.judging.asking import check_defence
 from scoreopt_defense.evaluation.judging.threat_model import check_attack
-from scoreopt_defense.evaluation.plan import CLEAN, Materials
+from scoreopt_defense.evaluation.plan import CLEAN, Materials, Plan
 from scoreopt_defense.evaluation.plan.fingerprint import of_attack
 from scoreopt_defense.evaluation.plan.materials import ASKED
+from scoreopt_defense.evaluation.plan.precision import settled
 from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Suite
 from scoreopt_defense.evaluation.suite.controls import CHECKS, Controls
 from scoreopt_defense.noise import seeded
@@ -47,8 +48,14 @@ def materials_of(
     suites: Mapping[str, Suite] | Iterable[str] | str = (),
     *,
     checks: bool = False,
+    before: Plan | None = None,
 ) -> Materials:
-    """The arguments of :func:`evaluate`, checked and by name."""
+    """The arguments of :func:`evaluate`, checked and by name.
+
+    Args:
+        before: the plan that the run goes on with; see
+            :func:`~scoreopt_defense.evaluation.plan.precision.settled`.
+    """
     check_flag("checks", checks)
     if not isinstance(judging, Judging):
         raise TypeError(f"judging must be a Judging, got {judging!r}")
@@ -77,7 +84,7 @@ def materials_of(
         materials = materials.with_suite(name, suite, what=f"the suite {name!r}")
     if checks and alone:
         materials = materials.with_suite(CHECKS, Controls(alone), what="the checks", listed=False)
-    return materials
+    return settled(materials, before)
 
 
 def _source(images: Any) -> Source:

@@ -74,8 +74,8 @@ class Adaptive(Settings, Suite):
             comes out too high.
         probed: images that the checklist's probes run on, the first ones of the run. Their white
             box is PGD+EOT of an eighth of the steps, of 4 samples: it is run eight times over.
-        autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: cheaper
-            gradients; the judging is in full precision.
+        autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: in half
+            precision where the hardware has it. The judging is in full precision.
         keep_mb: of the exact and smoothed gradients, as in
             :class:`~scoreopt_defense.gradients.Exact`: memory for time; no result depends on it.
 
@@ -95,7 +95,7 @@ class Adaptive(Settings, Suite):
     queries: int = 1000
     confirm: int = 32
     probed: int = 32
-    autocast: str | None = None
+    autocast: str | None = "auto"
     keep_mb: float = 0.0
 
     def __post_init__(self) -> None:

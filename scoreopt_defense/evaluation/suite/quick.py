@@ -45,7 +45,8 @@ class Quick(Settings, Suite):
             before no later attack is tried on it.
         probed: images that the checks are run on, the first ones of the run; their white box has
             half the steps.
-        autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`.
+        autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: in half
+            precision where the hardware has it. The judging is in full precision.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -57,7 +58,7 @@ class Quick(Settings, Suite):
     queries: int = 100
     confirm: int = 32
     probed: int = 16
-    autocast: str | None = None
+    autocast: str | None = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
