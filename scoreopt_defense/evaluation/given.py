@@ -37,7 +37,7 @@ from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Suite
 from scoreopt_defense.evaluation.suite.controls import CHECKS, Controls
 from scoreopt_defense.noise import seeded
 
-__all__ = ["materials_of"]
+__all__ = ["materials_of", "source_of"]
 
 
 def materials_of(
@@ -76,7 +76,7 @@ def materials_of(
         attack: dict.fromkeys(defences, Attack(attack=what))
         for attack, what in ({CLEAN: Clean()} | alone).items()
     }
-    materials = Materials(dict(defences), tasks, _source(images), judging)
+    materials = Materials(dict(defences), tasks, source_of(images), judging)
     some, _ = materials.images.batch(0, ASKED)
     for name, model in defences.items():
         check_defence(name, model, some, torch.from_numpy(materials.images.labels))
@@ -87,7 +87,7 @@ def materials_of(
     return settled(materials, before)
 
 
-def _source(images: Any) -> Source:
+def source_of(images: Any) -> Source:
     """Of a source, of a pair of tensors, arrays or lists, or of a data set."""
     if isinstance(images, Source):
         return images
