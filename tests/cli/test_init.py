@@ -26,8 +26,8 @@ def number():
     ("defence", "kinds"),
     [
         ("mnist-tiny", {"undefended": None, "ScoreOpt-N": "ScoreOpt"}),
-        ("test_init:whole", {"whole": None}),
-        ("python:test_init:purifier", {"undefended": None, "purifier": "JPEG"}),
+        ("test_init:whole", {"TinyResNet": None}),
+        ("python:test_init:purifier", {"undefended": None, "JPEG": "JPEG"}),
     ],
 )
 def test_what_is_written_is_what_a_run_takes(defence, kinds, tmp_path, capsys):

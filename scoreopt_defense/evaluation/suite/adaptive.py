@@ -33,6 +33,7 @@ from scoreopt_defense.evaluation.suite.probes import (
     check_reachable,
     gradient_modes,
     strongest_mode,
+    untried,
 )
 from scoreopt_defense.gradients import Exact, Smoothed
 from scoreopt_defense.noise import seeded
@@ -143,19 +144,7 @@ class Adaptive(Settings, Suite):
         }
 
     def untried(self, model: nn.Module) -> dict[str, str]:
-        modes = gradient_modes(model)
-        if isinstance(model, DefendedModel):
-            return {
-                mode: f"{type(model.purifier).__name__} has no such gradient"
-                for mode in ("bpda", "one-shot", "exact")
-                if mode not in modes
-            }
-        why = f"{type(model).__name__} is no DefendedModel"
-        return {
-            "gradient modes": f"{why}: its own backward pass is the only one there is",
-            "transfer, boundary and surrogate": f"{why}: no classifier of it is known apart",
-            "the purifier's descent": f"{why}: no purifier is known",
-        }
+        return untried(model)
 
 
 class _Budget:

@@ -20,6 +20,7 @@ from scoreopt_defense.evaluation.suite.probes import (
     check_reachable,
     gradient_modes,
     strongest_mode,
+    untried,
 )
 from scoreopt_defense.settings import Settings
 
@@ -114,3 +115,6 @@ class Quick(Settings, Suite):
             f"check/{role}": Probe(attack=attack, images=self.probed, role=role)
             for role, attack in probes.items()
         }
+
+    def untried(self, model: nn.Module) -> dict[str, str]:
+        return untried(model)
