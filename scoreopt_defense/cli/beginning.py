@@ -100,6 +100,8 @@ def init(
     text = _written(config, name, defence, kind, classifier, images, n)
     with config.open("x", encoding="utf-8") as file:
         file.write(text)
+    if images != "mnist" and not images.startswith("hf:") and not Path(images).exists():
+        say(f"There is nothing at {images} yet: put the images there first.")
     say(f"{config} is written. What it takes: scoreopt evaluate {config} --dry-run")
 
 

@@ -59,11 +59,12 @@ def test_what_is_not_said_is_asked(tmp_path, monkeypatch):
     assert {section.classifier for section in config.defences.values()} == {"mnist-tiny"}
 
 
-def test_a_classifier_of_a_library_brings_its_transform(tmp_path):
+def test_a_classifier_of_a_library_brings_its_transform(tmp_path, capsys):
     path = tmp_path / "mine.toml"
     given = ["--defence", "cifar10-tiny", "--classifier", "timm:resnet18", "--images", "photos"]
     assert cli.main(["init", str(path), *given]) == 0
     assert load(path).images.transform == "timm"
+    assert "nothing at photos yet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,8 @@ def judge(
         said = f"{defence}: no attack run here brings it below {least} % ({_range(share)})"
         if found.failing:  # and one of the checks' own may have
             said = (
-                f"{defence} may not be robust: {least} % survive ({_range(share)}), by attacks that "
-                "fail their checks"
+                f"{defence} may not be robust: {least} % survive ({_range(share)}), by attacks "
+                "that fail their checks"
             )
     allowed = allowances(plan) if budgets is None else budgets
     untried = _untried(figures, worst, found, allowed) if share.value else ()
