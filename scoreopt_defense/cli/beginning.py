@@ -92,7 +92,9 @@ def init(
         raise ValueError(f"{config} is there already: say another name, as in scoreopt init b.toml")
     if config.suffix != ".toml":
         raise ValueError(f"the file must end in .toml, got {config}")
-    defence = _asked("--defence", "Your defence, as MODULE:FUNCTION, or mnist-tiny", defence)
+    defence = _asked(
+        "--defence", "Your defence, as mine:make for make() of mine.py, or mnist-tiny", defence
+    )
     kind, name = _kind(defence)
     if kind != "whole":
         classifier = _asked("--classifier", "The classifier that it defends", classifier)
@@ -147,7 +149,9 @@ def _kind(defence: str) -> tuple[str, str]:
             f"got {type(found).__name__}"
         )
     kind = "purifier" if isinstance(found, Purifier) else "whole"
-    return kind, type(getattr(found, "purifier", found)).__name__
+    for inside in ("purifier", "purification", "function"):  # of a DefendedModel, of a ThirdParty
+        found = getattr(found, inside, found)
+    return kind, getattr(found, "__name__", type(found).__name__)
 
 
 def _written(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 
-from scoreopt_defense import JPEG, DefendedModel, cli, pretrained
+from scoreopt_defense import JPEG, DefendedModel, ThirdParty, cli, pretrained
 from scoreopt_defense.evaluation.config import load
 
 
@@ -18,6 +19,14 @@ def purifier():
     return JPEG()
 
 
+def wrapped():
+    return DefendedModel(whole(), ThirdParty(grey))
+
+
+def grey(x):
+    return 0 * x + 0.5
+
+
 def number():
     return 1
 
@@ -27,6 +36,8 @@ def number():
     [
         ("mnist-tiny", {"undefended": None, "ScoreOpt-N": "ScoreOpt"}),
         ("test_init:whole", {"TinyResNet": None}),
+        ("test_init.py:whole", {"TinyResNet": None}),
+        ("test_init:wrapped", {"grey": "ThirdParty"}),
         ("python:test_init:purifier", {"undefended": None, "JPEG": "JPEG"}),
     ],
 )
@@ -75,6 +86,7 @@ def test_a_classifier_of_a_library_brings_its_transform(tmp_path, capsys):
         ("a.toml", "mine", "MODULE:FUNCTION or one of ['cifar10-tiny', 'mnist-tiny'], got 'mine'"),
         ("a.toml", "test_init:number", "must return a torch module"),
         ("a.toml", "test_init:nothing", "has no function 'nothing'"),
+        ("a.toml", "nowhere:make", f"No module named 'nowhere', in {Path.cwd()} or installed"),
     ],
 )
 def test_nothing_is_overwritten_nor_written_where_it_is_wrong(
