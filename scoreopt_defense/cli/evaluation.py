@@ -237,4 +237,6 @@ def _cost(plan: Any, cells: list[Any], workers: int) -> str:
 
     total = sum(cell.seconds for cell in cells)
     kind = "At most" if plan.suites else "About"
-    return f"{kind} {duration(total / workers)} with {workers} worker(s)."
+    untried = sum(cell.guessed for cell in cells)
+    high = f", {untried} of {len(cells)} tasks untried and guessed high" if untried else ""
+    return f"{kind} {duration(total / workers)} with {workers} worker(s){high}."
