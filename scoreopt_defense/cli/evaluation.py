@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +70,7 @@ def evaluate(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out must be a folder, and {folder} is a file")
     with waiting("Reading the images and networks") as told:
-        before = plan_before(folder, config.stem)
+        before = partial(plan_before, folder, config.stem)
         materials = read.materials(before)
         told("Asking each defence")
         batch, threads, workers = _sizes(read, materials, workers, cluster, before)
@@ -123,8 +124,8 @@ def _sizes(
         raise ValueError(
             'batch and threads "auto" go by this machine\'s memory: with --cluster give numbers'
         )
-    if auto and before:
-        batch, threads = batch or before.batch, threads or before.threads
+    if auto and (began := before()):
+        batch, threads = batch or began.batch, threads or began.threads
     if workers is None and read.device != "cpu":
         workers = _accelerators(read.device)
     found = fitting(

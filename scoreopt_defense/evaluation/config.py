@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -89,11 +89,11 @@ class Config(Section):
     threads: Annotated[int | None, Field(ge=1, le=MOST_THREADS, strict=True), OrAuto] = 1
     device: str = "cpu"
 
-    def materials(self, before: Plan | None = None) -> Materials:
+    def materials(self, before: Callable[[], Plan | None] = lambda: None) -> Materials:
         """The networks, images and attacks.
 
         Args:
-            before: the plan that the run goes on with, if it does.
+            before: the plan that the run goes on with, if it does; asked for where it matters.
 
         Raises:
             ConfigError: naming the key and value of what cannot be had.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def evaluate(
             :data:`~scoreopt_defense.evaluation.named.SUITES` alone, at an eps that is usual for
             such images (0.3 for MNIST's): ``"quick"`` or ``"adaptive"``, the strongest few attacks
             or all that there are, the worst case over them, and a checklist. Their attacks compute
-            in bfloat16 where the hardware has it, and nothing else does: ``Quick(autocast=None)``.
+            in bfloat16 where the hardware has it, unless they say ``Quick(autocast=None)``.
         checks: run what a checklist of the other attacks rests on beside them, on the first 32
             images: the defence's gradients, noise of each attack's size, and an attack without a
             bound. A defence that masks its gradients fails them.
@@ -126,7 +127,7 @@ def evaluate(
     attacks = () if attacks is None else attacks
     materials = materials_of(
         defences, images, attacks, judging or Judging(), suites, checks=checks,
-        before=plan_before(out, name),
+        before=partial(plan_before, out, name),
     )  # fmt: skip
     if isinstance(progress, bool):
         progress = usual_progress() if progress else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def materials_of(
     suites: Mapping[str, Suite] | Iterable[str] | str = (),
     *,
     checks: bool = False,
-    before: Plan | None = None,
+    before: Callable[[], Plan | None] = lambda: None,
 ) -> Materials:
     """The arguments of :func:`evaluate`, checked and by name.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +20,21 @@ from scoreopt_defense.evaluation.plan.tasks import Task
 __all__ = ["in_words", "settled"]
 
 
-def settled(materials: Materials, before: Plan | None = None) -> Materials:
+def settled(materials: Materials, before: Callable[[], Plan | None]) -> Materials:
     """These materials, whose attacks of ``autocast="auto"`` say what that comes to.
 
     That is what the same attack, or the others of its suite, had in the plan ``before``, so that a
     run goes on as it began, on whatever machine. Otherwise bfloat16 where the defence's device has
     instructions for it and the defence answers in it.
+
+    Args:
+        before: reads that plan, if there is one; not called where nothing is to be settled.
     """
+    if not any(_is_open(task.attack) for of in materials.tasks.values() for task in of.values()):
+        return materials
     known: dict[str, str | None] = {}
-    for name, of in before.tasks.items() if before else ():
+    began = before()
+    for name, of in began.tasks.items() if began else ():
         for task in of.values():
             if "autocast" in task.attack:  # some of a suite never have it
                 owner = task.suite or name
@@ -34,8 +42,7 @@ def settled(materials: Materials, before: Plan | None = None) -> Materials:
     found: dict[str, str | None] = {}
 
     def of_task(name: str, defence: str, task: Task) -> Task:
-        attack = task.attack
-        if not isinstance(attack, BoundedAttack) or attack.autocast != "auto":
+        if not _is_open(attack := task.attack):
             return task
         owner, _ = materials.owners.get(name, (name, ""))
         if owner not in known and defence not in found:
@@ -51,6 +58,10 @@ def settled(materials: Materials, before: Plan | None = None) -> Materials:
             for name, of in materials.tasks.items()
         },
     )
+
+
+def _is_open(attack: Any) -> bool:
+    return isinstance(attack, BoundedAttack) and attack.autocast == "auto"
 
 
 def _quick(model: nn.Module, x: Tensor) -> str | None:
