@@ -127,6 +127,25 @@ def attack_search(name: str = "attack_search") -> str:
     )  # fmt: skip
 
 
+def half_precision() -> str:
+    """What is left by each attack in either precision, and the difference of the same images."""
+    found, attacks, defences = _of_a_run("bfloat16")
+    kinds = [name.removesuffix(", float32") for name in attacks if name.endswith(", float32")]
+    pairs = [
+        (name, kind, *(found[f"{kind}, {of}", name] for of in ("float32", "bfloat16")))
+        for name in defences
+        for kind in kinds
+    ]
+    return markdown(
+        ["defence", "attack", "float32, %", "bfloat16, %", "bfloat16 less float32"],
+        [
+            [name, kind, percent(whole["accuracy"]), percent(half["accuracy"]),
+             points(less(half, whole))]
+            for name, kind, whole, half in pairs
+        ],
+    )  # fmt: skip
+
+
 def gradient_modes() -> str:
     """Robust accuracy by gradient mode and number of optimisation steps."""
     columns, modes = _gradient_modes()
@@ -323,6 +342,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attack_search_80": partial(attack_search, "attack_search_80"),
     "attack_search_grafted": partial(attack_search, "attack_search_grafted"),
     "attack_search_20_steps": partial(attack_search, "attack_search_20_steps"),
+    "half_precision": half_precision,
     "gradient_modes": gradient_modes,
     "gradient_modes_less_smoothed": gradient_modes_less_smoothed,
     "mode_cosines": mode_cosines,

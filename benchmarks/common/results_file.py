@@ -58,11 +58,11 @@ def write(name: str, **contents: Any) -> Path:
     return path
 
 
-def rows_about(name: str, network: str) -> list[dict[str, Any]]:
-    """The rows of ``results/<name>.json``, if it is there and about that network's weights now."""
+def earlier(name: str, network: str) -> dict[str, Any]:
+    """``results/<name>.json``, if it is there and about that network's weights now; else empty."""
     path = RESULTS / f"{name}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    return found["rows"] if found.get("weights") == weights(network) else []
+    return found if found.get("weights") == weights(network) else {}
 
 
 class resumed:

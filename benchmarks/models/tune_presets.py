@@ -2,10 +2,9 @@
 
     python -m benchmarks.models.tune_presets mnist-tiny mnist --eps 0.3
 
-Each point of a grid is a defence of one run of :func:`scoreopt_defense.evaluation.evaluate`, under
-transfer PGD and, on fewer images, under PGD+EOT on the one-shot surrogate. The best of each kind
-has the highest mean of clean and transfer accuracy. The white-box figure depends on how well the
-surrogate's gradient serves a setting: choosing by it would choose gradient masking.
+The best of each kind is that of :func:`scoreopt_defense.evaluation.tuning.tune`, as
+``ScoreOpt.tune`` finds it. On fewer images each point is under PGD+EOT on the one-shot surrogate
+too, which has no say.
 
 A kind's record is a folder of its own, where it goes on if it was stopped; another grid of one kind
 is measured without the others.
@@ -19,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.held_out import add_arguments, held_out
-from benchmarks.common.results_file import rows_about, weights, write
+from benchmarks.common.results_file import earlier, weights, write
 from scoreopt_defense import DefendedModel, pretrained, purifiers
-from scoreopt_defense.attacks import Attack, attack
-from scoreopt_defense.evaluation import Judging, Result, evaluate
+from scoreopt_defense.attacks import attack
+from scoreopt_defense.evaluation import Judging, evaluate
+from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.run.progress import progress
+from scoreopt_defense.evaluation.tuning import TRANSFER, tune
 
-CLEAN, TRANSFER, WHITE_BOX = "clean", "transfer PGD-40", "PGD-10+EOT-2, one-shot surrogate"
+WHITE_BOX = "PGD-10+EOT-2, one-shot surrogate"
 
 Point = tuple[str, dict[str, Any]]  # a purifier's class by name, and its settings
 
@@ -82,31 +83,33 @@ def main(arguments: list[str] | None = None) -> None:
 
     images = held_out(args)
     classifier, denoiser = pretrained.classifier(args.name), pretrained.denoiser(args.name)
-    transfer = attack("transfer-pgd-linf", eps=args.eps)
     white_box = attack("pgd-eot-linf", eps=args.eps, steps=10, eot=2)
-
-    def measured(kind: str, points: list[Point], column: str, shown: Attack, count: int) -> Result:
-        made = (purifiers.KINDS[name](denoiser, **settings) for name, settings in points)
-        return evaluate(
-            {str(place): DefendedModel(classifier, it) for place, it in enumerate(made)},
-            (images.x[:count], images.y[:count]), {column: shown},
-            out=args.runs / f"tune_presets_{args.name}" / kind / shown.preset,
-            batch=100, seed=args.seed, judging=Judging(purifications=1), checks=False,
-            workers=args.workers, progress=progress(),
-        )  # fmt: skip
-
     kinds = args.kinds or list(GRIDS[args.name])
-    rows = [
-        row
-        for row in rows_about(f"tune_presets_{args.name}", args.name)
-        if row["kind"] not in kinds
-    ]
+    before = earlier(f"tune_presets_{args.name}", args.name)
+    rows = [row for row in before.get("rows", ()) if row["kind"] not in kinds]
+    best = {kind: of for kind, of in before.get("best", {}).items() if kind not in kinds}
     for kind in kinds:
         points = GRIDS[args.name][kind]
-        found = measured(kind, points, TRANSFER, transfer, args.images)
+        candidates = {
+            str(place): purifiers.KINDS[name](denoiser, **settings)
+            for place, (name, settings) in enumerate(points)
+        }
+        folder = args.runs / f"tune_presets_{args.name}" / kind
+        given: dict[str, Any] = {
+            "batch": 100, "seed": args.seed, "workers": args.workers, "progress": progress()
+        }  # fmt: skip
+        place, found = tune(
+            candidates, classifier, images, eps=args.eps, out=folder / "transfer-pgd-linf", **given
+        )
+        best[kind] = points[int(place)][1]
         cells = [(found, CLEAN), (found, TRANSFER)]
         if args.white_box_images:
-            few = measured(kind, points, WHITE_BOX, white_box, args.white_box_images)
+            few = evaluate(
+                {name: DefendedModel(classifier, it) for name, it in candidates.items()},
+                (images.x[: args.white_box_images], images.y[: args.white_box_images]),
+                {WHITE_BOX: white_box}, out=folder / white_box.preset,
+                judging=Judging(purifications=1), checks=False, **given,
+            )  # fmt: skip
             cells.append((few, WHITE_BOX))
         for place, (name, settings) in enumerate(points):
             shares = {column: run.cell(str(place), column).accuracy for run, column in cells}
@@ -120,20 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
         command=f"python -m benchmarks.models.tune_presets {args.name} DATA --eps {args.eps:.6g} "
         f"--holdout {args.holdout}",
         images="training images kept out of training", weights=weights(args.name), eps=args.eps,
-        seed=args.seed, best=best(rows), rows=rows,
+        seed=args.seed, best=best, rows=rows,
     )  # fmt: skip
-
-
-def best(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each kind the settings of highest mean of clean and transfer accuracy."""
-    measured = [row for row in rows if row["accuracy"][CLEAN] and row["accuracy"][TRANSFER]]
-    return {
-        kind: max(
-            (row for row in measured if row["kind"] == kind),
-            key=lambda row: sum(row["accuracy"][column]["value"] for column in (CLEAN, TRANSFER)),
-        )["settings"]
-        for kind in dict.fromkeys(row["kind"] for row in measured)
-    }
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.common import precision, results_file
 from benchmarks.common.held_out import add_arguments, held_out
-from benchmarks.common.results_file import rows_about, weights, write
+from benchmarks.common.results_file import earlier, weights, write
 from benchmarks.common.timing import in_turn, median
 from benchmarks.models.tune_presets import Point, one_shot, product, scoreopt
 from scoreopt_defense import DefendedModel, Purifier, pretrained, purifiers
@@ -98,7 +98,11 @@ def measure(args: argparse.Namespace) -> None:
         "smoothed": attack("pgd-eot-smoothed-linf", **budget),
     }
     kinds = args.kinds or list(GRID)
-    rows = [row for row in rows_about("frontier_accuracy", NAME) if row["kind"] not in kinds]
+    rows = [
+        row
+        for row in earlier("frontier_accuracy", NAME).get("rows", ())
+        if row["kind"] not in kinds
+    ]
     images = held_out(args)
     for kind in kinds:
         of_kind = [row for row in points() if row["kind"] == kind]

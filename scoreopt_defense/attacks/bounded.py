@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_count, check_positive
+from scoreopt_defense._half_precision import half_precision
 from scoreopt_defense.attacks.base import Attack
 from scoreopt_defense.attacks.losses import margin
 from scoreopt_defense.attacks.views import View, shown, views
@@ -55,8 +56,10 @@ class BoundedAttack(Attack):
         restarts: the method is run so many times, and of each image the :func:`strongest` result
             kept, by what the attacker can see. A fair judge takes fresh evaluations.
         autocast: ``"bfloat16"``: what the attack is shown computes under ``torch.autocast``, about
-            twice as fast where the processor has such arithmetic. The defence that judges the
-            images does not. Gradients of float16 vanish, and the attack with them.
+            twice as fast where the processor has such arithmetic, and many times as slow where
+            not. The defence that judges the images does not. ``"auto"``: where the processor has
+            it; a run's plan says what that came to. ``"float32"`` is None. Gradients of float16
+            vanish, and the attack with them.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -80,7 +83,9 @@ class BoundedAttack(Attack):
         super().__post_init__()
         check_choice("norm", self.norm, self.norms)
         if self.autocast is not None:
-            check_choice("autocast", self.autocast, ("bfloat16",))
+            check_choice("autocast", self.autocast, ("auto", "bfloat16", "float32"))
+        if self.autocast == "float32":
+            self._set("autocast", None)
         self._set("eps", _check_eps(self.eps, self.norm))
         for count in ("eot", "steps", "restarts"):
             self._set(count, check_count(count, getattr(self, count)))
@@ -95,8 +100,9 @@ class BoundedAttack(Attack):
         seen: nn.Module = EOT(shown(self.gradient, model), self.eot).eval()
         if self.norm == "l2":
             seen = Around(seen, stretched)
-        if self.autocast is not None:
-            seen = Around(seen, partial(autocast, dtype=getattr(torch, self.autocast)))
+        kind = half_precision(x.device) if self.autocast == "auto" else self.autocast
+        if kind is not None:
+            seen = Around(seen, partial(autocast, dtype=getattr(torch, kind)))
         if self.float32_only and x.dtype != torch.float32:
             seen, x = Around(seen, partial(cast, dtype=x.dtype)), x.float()
         of = type(self).__name__

@@ -47,8 +47,9 @@ classifier = {classifier}
 purifier = {purifier}
 {settings}"""
 _NETWORK = """\
-# python:MODULE:FUNCTION returns a module from images in [0, 1] to logits: the whole defence. What
-# is made with scoreopt_defense.DefendedModel can be attacked in every way that there is.
+# python:MODULE:FUNCTION returns a module from images in [0, 1] to logits: the whole defence. If it
+# rounds or blocks gradients, let it return DefendedModel(classifier, ThirdParty(purify)), both of
+# scoreopt_defense: that can be attacked in every way that there is.
 [defences.{name}]
 classifier = {classifier}
 """
@@ -91,14 +92,18 @@ def init(
         raise ValueError(f"{config} is there already: say another name, as in scoreopt init b.toml")
     if config.suffix != ".toml":
         raise ValueError(f"the file must end in .toml, got {config}")
-    defence = _asked("--defence", "Your defence, as MODULE:FUNCTION, or mnist-tiny", defence)
-    kind = _kind(defence)
+    defence = _asked(
+        "--defence", "Your defence, as mine:make for make() of mine.py, or mnist-tiny", defence
+    )
+    kind, name = _kind(defence)
     if kind != "whole":
         classifier = _asked("--classifier", "The classifier that it defends", classifier)
     images = _asked("--images", "Images: mnist, or a path", images, usual="mnist")
-    text = _written(config, defence, kind, classifier, images, n)
+    text = _written(config, name, defence, kind, classifier, images, n)
     with config.open("x", encoding="utf-8") as file:
         file.write(text)
+    if images != "mnist" and not images.startswith("hf:") and not Path(images).exists():
+        say(f"There is nothing at {images} yet: put the images there first.")
     say(f"{config} is written. What it takes: scoreopt evaluate {config} --dry-run")
 
 
@@ -115,10 +120,10 @@ def _asked(flag: str, what: str, given: str | None, *, usual: str = "mnist-tiny"
     return str(typer.prompt(what, default=usual))
 
 
-def _kind(defence: str) -> str:
+def _kind(defence: str) -> tuple[str, str]:
     """Whether it ``"ships"``, or a function that returns a ``"purifier"`` or a ``"whole"`` defence.
 
-    Which of both is seen from what it returns.
+    Which of both is seen from what it returns, and so is its name.
 
     Raises:
         ValueError: if it is none of them.
@@ -127,7 +132,7 @@ def _kind(defence: str) -> str:
 
     ships = sorted({name.partition("/")[0] for name in PRESETS if "-tiny/" in name})
     if defence in ships:
-        return "ships"
+        return "ships", "ScoreOpt-N"
     if ":" not in defence:
         raise ValueError(f"--defence must be MODULE:FUNCTION or one of {ships}, got {defence!r}")
     from torch import nn
@@ -143,11 +148,20 @@ def _kind(defence: str) -> str:
             f"{defence} must return a torch module from images in [0, 1] to logits, or a Purifier, "
             f"got {type(found).__name__}"
         )
-    return "purifier" if isinstance(found, Purifier) else "whole"
+    kind = "purifier" if isinstance(found, Purifier) else "whole"
+    for inside in ("purifier", "purification", "function"):  # of a DefendedModel, of a ThirdParty
+        found = getattr(found, inside, found)
+    return kind, getattr(found, "__name__", type(found).__name__)
 
 
 def _written(
-    config: Path, defence: str, kind: str, classifier: str | None, images: str, n: int
+    config: Path,
+    name: str,
+    defence: str,
+    kind: str,
+    classifier: str | None,
+    images: str,
+    n: int,
 ) -> str:
     library = next((k for k in _TRANSFORMED if (classifier or "").startswith(k)), "")
     transform = f'transform = "{library[:-1]}"  # as its authors resize and crop\n' * bool(library)
@@ -155,14 +169,14 @@ def _written(
     bare = _text(classifier or "")
     if classifier is not None:
         text += _BARE.format(classifier=bare)
-    name = _text(defence.rpartition(":")[2])
+    name = _text(name)
     named = _text(f"python:{defence.removeprefix('python:')}")
     if kind == "whole":
         return text + _NETWORK.format(name=name, classifier=named) + _MORE
     settings = ""
     if kind == "ships":
         settings = f'denoiser = "{defence}"\npreset = "{defence}/N"\n'
-        name, named = "ScoreOpt-N", '"ScoreOpt"'
+        named = '"ScoreOpt"'
     return text + _PURIFIER.format(
         name=name, classifier=bare, purifier=named, settings=settings
     ) + _MORE  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +55,7 @@ def evaluate(
     """
     from scoreopt_defense._memory import keep_freed_memory
     from scoreopt_defense.evaluation import config as configuration
-    from scoreopt_defense.evaluation.evaluate import evaluate_plan
+    from scoreopt_defense.evaluation.evaluate import evaluate_plan, plan_before
     from scoreopt_defense.evaluation.record.store import RECORD
     from scoreopt_defense.evaluation.run.progress import progress, waiting
     from scoreopt_defense.evaluation.run.scheduler import Stopped
@@ -69,9 +70,10 @@ def evaluate(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out must be a folder, and {folder} is a file")
     with waiting("Reading the images and networks") as told:
-        materials = read.materials()
+        before = partial(plan_before, folder, config.stem)
+        materials = read.materials(before)
         told("Asking each defence")
-        batch, threads, workers = _sizes(read, materials, workers, cluster, folder, config.stem)
+        batch, threads, workers = _sizes(read, materials, workers, cluster, before)
         plan = read.plan(materials, batch=batch, threads=threads)
     if dry_run:
         _foretell(plan, materials, read, workers)
@@ -109,12 +111,11 @@ def evaluate(
 
 
 def _sizes(
-    read: Any, materials: Any, workers: int | None, cluster: str | None, folder: Path, name: str
+    read: Any, materials: Any, workers: int | None, cluster: str | None, before: Any
 ) -> tuple[int, int, int]:
     """Images a unit, threads, workers: what is given, else what the record has, else what fits."""
     import torch
 
-    from scoreopt_defense.evaluation.record.store import RECORD, Store
     from scoreopt_defense.evaluation.run.fitting import fitting
 
     batch, threads = read.batch, read.threads
@@ -123,11 +124,8 @@ def _sizes(
         raise ValueError(
             'batch and threads "auto" go by this machine\'s memory: with --cluster give numbers'
         )
-    if auto and (folder / RECORD).exists():
-        with Store(folder) as store:
-            if name in store.views():
-                before = store.plan(name)
-                batch, threads = batch or before.batch, threads or before.threads
+    if auto and (began := before()):
+        batch, threads = batch or began.batch, threads or began.threads
     if workers is None and read.device != "cpu":
         workers = _accelerators(read.device)
     found = fitting(
@@ -211,7 +209,9 @@ def _tried(plan: Any, materials: Any, most: float) -> list[Any]:
 
 
 def _described(plan: Any, read: Any) -> str:
-    """The images, and what each is attacked within."""
+    """The images, what each is attacked within, and what attacks compute in if it is not usual."""
+    from scoreopt_defense.evaluation.plan.precision import in_words
+
     count, *shape = plan.images["shape"]
     images = f"{count} images of {read.images.source}, {' x '.join(map(str, shape))}"
     bounds: dict[tuple[str, float], dict[str, None]] = {}
@@ -222,7 +222,8 @@ def _described(plan: Any, read: Any) -> str:
     said = [f"{norm} {_level(eps)} ({', '.join(names)})" for (norm, eps), names in bounds.items()]
     usual = [s for s in plan.suites if s not in read.suites or read.suites[s].eps is None]
     why = f"; eps of {', '.join(usual)} is the usual one of such images" if usual else ""
-    return f"{images}; attacked within {'; '.join(said) or 'no bound'}{why}."
+    bound = f"{images}; attacked within {'; '.join(said) or 'no bound'}{why}."
+    return f"{bound} {in_words(plan)}".rstrip()
 
 
 def _level(eps: float) -> str:
@@ -237,4 +238,6 @@ def _cost(plan: Any, cells: list[Any], workers: int) -> str:
 
     total = sum(cell.seconds for cell in cells)
     kind = "At most" if plan.suites else "About"
-    return f"{kind} {duration(total / workers)} with {workers} worker(s)."
+    untried = sum(cell.guessed for cell in cells)
+    high = f", {untried} of {len(cells)} tasks untried and guessed high" if untried else ""
+    return f"{kind} {duration(total / workers)} with {workers} worker(s){high}."

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_labels
+from scoreopt_defense._drawing import axes_or_new
 from scoreopt_defense.attacks.losses import margin
-from scoreopt_defense.diagnostics._drawing import axes_or_new
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.objectives import denoising_error
 from scoreopt_defense.purifiers import ScoreOpt

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scoreopt_defense._checks import check_count, check_labels, check_positive
+from scoreopt_defense._drawing import axes_or_new
 from scoreopt_defense.attacks.losses import divisors
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.diagnostics._drawing import axes_or_new
 from scoreopt_defense.gradients import BPDA, GRADIENTS, Gradient, OneShotGradient
 from scoreopt_defense.settings import Options, chosen, name_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -92,8 +92,11 @@ class Config(Section):
     device: str = "cpu"
     """``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``."""
 
-    def materials(self) -> Materials:
+    def materials(self, before: Callable[[], Plan | None] = lambda: None) -> Materials:
         """The networks, images and attacks.
+
+        Args:
+            before: the plan that the run goes on with, if it does; asked for where it matters.
 
         Raises:
             ConfigError: naming the key and value of what cannot be had.
@@ -123,7 +126,9 @@ class Config(Section):
             with _named("suite", {"suite": self.suite}):
                 suites = {self.suite: named.suite(self.suite, images.shape)} | suites
         try:
-            return materials_of(defences, images, attacks, judging, suites, checks=self.checks)
+            return materials_of(
+                defences, images, attacks, judging, suites, checks=self.checks, before=before
+            )
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise ConfigError(str(error)) from error  # which names what it is about
 

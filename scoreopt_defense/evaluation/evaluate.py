@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from scoreopt_defense.evaluation.given import materials_of
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.plan import Materials, Plan
 from scoreopt_defense.evaluation.plan.behaviour import is_blind
+from scoreopt_defense.evaluation.plan.precision import in_words
 from scoreopt_defense.evaluation.plan.tasks import Suite
 from scoreopt_defense.evaluation.record.lock import Held
 from scoreopt_defense.evaluation.record.recognised import changed
 from scoreopt_defense.evaluation.record.results import Result
-from scoreopt_defense.evaluation.record.store import Store
+from scoreopt_defense.evaluation.record.store import RECORD, Store
 from scoreopt_defense.evaluation.run.cluster import cluster as on_cluster
 from scoreopt_defense.evaluation.run.keeping import KEEP
 from scoreopt_defense.evaluation.run.progress import Progress
@@ -27,7 +29,7 @@ from scoreopt_defense.evaluation.run.progress import progress as usual_progress
 from scoreopt_defense.evaluation.run.scheduler import run
 from scoreopt_defense.evaluation.run.workers import in_process, processes
 
-__all__ = ["evaluate", "evaluate_plan", "materials_of"]
+__all__ = ["evaluate", "evaluate_plan", "materials_of", "plan_before"]
 
 _LOOK = 1.0  # seconds, after which it is looked whether the record is free
 
@@ -87,7 +89,8 @@ def evaluate(
         suites: by name, such as ``{"adaptive": Adaptive(steps=10)}``; or names of
             :data:`~scoreopt_defense.evaluation.named.SUITES` alone, at an eps that is usual for
             such images (0.3 for MNIST's): ``"quick"`` or ``"adaptive"``, the strongest few attacks
-            or all that there are, the worst case over them, and a checklist.
+            or all that there are, the worst case over them, and a checklist. Their attacks compute
+            in bfloat16 where the hardware has it, unless they say ``Quick(autocast=None)``.
         checks: run what a checklist of the other attacks rests on beside them, on the first 32
             images: the defence's gradients, noise of each attack's size, and an attack without a
             bound. A defence that masks its gradients fails them.
@@ -122,10 +125,15 @@ def evaluate(
     if suites is None:
         suites = "quick" if attacks is None else ()
     attacks = () if attacks is None else attacks
-    materials = materials_of(defences, images, attacks, judging or Judging(), suites, checks=checks)
+    materials = materials_of(
+        defences, images, attacks, judging or Judging(), suites, checks=checks,
+        before=partial(plan_before, out, name),
+    )  # fmt: skip
     if isinstance(progress, bool):
         progress = usual_progress() if progress else None
     plan = Plan.of(materials, trials=trials, batch=batch, seed=seed, threads=threads)
+    if progress and (said := in_words(plan)):
+        progress.note(said)
     return evaluate_plan(
         plan, materials, out=out, name=name, keep=keep, workers=workers, cluster=cluster,
         retry_failed=retry_failed, wait=wait, progress=progress,
@@ -175,6 +183,18 @@ def evaluate_plan(
         raise
     store.unlock()
     return Result(store, plan)
+
+
+def plan_before(out: str | Path | None, name: str) -> Plan | None:
+    """What a run of this name asked of the record before, if there is one.
+
+    Raises:
+        StoreError: if the record cannot be read.
+    """
+    if out is None or not (Path(out) / RECORD).exists():
+        return None
+    with Store(out) as store:
+        return store.plan(name) if name in store.views() else None
 
 
 def _opened(out: str | Path | None, wait: bool, progress: Progress) -> Store:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,15 @@ from scoreopt_defense.evaluation import named
 from scoreopt_defense.evaluation.judging import Judging
 from scoreopt_defense.evaluation.judging.asking import check_defence
 from scoreopt_defense.evaluation.judging.threat_model import check_attack
-from scoreopt_defense.evaluation.plan import CLEAN, Materials
+from scoreopt_defense.evaluation.plan import CLEAN, Materials, Plan
 from scoreopt_defense.evaluation.plan.fingerprint import of_attack
 from scoreopt_defense.evaluation.plan.materials import ASKED
+from scoreopt_defense.evaluation.plan.precision import settled
 from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Suite
 from scoreopt_defense.evaluation.suite.controls import CHECKS, Controls
 from scoreopt_defense.noise import seeded
 
-__all__ = ["materials_of"]
+__all__ = ["materials_of", "source_of"]
 
 
 def materials_of(
@@ -47,8 +48,14 @@ def materials_of(
     suites: Mapping[str, Suite] | Iterable[str] | str = (),
     *,
     checks: bool = False,
+    before: Callable[[], Plan | None] = lambda: None,
 ) -> Materials:
-    """The arguments of :func:`evaluate`, checked and by name."""
+    """The arguments of :func:`evaluate`, checked and by name.
+
+    Args:
+        before: the plan that the run goes on with; see
+            :func:`~scoreopt_defense.evaluation.plan.precision.settled`.
+    """
     check_flag("checks", checks)
     if not isinstance(judging, Judging):
         raise TypeError(f"judging must be a Judging, got {judging!r}")
@@ -69,7 +76,7 @@ def materials_of(
         attack: dict.fromkeys(defences, Attack(attack=what))
         for attack, what in ({CLEAN: Clean()} | alone).items()
     }
-    materials = Materials(dict(defences), tasks, _source(images), judging)
+    materials = Materials(dict(defences), tasks, source_of(images), judging)
     some, _ = materials.images.batch(0, ASKED)
     for name, model in defences.items():
         check_defence(name, model, some, torch.from_numpy(materials.images.labels))
@@ -77,10 +84,10 @@ def materials_of(
         materials = materials.with_suite(name, suite, what=f"the suite {name!r}")
     if checks and alone:
         materials = materials.with_suite(CHECKS, Controls(alone), what="the checks", listed=False)
-    return materials
+    return settled(materials, before)
 
 
-def _source(images: Any) -> Source:
+def source_of(images: Any) -> Source:
     """Of a source, of a pair of tensors, arrays or lists, or of a data set."""
     if isinstance(images, Source):
         return images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -92,12 +93,15 @@ def preprocessing(name: str) -> Preprocessing:
 def made(name: str) -> Any:
     """What a function ``package.module:function`` returns, called without arguments.
 
+    ``mine.py:function`` is that of a file in the current folder, as ``mine:function`` is.
+
     Raises:
         ValueError: if there is no such function.
         ImportError: if there is no such module.
         RuntimeError: if it fails, or would end the process; naming the line that did.
     """
     module, _, function = name.partition(":")
+    module = module.removesuffix(".py")
     if not function:
         raise ValueError(f"expected <package.module>:<function>, got {name!r}")
     with contained():
@@ -106,7 +110,8 @@ def made(name: str) -> Any:
             if callable(found):
                 return found()
         except ImportError as error:
-            raise ImportError(f"{error}{where(error)}") from error
+            looked = f", in {Path.cwd()} or installed" if error.name == module else ""
+            raise ImportError(f"{error}{looked}{where(error)}") from error
         except Exception as error:
             raise RuntimeError(f"{said(error)}{where(error)}") from error
         raise ValueError(f"{module} has no function {function!r}")

@@ -89,7 +89,7 @@ class Purifier(Frozen, ABC):
                 f"settings must be {self.Settings.__name__}, got {type(settings).__name__}"
             )
         settings = self.Settings.of(**values) if settings is None else settings.replace(**values)
-        self._check(settings, denoiser)
+        self._check(settings := settings.settled(denoiser), denoiser)
         self.denoiser = denoiser
         self.settings = settings
         self._stream = Stream(settings.seed)
@@ -244,7 +244,7 @@ class Purifier(Frozen, ABC):
         """
         if "seed" not in changes:
             changes["seed"] = self._others_seed(self._stream.next_twin)
-        settings = self.settings.replace(**changes)
+        settings = self.settings.replace(**changes).settled(self.denoiser)
         self._check(settings, self.denoiser)
         return self._twin(settings=settings, _stream=Stream(settings.seed))
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoreopt_defense._checks import (
     check_choice,
@@ -29,6 +29,8 @@ from scoreopt_defense.steps.compilation import check_compile, compiled
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from scoreopt_defense.evaluation.record.results import Result
 
 __all__ = ["ScoreOpt", "ScoreOptSettings", "scoreopt_n", "scoreopt_o"]
 
@@ -216,6 +218,59 @@ class ScoreOpt(Purifier):
             (0.5, 0.5)
         """
         return cls(denoiser, **(preset(name) | overrides))
+
+    @classmethod
+    def tune(
+        cls,
+        denoiser: Denoiser | Any,
+        classifier: nn.Module,
+        images: Any,
+        *,
+        variant: str = "N",
+        sigma: Iterable[Any] | None = None,
+        lr: Iterable[float] | None = None,
+        steps: Iterable[int] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        **run: Any,
+    ) -> tuple[Self, Result]:
+        """Settings for other networks, by the rule that ours were tuned by.
+
+        Of all combinations the one of the highest mean of clean accuracy and of that under transfer
+        PGD, whose attacker sees the classifier alone; see
+        :func:`~scoreopt_defense.evaluation.tuning.tune`. Nothing of the networks is changed.
+
+        Args:
+            denoiser: the prior, or a diffusers pipeline.
+            classifier: from images in [0, 1] to logits, in eval mode.
+            images: ``(x, y)`` or whatever else :func:`~scoreopt_defense.evaluate` takes, some 200
+                that neither network was trained on. Judge the result on others.
+            variant: ``"O"`` or ``"N"``.
+            sigma, lr, steps: values to try; by default 5 noise levels (of O, 3 ranges), as far as
+                the denoiser was trained for them, 3 learning rates (of O, 4), and 5 and 10 steps.
+            settings: what all have besides, such as ``{"max_batch": 64}``.
+            **run: ``norm`` and ``eps`` of the attack, and ``out``, ``batch``, ``seed``,
+                ``workers`` and ``progress`` (``True``: it says what it costs) of ``evaluate``.
+
+        Returns:
+            The purifier, and what each combination was found to be: its ``print`` is a table.
+
+        Raises:
+            TypeError, ValueError: naming the argument, its value and what is allowed.
+            RuntimeError: if no combination could be judged; it says why.
+
+        Example:
+            >>> from scoreopt_defense import data, pretrained
+            >>> of = pretrained.denoiser("mnist-tiny"), pretrained.classifier("mnist-tiny")
+            >>> x = data.mnist(split="train", n=8)
+            >>> found, tried = ScoreOpt.tune(*of, x, sigma=[0.5], lr=[0.1, 0.2], steps=[1])
+            >>> list(tried.plan.defences)
+            ['sigma 0.5, lr 0.1, steps 1', 'sigma 0.5, lr 0.2, steps 1']
+        """
+        from scoreopt_defense.evaluation import tuning
+
+        tried = tuning.grid(cls, denoiser, variant, sigma, lr, steps, settings or {})
+        best, result = tuning.tune(tried, classifier, images, **run)
+        return tried[best], result
 
     def purify(
         self,

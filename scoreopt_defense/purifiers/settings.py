@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
 
 from scoreopt_defense._checks import check_choice, check_count, check_flag
+from scoreopt_defense._half_precision import half_precision
 from scoreopt_defense.gradients import GRADIENTS, Gradient, NoGradient, OneShotGradient
 from scoreopt_defense.settings import Options, Settings, name_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["PurifierSettings", "check_gradient", "level_of", "modes"]
 
@@ -32,7 +39,9 @@ class PurifierSettings(Settings):
             rounding. ``"auto"``: as many as half of the free memory holds, by what autograd records
             of one denoising.
         autocast: ``"bfloat16"`` or ``"float16"``: purify, and differentiate, under
-            ``torch.autocast``. Images keep their type.
+            ``torch.autocast``. Images keep their type. ``"auto"``: ``"bfloat16"`` if the device
+            that the denoiser is on when this is set computes it by instructions of its own, and
+            the purifier's setting is then that, or None.
         channels_last: hand the denoiser images in that memory format, which suits the convolutions
             of GPUs with tensor cores.
         size: both sides, in pixels, that images are resized to before they are purified, and back
@@ -60,7 +69,7 @@ class PurifierSettings(Settings):
         check_flag("deterministic", self.deterministic)
         check_flag("channels_last", self.channels_last)
         if self.autocast is not None:
-            check_choice("autocast", self.autocast, ("bfloat16", "float16"))
+            check_choice("autocast", self.autocast, ("auto", "bfloat16", "float16"))
         if self.size is not None:
             self._set("size", check_count("size", self.size))
         if self.max_batch not in (None, "auto"):
@@ -78,6 +87,13 @@ class PurifierSettings(Settings):
         """As JSON has it; without a size that is not set, so that results keep their keys."""
         found = super().as_dict()
         return found if self.size else {n: value for n, value in found.items() if n != "size"}
+
+    def settled(self, network: nn.Module) -> Self:
+        """These, with what ``autocast="auto"`` comes to where the network is."""
+        if self.autocast != "auto":
+            return self
+        device = next((part.device for part in network.parameters()), torch.device("cpu"))
+        return self.replace(autocast=half_precision(device))
 
 
 def level_of(settings: PurifierSettings) -> Any:

@@ -1,4 +1,4 @@
-"""The rule that presets are chosen by, on any purifiers."""
+"""The grids that presets are chosen from."""
 
 from __future__ import annotations
 
@@ -8,19 +8,8 @@ import pytest
 
 from benchmarks.common import results_file
 from benchmarks.models import tune_presets
-from benchmarks.models.tune_presets import CLEAN, TRANSFER, WHITE_BOX, best, main
+from benchmarks.models.tune_presets import CLEAN, TRANSFER, WHITE_BOX, main
 from scoreopt_defense.presets import preset
-
-
-def row(kind, number, clean, transfer):
-    accuracy = {CLEAN: {"value": clean}, TRANSFER: transfer and {"value": transfer}}
-    return {"kind": kind, "settings": {"number": number}, "accuracy": accuracy}
-
-
-def test_the_best_of_each_kind_has_the_highest_mean_of_clean_and_transfer():
-    rows = [row("a", 1, 1.0, 0.2), row("a", 2, 0.7, 0.6), row("a", 3, 0.5, 0.7)]
-    rows += [row("b", 4, 0.1, 0.1), row("b", 5, 0.9, None)]  # whose attack failed
-    assert best(rows) == {"a": {"number": 2}, "b": {"number": 4}}
 
 
 @pytest.mark.parametrize("white_box", [0, 2])

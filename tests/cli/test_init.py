@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 
-from scoreopt_defense import JPEG, DefendedModel, cli, pretrained
+from scoreopt_defense import JPEG, DefendedModel, ThirdParty, cli, pretrained
 from scoreopt_defense.evaluation.config import load
 
 
@@ -18,6 +19,14 @@ def purifier():
     return JPEG()
 
 
+def wrapped():
+    return DefendedModel(whole(), ThirdParty(grey))
+
+
+def grey(x):
+    return 0 * x + 0.5
+
+
 def number():
     return 1
 
@@ -26,8 +35,10 @@ def number():
     ("defence", "kinds"),
     [
         ("mnist-tiny", {"undefended": None, "ScoreOpt-N": "ScoreOpt"}),
-        ("test_init:whole", {"whole": None}),
-        ("python:test_init:purifier", {"undefended": None, "purifier": "JPEG"}),
+        ("test_init:whole", {"TinyResNet": None}),
+        ("test_init.py:whole", {"TinyResNet": None}),
+        ("test_init:wrapped", {"grey": "ThirdParty"}),
+        ("python:test_init:purifier", {"undefended": None, "JPEG": "JPEG"}),
     ],
 )
 def test_what_is_written_is_what_a_run_takes(defence, kinds, tmp_path, capsys):
@@ -59,11 +70,12 @@ def test_what_is_not_said_is_asked(tmp_path, monkeypatch):
     assert {section.classifier for section in config.defences.values()} == {"mnist-tiny"}
 
 
-def test_a_classifier_of_a_library_brings_its_transform(tmp_path):
+def test_a_classifier_of_a_library_brings_its_transform(tmp_path, capsys):
     path = tmp_path / "mine.toml"
     given = ["--defence", "cifar10-tiny", "--classifier", "timm:resnet18", "--images", "photos"]
     assert cli.main(["init", str(path), *given]) == 0
     assert load(path).images.transform == "timm"
+    assert "nothing at photos yet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -74,6 +86,7 @@ def test_a_classifier_of_a_library_brings_its_transform(tmp_path):
         ("a.toml", "mine", "MODULE:FUNCTION or one of ['cifar10-tiny', 'mnist-tiny'], got 'mine'"),
         ("a.toml", "test_init:number", "must return a torch module"),
         ("a.toml", "test_init:nothing", "has no function 'nothing'"),
+        ("a.toml", "nowhere:make", f"No module named 'nowhere', in {Path.cwd()} or installed"),
     ],
 )
 def test_nothing_is_overwritten_nor_written_where_it_is_wrong(

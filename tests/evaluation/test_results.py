@@ -59,6 +59,33 @@ def test_its_table_for_pandas_has_each_cells_figure(result, monkeypatch):
         result.to_pandas()
 
 
+def test_it_draws_each_figure_with_its_interval_worst_first(result, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    axes = result.plot()
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    drawn, defence = {}, ""
+    points = {bars.lines[0].get_ydata()[0]: bars for bars in axes.containers}
+    for place, label in enumerate(labels):
+        if place not in points:
+            defence = label
+            continue
+        (value,) = points[place].lines[0].get_xdata()
+        ((low, _), (high, _)) = points[place].lines[2][0].get_segments()[0]
+        drawn.setdefault(defence, {})[label.replace("no attack", "clean")] = (low, value, high)
+    assert drawn.keys() == {NAME, "noisy"}
+    for name, of in drawn.items():
+        assert list(of.values()) == sorted(of.values(), key=lambda ends: ends[1])
+        for attack, ends in of.items():
+            share = result[name, attack].robust
+            wanted = [100 * part for part in (share.low, share.value, share.high)]
+            assert ends == pytest.approx(wanted)
+    assert result.plot(axes) is axes
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r"needs matplotlib.*scoreopt-defense\[plots\]"):
+        result.plot()
+
+
 def test_the_page_is_that_of_the_run(result, tmp_path):
     path = result.report(tmp_path / "pages" / "page.html")
     assert "&lt;one&gt; &amp; other" in path.read_text()

@@ -10,6 +10,7 @@ from torch import nn
 from toy_evaluation import Failing, defences, images, run
 
 from scoreopt_defense.evaluation import Judging, Result, Store, evaluate
+from scoreopt_defense.evaluation.suite.checklist import Check, Checked
 from scoreopt_defense.evaluation.suite.verdict import judge, verdict
 
 
@@ -64,6 +65,18 @@ def attacked(*broken):
 )
 def test_the_sentence_is_of_the_worst_attack(broken, said):
     assert verdict(attacked(*broken), "d") == said
+
+
+@pytest.mark.parametrize(
+    ("passed", "said"), [(True, "d: no attack run here"), (False, "d may not")]
+)
+def test_what_fails_its_checks_is_no_bound(passed, said):
+    checks = [Checked(checks=(Check("gradients are neither zero nor NaN", passed, "0"),))]
+    found = judge(attacked(4), "d", checks=checks)
+    assert found.sentence.startswith(said)
+    assert found.doubts == (() if passed else ("1 check failed",))
+    broken = judge(attacked(20), "d", checks=checks)  # which the checks can't speak against
+    assert broken.sentence == "d is not robust: 0 of 20 images survive dim 20 (0 to 17 %)"
 
 
 def test_what_is_not_there_yet_or_failed_is_said(tmp_path):

@@ -140,6 +140,23 @@ class Result(Figures):
             for cell in self.cells
         )
 
+    def plot(self, axes: Any = None) -> Any:
+        """Draw what is right of each defence under each attack, with 95 % intervals, worst first.
+
+        Args:
+            axes: matplotlib's, to draw on; those of a new figure by default.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: without matplotlib.
+        """
+        from scoreopt_defense.evaluation.report.chart import chart
+        from scoreopt_defense.evaluation.report.tables import standings
+
+        return chart(standings(self), axes)
+
     def report(self, path: str | Path) -> Path:
         """Write the run's page, one HTML file; returns its path."""
         from scoreopt_defense.evaluation.report import run_page, write

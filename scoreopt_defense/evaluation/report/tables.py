@@ -64,6 +64,11 @@ class Standing:
     entries: tuple[Entry, ...]
     overall: Overall
 
+    @property
+    def drawn(self) -> list[Entry]:
+        """What has a figure, worst first."""
+        return sorted((e for e in self.entries if e.left <= 1), key=lambda entry: entry.left)
+
 
 def standings(result: Result) -> list[Standing]:
     """A row a defence, worst first; so are the attacks, by what they leave of all defences."""

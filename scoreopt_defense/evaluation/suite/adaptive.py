@@ -33,6 +33,7 @@ from scoreopt_defense.evaluation.suite.probes import (
     check_reachable,
     gradient_modes,
     strongest_mode,
+    untried,
 )
 from scoreopt_defense.gradients import Exact, Smoothed
 from scoreopt_defense.noise import seeded
@@ -74,8 +75,8 @@ class Adaptive(Settings, Suite):
             comes out too high.
         probed: images that the checklist's probes run on, the first ones of the run. Their white
             box is PGD+EOT of an eighth of the steps, of 4 samples: it is run eight times over.
-        autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: cheaper
-            gradients; the judging is in full precision.
+        autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: in half
+            precision where the hardware has it. The judging is in full precision.
         keep_mb: of the exact and smoothed gradients, as in
             :class:`~scoreopt_defense.gradients.Exact`: memory for time; no result depends on it.
 
@@ -95,7 +96,7 @@ class Adaptive(Settings, Suite):
     queries: int = 1000
     confirm: int = 32
     probed: int = 32
-    autocast: str | None = None
+    autocast: str | None = "auto"
     keep_mb: float = 0.0
 
     def __post_init__(self) -> None:
@@ -143,19 +144,7 @@ class Adaptive(Settings, Suite):
         }
 
     def untried(self, model: nn.Module) -> dict[str, str]:
-        modes = gradient_modes(model)
-        if isinstance(model, DefendedModel):
-            return {
-                mode: f"{type(model.purifier).__name__} has no such gradient"
-                for mode in ("bpda", "one-shot", "exact")
-                if mode not in modes
-            }
-        why = f"{type(model).__name__} is no DefendedModel"
-        return {
-            "gradient modes": f"{why}: its own backward pass is the only one there is",
-            "transfer, boundary and surrogate": f"{why}: no classifier of it is known apart",
-            "the purifier's descent": f"{why}: no purifier is known",
-        }
+        return untried(model)
 
 
 class _Budget:

@@ -27,6 +27,7 @@ __all__ = [
     "check_reachable",
     "gradient_modes",
     "strongest_mode",
+    "untried",
 ]
 
 # The modes by what they found here, strongest first: docs/results/robustness.md.
@@ -64,6 +65,24 @@ def strongest_mode(model: nn.Module) -> str:
     """Of :func:`gradient_modes` the one that an attack finds most in."""
     modes = gradient_modes(model)
     return next((mode for mode in _STRONGEST if mode in modes), modes[0])
+
+
+def untried(model: nn.Module) -> dict[str, str]:
+    """What no suite can do with a defence, and why."""
+    modes = gradient_modes(model)
+    if isinstance(model, DefendedModel):
+        return {
+            mode: f"{type(model.purifier).__name__} has no such gradient"
+            for mode in ("bpda", "one-shot", "exact")
+            if mode not in modes
+        }
+    why = f"{type(model).__name__} is no DefendedModel"
+    return {
+        "gradient modes": f"{why}: its own backward pass is the only one there is; of any function "
+        "of images DefendedModel(classifier, ThirdParty(function)) makes one",
+        "transfer, boundary and surrogate": f"{why}: no classifier of it is known apart",
+        "the purifier's descent": f"{why}: no purifier is known",
+    }
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from scoreopt_defense.evaluation.suite.probes import (
     check_reachable,
     gradient_modes,
     strongest_mode,
+    untried,
 )
 from scoreopt_defense.settings import Settings
 
@@ -45,7 +46,8 @@ class Quick(Settings, Suite):
             before no later attack is tried on it.
         probed: images that the checks are run on, the first ones of the run; their white box has
             half the steps.
-        autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`.
+        autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: in half
+            precision where the hardware has it. The judging is in full precision.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -57,7 +59,7 @@ class Quick(Settings, Suite):
     queries: int = 100
     confirm: int = 32
     probed: int = 16
-    autocast: str | None = None
+    autocast: str | None = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,3 +115,6 @@ class Quick(Settings, Suite):
             f"check/{role}": Probe(attack=attack, images=self.probed, role=role)
             for role, attack in probes.items()
         }
+
+    def untried(self, model: nn.Module) -> dict[str, str]:
+        return untried(model)

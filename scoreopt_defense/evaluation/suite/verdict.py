@@ -73,6 +73,10 @@ def judge(
     attacked = {cell: share for cell, share in shares.items() if cell.attack != CLEAN}
     if not attacked:
         return Verdict(defence, None, _unattacked(figures, defence, clean))
+    if checks is None:
+        names = [None, *plan.suites]
+        checks = [Checked(checks=checklist(figures, defence, name)) for name in names]
+    found = Checked(checks=tuple(check for of in checks for check in of.checks))
     worst, share = min(attacked.items(), key=lambda item: item[1].value)
     by = f"the suite {worst.attack}" if worst.attack in plan.suites else worst.attack
     is_broken = share.value <= (clean.value if clean else 1.0) / 2
@@ -81,10 +85,11 @@ def judge(
     else:
         least = math.floor(100 * share.value + 1e-9)  # it is said that nothing went below
         said = f"{defence}: no attack run here brings it below {least} % ({_range(share)})"
-    if checks is None:
-        names = [None, *plan.suites]
-        checks = [Checked(checks=checklist(figures, defence, name)) for name in names]
-    found = Checked(checks=tuple(check for of in checks for check in of.checks))
+        if found.failing:  # and one of the checks' own may have
+            said = (
+                f"{defence} may not be robust: {least} % survive ({_range(share)}), by attacks "
+                "that fail their checks"
+            )
     allowed = allowances(plan) if budgets is None else budgets
     untried = _untried(figures, worst, found, allowed) if share.value else ()
     return Verdict(
