@@ -378,6 +378,20 @@ def test_a_targeted_run_goes_to_a_class_that_leads(norm):
     assert (few(how.replace(targets=9, eps=10 * eps).run(few, x, y)).argmax(1) != y).all()
 
 
+@pytest.mark.parametrize("classes", [100, 1000])
+def test_of_many_classes_the_nine_that_lead_are_the_targets(classes):
+    """Of a linear model again; each of nine runs, and no more, is paid for."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, classes))
+    x, asked = images(), []
+    ranks = model(x).argsort(1, descending=True)
+    how = AutoPGD(eps=0.04, eot=1, steps=10, loss="dlr-targeted")
+    model.register_forward_hook(lambda module, args, logits: asked.append(len(logits)))
+    found = model(how.run(model, x, ranks[:, 0])).argmax(1)
+    assert sum(asked[:-1]) == len(x) * how.queries == len(x) * (1 + 9 * (10 + 1 + 2))
+    assert (ranks[:, 1:10] == found[:, None]).any(1).all()
+
+
 def test_losses_are_those_of_the_library_that_has_them(y):
     logits = 3 * torch.randn(len(y), 4, generator=torch.Generator().manual_seed(0))
     logits[0] = 1.0  # all equal: the ratio is 0 over a tiny number

@@ -55,7 +55,12 @@ def result():
     images = Images(x, torch.zeros(4).long(), ("dark", "bright"))
     attacks = {"nearest": Brighter(), "silent": Silent()}
     return evaluate(
-        {"dark": Dark().eval()}, images, attacks, trials=2, judging=Judging(purifications=16), checks=False
+        {"dark": Dark().eval()},
+        images,
+        attacks,
+        trials=2,
+        judging=Judging(purifications=16),
+        checks=False,
     )
 
 
