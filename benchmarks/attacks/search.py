@@ -20,12 +20,17 @@ Some of them on purifiers of 20 steps:
         --rows "smoothed, c = 1" exact "smoothed, c = 0.3" "smoothed, c = 3" "step eps / 2" \
         "last 10 steps" --result attack_search_20_steps
 
-Ways of using several purifications a step, at 80 gradients, of ScoreOpt-N:
+Momentum in other ways, at 80 gradients, of ScoreOpt-N (torchattacks has no EMI-FGSM):
 
-    python -m benchmarks.attacks.search DATA --steps 40 --eot 2 --defences ScoreOpt-N \
-        --rows "smoothed, c = 1" "one sample, momentum, cosine" "two samples, momentum" \
-        "two samples, selective" "four purified, one differentiated" "after 2 steps and all" \
-        --result attack_search_selective
+    python -m benchmarks.attacks.search DATA --steps 40 --eot 2 --images 32 --defences ScoreOpt-N \
+        --reference "one sample, momentum, cosine" --rows "one sample, momentum, cosine" \
+        "every step's image" "two samples, antithetic" "two samples, momentum" \
+        "one draw for 4 steps" Nesterov VMI-FGSM NI-FGSM "momentum, two restarts" \
+        "momentum, c / k at step k" "two samples, selective" PI-FGSM VNI-FGSM PI-FGSM++ \
+        "one draw for 16 steps" --result attack_search_momentum
+
+The best of them at 320 and 640: ``--steps 160`` and ``--steps 320``, each with a ``--result`` of its
+own.
 """
 
 from __future__ import annotations
@@ -121,12 +126,9 @@ def grid(
 
 
 def several(eps: float, budget: int, float32: bool = False) -> dict[str, Attack]:
-    """Momentum's step by more than one purification, at so many differentiated in all."""
+    """Ways of stepping by momentum, at so many gradients in all."""
     common: dict[str, Any] = {"eps": eps, "autocast": precision.autocast(float32)}
-    selective, after = (
-        Several(2, "selective"),
-        AfterSteps(2),
-    )  # of 5 steps these are as much work as 7
+    selective, after = Several(2, "selective"), AfterSteps(2)  # 2 and all of 5: as much work as 7
     alone: dict[str, Any] = common | {"steps": budget}
 
     def of(method: str, **settings: Any) -> Attack:
