@@ -29,7 +29,7 @@ Momentum in other ways, at 80 gradients, of ScoreOpt-N (torchattacks has no EMI-
         "momentum, c / k at step k" "two samples, selective" PI-FGSM VNI-FGSM PI-FGSM++ \
         "one draw for 16 steps" --result attack_search_momentum
 
-The best of them at 320 and 640: ``--steps 160`` and ``--steps 320``, each with a ``--result`` of its
+The best of them at 320 and 640 gradients: by ``--steps 160`` and 320, and a ``--result`` of their
 own.
 """
 
