@@ -193,15 +193,24 @@ def search(
 
 
 def differences(result: Result, reference: str) -> list[dict[str, Any]]:
-    """Each complete cell's accuracy less the reference's, over the same images."""
+    """Each complete cell's accuracy less the reference's, over the same images.
+
+    And the true class's mean lead, which tells attacks apart that leave next to nothing.
+    """
     complete = {
         (cell.defence, cell.attack)
         for cell in result.cells
         if cell.accuracy and cell.accuracy.n == result.plan.count
     }
+
+    def leads(defence: str, attack: str) -> dict[int, float]:
+        judged = result.judged(defence, attack)
+        return dict(zip(judged.images.tolist(), judged.lead.mean(1).tolist()))
+
     return [
         {"defence": defence, "attack": attack}
         | rounded(difference(result.shares(defence, attack), result.shares(defence, reference)))
+        | {"lead": rounded(difference(leads(defence, attack), leads(defence, reference)))}
         for defence, attack in sorted(complete)
         if (defence, reference) in complete and attack not in (reference, "clean")
     ]

@@ -204,7 +204,8 @@ class MinimumNorm(BoundedAttack):
 
     def distances(self, x: Tensor, attacked: Tensor) -> Tensor:
         """See :class:`~scoreopt_defense.attacks.protocols.Nearest`."""
-        return (attacked - x).flatten(1).norm(float(self.norm[1:]), dim=1)
+        far = (attacked - x).flatten(1).norm(float(self.norm[1:]), dim=1)
+        return far.clamp(max=self.eps)  # but for a rounding
 
 
 @dataclass(frozen=True, kw_only=True)

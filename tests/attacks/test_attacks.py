@@ -474,17 +474,17 @@ def test_the_nearest_wrong_image_is_as_far_as_the_closed_form_says(norm, eps, du
             return torch.stack([lead, torch.zeros_like(lead)], 1)
 
     weight = torch.randn(192, generator=torch.Generator().manual_seed(0))
-    x, how = torch.full((2, 3, 8, 8), 0.5), {"norm": norm, "eot": 1, "confidence": confidence}
-    nearest = (0.5 + confidence) / weight.norm(dual)
-    found = MinimumNorm(eps=eps, **how).run(Lead(), x, torch.zeros(2).long())
-    far = MinimumNorm(norm=norm).distances(x, found)
+    x, y = torch.full((2, 3, 8, 8), 0.5), torch.zeros(2).long()
+    nearest = float((0.5 + confidence) / weight.norm(dual))
+    how = MinimumNorm(norm=norm, eps=eps, eot=1, confidence=confidence)
+    far = how.distances(x, how.run(Lead(), x, y))
     assert (far >= nearest * (1 - 1e-5)).all()
     assert (far <= nearest * 1.05).all()
-    # what is further than the radius is scaled back to it, and was found
-    small = MinimumNorm(eps=float(nearest) / 2, **how).run(Lead(), x, torch.zeros(2).long())
-    torch.testing.assert_close(
-        MinimumNorm(norm=norm).distances(x, small), (nearest / 2).expand(2), rtol=1e-4, atol=0
-    )
+    # what is further than the radius is scaled back to it, and not said to be outside
+    half = how.replace(eps=nearest / 2)
+    far = half.distances(x, half.run(Lead(), x, y))
+    assert (far <= half.eps).all()
+    torch.testing.assert_close(far, torch.full((2,), half.eps), rtol=1e-4, atol=0)
 
 
 SURE_KINDS = [PGD, FoolboxPGD, ARTPGD, APGD]

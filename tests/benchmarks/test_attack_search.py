@@ -192,5 +192,6 @@ def test_it_runs_and_goes_on_where_it_was(tmp_path, monkeypatch):
         names = [(row["defence"], attack) for attack in (row["attack"], REFERENCE)]
         a, b = (cells[name]["accuracy"]["value"] for name in names)
         assert row["value"] == pytest.approx(a - b, abs=2e-4)  # of four decimals each
+        assert row["lead"]["n"] == 2
     attack_search.main(command)
     assert (tmp_path / "results" / "attack_search.json").read_text() == written
