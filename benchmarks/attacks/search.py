@@ -20,12 +20,17 @@ Some of them on purifiers of 20 steps:
         --rows "smoothed, c = 1" exact "smoothed, c = 0.3" "smoothed, c = 3" "step eps / 2" \
         "last 10 steps" --result attack_search_20_steps
 
-Ways of using several purifications a step, at 80 gradients, of ScoreOpt-N:
+Momentum in other ways, at 80 gradients, of ScoreOpt-N (torchattacks has no EMI-FGSM):
 
-    python -m benchmarks.attacks.search DATA --steps 40 --eot 2 --defences ScoreOpt-N \
-        --rows "smoothed, c = 1" "one sample, momentum, cosine" "two samples, momentum" \
-        "two samples, selective" "four purified, one differentiated" "after 2 steps and all" \
-        --result attack_search_selective
+    python -m benchmarks.attacks.search DATA --steps 40 --eot 2 --images 32 --defences ScoreOpt-N \
+        --reference "one sample, momentum, cosine" --rows "one sample, momentum, cosine" \
+        "every step's image" "two samples, antithetic" "two samples, momentum" \
+        "one draw for 4 steps" Nesterov VMI-FGSM NI-FGSM "momentum, two restarts" \
+        "momentum, c / k at step k" "two samples, selective" PI-FGSM VNI-FGSM PI-FGSM++ \
+        "one draw for 16 steps" --result attack_search_momentum
+
+The best of them at 320 and 640 gradients: by ``--steps 160`` and 320, and a ``--result`` of their
+own.
 """
 
 from __future__ import annotations
@@ -34,19 +39,26 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
+from benchmarks.attacks.ways import (
+    AfterSteps,
+    Ahead,
+    Antithetic,
+    Averaged,
+    ByStep,
+    Common,
+    EachStep,
+    OfTorchattacks,
+    Several,
+    Truncated,
+)
 from benchmarks.common import precision
 from benchmarks.common.held_out import add_arguments, held_out
 from benchmarks.common.results_file import rounded, weights, write
-from scoreopt_defense import EOT, DefendedModel, ScoreOpt, data, pretrained
+from scoreopt_defense import DefendedModel, ScoreOpt, data, pretrained
 from scoreopt_defense.attacks import APGD, PGD, Attack, FoolboxPGD, MomentumPGD
-from scoreopt_defense.attacks.wrappers import Around
 from scoreopt_defense.evaluation import evaluate
 from scoreopt_defense.evaluation.record.differences import difference
 from scoreopt_defense.evaluation.record.export import to_json
@@ -54,117 +66,9 @@ from scoreopt_defense.evaluation.record.results import Result
 from scoreopt_defense.evaluation.record.store import Store
 from scoreopt_defense.evaluation.run.progress import progress
 from scoreopt_defense.evaluation.run.scheduler import Stopped
-from scoreopt_defense.gradients import (
-    BPDA,
-    Backward,
-    Exact,
-    OneShotGradient,
-    Purification,
-    Smoothed,
-    Step,
-    recompute,
-    through_every_step,
-)
+from scoreopt_defense.gradients import BPDA, Exact, OneShotGradient, Smoothed
 
 REFERENCE = "smoothed, c = 1"
-
-
-@dataclass(frozen=True)
-class ByStep:
-    """Smoothed with a floor of each step's own: at the first step alone, or c / k at step k."""
-
-    schedule: str
-    c: float = 1.0
-
-    def floor(self, count: int) -> float:
-        return {"first": self.c * (count == 1), "decreasing": self.c / count}[self.schedule]
-
-    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
-        def run(step: Any) -> Step:
-            if not hasattr(step, "smoothed"):
-                return recompute(step)
-            return recompute(
-                step, lambda count, *rest: step.smoothed(self.floor(count))(count, *rest)
-            )
-
-        return through_every_step(purification, x_a, run)
-
-
-@dataclass(frozen=True)
-class Truncated:
-    """Smoothed through the last few steps alone: earlier ones shift the image by a constant."""
-
-    last: int
-    c: float = 1.0
-
-    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
-        first = purification.purifier.steps - self.last + 1
-
-        def run(step: Any) -> Step:
-            if not hasattr(step, "smoothed"):
-                return recompute(step)
-            through = recompute(step, step.smoothed(self.c))
-
-            def update(count: int, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-                if count >= first:
-                    return through(count, x, *rest)
-                moved, *state = through(count, x, *(tensor.detach() for tensor in rest))
-                return moved, *(tensor.detach() for tensor in state)
-
-            return update
-
-        return through_every_step(purification, x_a, run)
-
-
-@dataclass(frozen=True)
-class Averaged:
-    """The mean of the one-shot and the smoothed gradient, each of length 1, at the latter's."""
-
-    c: float = 1.0
-
-    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
-        purified, through = Smoothed(self.c).differentiate(purification, x_a)
-
-        def backward(grad: Tensor) -> Tensor:
-            leaf = x_a.detach().requires_grad_()
-            (one_shot,) = torch.autograd.grad(purification.one_shot(leaf), leaf, grad)
-            smoothed = through(grad)
-            return (smoothed + one_shot * _length(smoothed) / _length(one_shot)) / 2
-
-        return purified, backward
-
-
-@dataclass(frozen=True)
-class Several:
-    """The real defence, of so many purifications by one of EOT's ways to differentiate them."""
-
-    samples: int
-    aggregate: str
-
-    def shown(self, model: DefendedModel) -> nn.Module:
-        return EOT(model.with_gradient(Smoothed()), self.samples, aggregate=self.aggregate)
-
-
-@dataclass(frozen=True)
-class AfterSteps:
-    """Mean logits of the images after some steps and after all, of the same noise (DiffAttack)."""
-
-    steps: int
-
-    def shown(self, model: DefendedModel) -> nn.Module:
-        every = model.with_gradient(Smoothed())
-        some = every.replace(steps=self.steps)
-
-        def ask(model: nn.Module, x: Tensor) -> Tensor:
-            seed = int(torch.randint(2**31, ()))
-            return (model(x, seed=seed) + some(x, seed=seed)) / 2
-
-        return Around(every, ask)
-
-
-def _length(grad: Tensor) -> Tensor:
-    tiny = torch.finfo(grad.dtype).tiny
-    return torch.linalg.vector_norm(grad, dim=(1, 2, 3), keepdim=True).clamp(min=tiny)
 
 
 def grid(
@@ -222,21 +126,38 @@ def grid(
 
 
 def several(eps: float, budget: int, float32: bool = False) -> dict[str, Attack]:
-    """Momentum's step by more than one purification, at so many differentiated in all."""
+    """Ways of stepping by momentum, at so many gradients in all."""
     common: dict[str, Any] = {"eps": eps, "autocast": precision.autocast(float32)}
-    selective, after = (
-        Several(2, "selective"),
-        AfterSteps(2),
-    )  # of 5 steps these are as much work as 7
+    selective, after = Several(2, "selective"), AfterSteps(2)  # 2 and all of 5: as much work as 7
+    alone: dict[str, Any] = common | {"steps": budget}
+
+    def of(method: str, **settings: Any) -> Attack:
+        given = {"gradient": Smoothed(), "eot": 1} | alone
+        return OfTorchattacks(method=method, **given, **settings)
+
     return {
         "two samples, momentum": MomentumPGD(
             gradient=Smoothed(), eot=2, steps=budget // 2, **common
         ),
-        "two samples, selective": MomentumPGD(gradient=selective, steps=budget // 2, **common),
-        "four purified, one differentiated": MomentumPGD(
-            gradient=Several(4, "grafted"), steps=budget, **common
+        "two samples, antithetic": MomentumPGD(
+            gradient=Antithetic(), eot=2, steps=budget // 2, **common
         ),
+        "two samples, selective": MomentumPGD(gradient=selective, steps=budget // 2, **common),
+        "four purified, one differentiated": MomentumPGD(gradient=Several(4, "grafted"), **alone),
         "after 2 steps and all": MomentumPGD(gradient=after, steps=budget * 5 // 7, **common),
+        "every step's image": MomentumPGD(gradient=EachStep(), **alone),
+        "one draw for 4 steps": MomentumPGD(gradient=Common(4), **alone),
+        "one draw for 16 steps": MomentumPGD(gradient=Common(16), **alone),
+        "Nesterov": MomentumPGD(gradient=Ahead(), **alone),
+        "momentum, c / k at step k": MomentumPGD(gradient=ByStep("decreasing"), **alone),
+        "momentum, two restarts": MomentumPGD(
+            gradient=Smoothed(), restarts=2, steps=budget // 2, **common
+        ),
+        "NI-FGSM": of("NIFGSM"),
+        "VMI-FGSM": of("VMIFGSM", others=3),
+        "VNI-FGSM": of("VNIFGSM", others=3),
+        "PI-FGSM": of("PIFGSM"),
+        "PI-FGSM++": of("PIFGSMPP"),
     }
 
 
@@ -271,18 +192,27 @@ def search(
         return Result(Store(out))
 
 
-def differences(result: Result) -> list[dict[str, Any]]:
-    """Each complete cell's accuracy less the reference's, over the same images."""
+def differences(result: Result, reference: str) -> list[dict[str, Any]]:
+    """Each complete cell's accuracy less the reference's, over the same images.
+
+    And the true class's mean lead, which tells attacks apart that leave next to nothing.
+    """
     complete = {
         (cell.defence, cell.attack)
         for cell in result.cells
         if cell.accuracy and cell.accuracy.n == result.plan.count
     }
+
+    def leads(defence: str, attack: str) -> dict[int, float]:
+        judged = result.judged(defence, attack)
+        return dict(zip(judged.images.tolist(), judged.lead.mean(1).tolist()))
+
     return [
         {"defence": defence, "attack": attack}
-        | rounded(difference(result.shares(defence, attack), result.shares(defence, REFERENCE)))
+        | rounded(difference(result.shares(defence, attack), result.shares(defence, reference)))
+        | {"lead": rounded(difference(leads(defence, attack), leads(defence, reference)))}
         for defence, attack in sorted(complete)
-        if (defence, REFERENCE) in complete and attack not in (REFERENCE, "clean")
+        if (defence, reference) in complete and attack not in (reference, "clean")
     ]
 
 
@@ -301,6 +231,9 @@ def main(arguments: list[str] | None = None) -> None:
     precision.add_argument(parser)
     parser.add_argument("--defences", nargs="+", help="some of the two; both by default")
     parser.add_argument("--rows", nargs="+", help="some of the grid's; all by default")
+    parser.add_argument(
+        "--reference", default=REFERENCE, help="the row that others are set against"
+    )
     parser.add_argument("--result", default="attack_search", help="what figures and record go by")
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(arguments)
@@ -325,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
             command=shlex.join(["python", "-m", "benchmarks.attacks.search", "DATA"]
                                + [word for word in arguments if word != args.source]),
             data=args.describe, weights=weights(args.name), seed=args.seed,
-            less_reference=differences(result), **found,
+            less_reference=differences(result, args.reference), **found,
         )  # fmt: skip
 
 

@@ -23,6 +23,8 @@ other module from images in [0, 1] to logits. :data:`ATTACKS` has the paper's bu
 | ``pgd-eot-smoothed-l2`` | all, backward by the smoothed mode | 40 steps of 10 | 400 |
 | ``momentum-pgd-linf`` | all, backward by the smoothed mode | 400 steps of 1 | 400 |
 | ``momentum-pgd-l2`` | all, backward by the smoothed mode | 400 steps of 1 | 400 |
+| ``minimum-norm-linf`` | all, backward by the smoothed mode | 100 steps of 4 | 404 |
+| ``minimum-norm-l2`` | all, backward by the smoothed mode | 100 steps of 4 | 404 |
 | ``spsa`` | logits | 5 steps of 128 pairs | 1280 |
 | ``stadv`` | all, backward through one-shot | 100 steps of 20 | 2000 |
 | ``autoattack-rand-linf`` | all, backward through one-shot | 2 times 100 steps of 20 | 4120 |
@@ -32,16 +34,15 @@ other module from images in [0, 1] to logits. :data:`ATTACKS` has the paper's bu
 
 "of k": each answer is the mean logits of k purifications (EOT). A query is one image that one
 evaluation of the model classifies. eps is 8/255 in linf, 0.5 in l2 (sections 4.1 and 4.2), 0.05 in
-StAdv's flow; a step of PGD is eps/4 (appendix C.3).
+StAdv's flow, and twice as much for minimum-norm attacks; a step of PGD is eps/4 (appendix C.3).
 
 Sources: appendix C.3 of the paper for PGD and BPDA; its section 4.3 for SPSA's 1,280 queries, whose
 division it does not give, and for StAdv, at the bound, steps and EOT of DiffPure's code (Nie et
 al., ICML 2022), which it follows; the authors' code for what it leaves open: a random start in
 transfer PGD alone, and the loss of the mean logits; Croce and Hein (ICML 2020) for AutoAttack, and
-this library for Square, momentum and the smoothed gradient, which the paper does not have: as many
-queries as its PGD+EOT, in more steps of fewer samples, which break more
-(docs/results/gradients.md). Table 5 names no severity: its base classifier's figures are those
-usual at 5.
+this library for Square, momentum, minimum norms and the smoothed gradient, which the paper does not
+have: as many queries as its PGD+EOT, in more steps of fewer samples, which break more
+(docs/results/gradients.md). Table 5 names no severity: its base classifier's figures are those usual at 5.
 
 \* of the classifier; the purifier is never asked.
 
@@ -63,9 +64,15 @@ from scoreopt_defense.attacks.black_box import Remembered, Scores
 from scoreopt_defense.attacks.boundary import Boundary
 from scoreopt_defense.attacks.bounded import BoundedAttack, ProjectedGradientAttack
 from scoreopt_defense.attacks.corruptions import TABLE_5, Corruptions
-from scoreopt_defense.attacks.foolbox import FoolboxPGD, MomentumPGD, RandomNoise
+from scoreopt_defense.attacks.foolbox import FoolboxPGD, MinimumNorm, MomentumPGD, RandomNoise
 from scoreopt_defense.attacks.mister_ed import StAdv
-from scoreopt_defense.attacks.protocols import Attacking, Measuring, Startable, can_start
+from scoreopt_defense.attacks.protocols import (
+    Attacking,
+    Measuring,
+    Nearest,
+    Startable,
+    can_start,
+)
 from scoreopt_defense.attacks.pyautoattack import AutoPGD
 from scoreopt_defense.attacks.torchattacks import APGD, PGD, SPSA, AutoAttack, Square
 from scoreopt_defense.attacks.views import AsItIs, Classifier, Shortened, Surrogate, View
@@ -92,6 +99,8 @@ __all__ = [
     "FoolboxPGD",
     "MomentumPGD",
     "Measuring",
+    "MinimumNorm",
+    "Nearest",
     "RandomNoise",
     "Remembered",
     "ProjectedGradientAttack",
@@ -116,7 +125,7 @@ KINDS: Mapping[str, type[Attack]] = MappingProxyType(
         kind.__name__: kind
         for kind in (
             *(PGD, APGD, SPSA, AutoAttack, Square, StAdv, ARTPGD, FoolboxPGD, Corruptions),
-            *(Boundary, MomentumPGD, RandomNoise, AutoPGD),
+            *(Boundary, MomentumPGD, RandomNoise, AutoPGD, MinimumNorm),
         )
     }
 )
@@ -125,6 +134,7 @@ _LINF: dict[str, Any] = {"norm": "linf", "eps": 8 / 255}
 _L2: dict[str, Any] = {"norm": "l2", "eps": 0.5}
 _TRANSFER = PGD(gradient=Classifier(), eot=1, steps=40, random_start=True)
 _SURROGATE = PGD(gradient=Surrogate(), eot=20, steps=20)
+_NEAREST = MinimumNorm(gradient=Smoothed(), eot=4, steps=100)
 
 #: The named configurations, at the paper's budgets.
 ATTACKS: Mapping[str, Attack] = MappingProxyType(
@@ -142,6 +152,8 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
             "pgd-eot-smoothed-l2": PGD(gradient=Smoothed(), eot=10, steps=40, **_L2),
             "momentum-pgd-linf": MomentumPGD(gradient=Smoothed(), steps=400, **_LINF),
             "momentum-pgd-l2": MomentumPGD(gradient=Smoothed(), steps=400, **_L2),
+            "minimum-norm-linf": _NEAREST.replace(norm="linf", eps=16 / 255),
+            "minimum-norm-l2": _NEAREST.replace(norm="l2", eps=1.0),
             "spsa": SPSA(steps=5, samples=128, **_LINF),
             "stadv": StAdv(eps=0.05, eot=20, steps=100),
             "autoattack-rand-linf": AutoAttack(eot=20, steps=100, **_LINF),

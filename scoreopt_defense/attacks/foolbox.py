@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice, check_positive
@@ -15,9 +17,10 @@ from scoreopt_defense._optional import optional
 from scoreopt_defense.attacks.bounded import BoundedAttack, ProjectedGradientAttack
 from scoreopt_defense.attacks.losses import LOSSES
 from scoreopt_defense.attacks.views import View
+from scoreopt_defense.attacks.wrappers import Around
 from scoreopt_defense.gradients import Gradient, NoGradient
 
-__all__ = ["FoolboxPGD", "MomentumPGD", "RandomNoise"]
+__all__ = ["FoolboxPGD", "MinimumNorm", "MomentumPGD", "RandomNoise"]
 
 _TINY = 1e-30  # of a gradient of zero, which stays one
 
@@ -140,6 +143,69 @@ class MomentumPGD(FoolboxPGD):
     step_size: float = 0.5
     momentum: float = 0.9
     last_step: float | None = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinimumNorm(BoundedAttack):
+    r"""The nearest image that is wrong, so that one run is accuracy against every radius.
+
+    By FMN in linf and l1, and by DDN in l2, since the library's FMN of l2 never projects. What is
+    found further away than ``eps`` is scaled back to it; an image of which nothing is found comes
+    back clean. How far each is from its clean image is recorded, and
+    :meth:`~scoreopt_defense.evaluation.Result.curve` is made of it.
+
+    Of a random model the nearest image was wrong by a lucky draw, and is on the boundary of others.
+    So an image counts as wrong where another class leads by more than ``confidence``,
+
+    .. math:: \max_{k \ne y} z_k - z_y > \kappa
+
+    Args:
+        norm, eps, gradient, eot, steps, restarts, autocast: as in
+            :class:`~scoreopt_defense.attacks.bounded.BoundedAttack`.
+        confidence: :math:`\kappa`, at least 0, of the mean logits.
+
+    Reference:
+        Pintor et al., "Fast minimum-norm adversarial attacks", NeurIPS 2021; Rony et al.,
+        "Decoupling direction and norm", CVPR 2019; Carlini and Wagner, S&P 2017, for the lead.
+    """
+
+    libraries: ClassVar[tuple[str, ...]] = ("foolbox",)
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+
+    steps: int = 100
+    confidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set("confidence", check_positive("confidence", self.confidence, zero=True))
+
+    @property
+    def calls(self) -> int:
+        return self.steps + 1  # of what is found
+
+    @property
+    def differentiated(self) -> int:
+        return self.steps
+
+    def attack(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        foolbox = optional("foolbox", extra="attacks")
+        attack = {
+            "linf": foolbox.attacks.LInfFMNAttack,
+            "l2": partial(foolbox.attacks.DDNAttack, init_epsilon=self.eps),
+            "l1": foolbox.attacks.L1FMNAttack,
+        }[self.norm](steps=self.steps)
+
+        def behind(model: nn.Module, x: Tensor) -> Tensor:
+            logits = model(x)
+            return logits + self.confidence * F.one_hot(y, logits.shape[1])
+
+        bounded = foolbox.PyTorchModel(Around(model, behind), bounds=(0, 1), device=x.device)
+        return attack(bounded, x, y, epsilons=self.eps)[1]
+
+    def distances(self, x: Tensor, attacked: Tensor) -> Tensor:
+        """See :class:`~scoreopt_defense.attacks.protocols.Nearest`."""
+        far = (attacked - x).flatten(1).norm(float(self.norm[1:]), dim=1)
+        return far.clamp(max=self.eps)  # but for a rounding
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor, nn
 
-__all__ = ["Attacking", "Measuring", "Startable", "can_start"]
+__all__ = ["Attacking", "Measuring", "Nearest", "Startable", "can_start"]
 
 
 @runtime_checkable
@@ -59,6 +59,14 @@ class Measuring(Protocol):
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Values by name, each of shape ``(B,)``; the arguments are those of ``run``."""
+
+
+@runtime_checkable
+class Nearest(Protocol):
+    """An attack that seeks the nearest image that is wrong: how far it went is recorded."""
+
+    def distances(self, x: Tensor, attacked: Tensor) -> Tensor:
+        """Of each image to its clean one, in the attack's norm, shape ``(B,)``."""
 
 
 def can_start(attack: object) -> TypeGuard[Startable]:

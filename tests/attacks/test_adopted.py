@@ -108,6 +108,29 @@ def test_what_cannot_be_adopted_says_why(given, error, said):
         given()
 
 
+@pytest.mark.parametrize("classes", [100, 1000])
+def test_fab_goes_towards_the_classes_that_lead_and_no_others(classes, monkeypatch):
+    """As many as it is told, less one, by the logits of the model that it is shown."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, classes)).eval()
+    x, tried = images(4)[0], []
+    ranks = model(x).argsort(1, descending=True)
+    settings = {"steps": 5, "multi_targeted": True, "n_classes": 10}
+    kind = pytest.importorskip("torchattacks").FAB
+    own = kind.attack_single_run_targeted
+
+    def targeted(self, *args, **kwargs):
+        tried.append(self.target_class)
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "attack_single_run_targeted", targeted)
+    near, far = (adopt(of_torchattacks("FAB", eps=eps, **settings)) for eps in (1e-6, 0.1))
+    near.run(model, x, ranks[:, 0])
+    assert tried == [*range(2, 11)]  # places by logit: nothing is so near that one is left out
+    found = model(far.run(model, x, ranks[:, 0])).argmax(1)
+    assert (ranks[:, 1:10] == found[:, None]).any(1).all()
+
+
 def test_settings_tell_two_of_a_kind_apart():
     made = [adopt(of_torchattacks("PGD", eps=EPS, steps=steps)).as_dict() for steps in (3, 3, 4)]
     assert made[0] == made[1] != made[2]

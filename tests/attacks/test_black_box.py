@@ -73,17 +73,20 @@ class TestRemembered:
         # a mean of three, of numbers below 2
         torch.testing.assert_close(found, expected, rtol=0, atol=rounding(torch.float32, 3, 2))
 
-    @pytest.mark.parametrize("name", ["HopSkipJumpAttack", "BoundaryAttack"])
-    def test_decision_attacks_do_not_stop_on_a_random_model(self, name):
+    def found(self, name, model):
         foolbox = pytest.importorskip("foolbox")
-        budget = {"steps": 2} | (
-            {"initial_gradient_eval_steps": 5, "max_gradient_eval_steps": 10}
-            if name == "HopSkipJumpAttack"
-            else {}
-        )
+        few = {"initial_gradient_eval_steps": 5, "max_gradient_eval_steps": 10}
+        budget = {"steps": 2} | (few if name == "HopSkipJumpAttack" else {})
         torch.manual_seed(0)
-        model, x = Remembered(Counted()), images()
+        x = images()
         y = model(x).argmax(1)
         target = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=x.device)
-        attacked = getattr(foolbox.attacks, name)(**budget)(target, x, y, epsilons=None)[0]
+        return getattr(foolbox.attacks, name)(**budget)(target, x, y, epsilons=None)[0], y
+
+    @pytest.mark.parametrize("name", ["HopSkipJumpAttack", "BoundaryAttack"])
+    def test_decision_attacks_do_not_stop_on_a_random_model(self, name):
+        with pytest.raises((AssertionError, ValueError)):
+            self.found(name, Counted())
+        model = Remembered(Counted(), samples=4)
+        attacked, y = self.found(name, model)
         assert (model(attacked).argmax(1) != y).all()

@@ -7,22 +7,28 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from exact_gradients import assert_same_gradient, found
 from tolerances import rounding
-from toys import bent, mid_images, smooth_classifier
+from torch import nn
+from toys import bent, gaussian, labels, mid_images, shrinkage, smooth_classifier
 
-from scoreopt_defense import DefendedModel, ScoreOpt, data
+from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt, data
 from scoreopt_defense.gradients import Exact, OneShotGradient, Smoothed
 
 pytest.importorskip("torchattacks")
 pytest.importorskip("foolbox")
 
 from benchmarks.attacks import search as attack_search
-from benchmarks.attacks.search import (
-    REFERENCE,
+from benchmarks.attacks.search import REFERENCE
+from benchmarks.attacks.ways import (
     AfterSteps,
+    Ahead,
+    Antithetic,
     Averaged,
     ByStep,
+    Common,
+    EachStep,
     Several,
     Truncated,
 )
@@ -33,6 +39,12 @@ STEPS = 4
 
 
 MOMENTUM = ("momentum", "last_step", "step_size")
+
+
+def test_rows_of_momentum_take_as_many_gradients():
+    rows = attack_search.several(8 / 255, 80)
+    fewer = {"two samples, selective": 40, "after 2 steps and all": 57}  # each is of two, or of 7/5
+    assert {name: how.gradients for name, how in rows.items()} == dict.fromkeys(rows, 80) | fewer
 
 
 @pytest.mark.parametrize("name", GRID)
@@ -106,6 +118,60 @@ def test_several_purifications_that_are_alike_are_one(view, purifier):
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-9)
 
 
+def seeded(**settings):
+    """A random defence, whose denoiser is linear."""
+    purifier = OneShot(gaussian(), sigma=0.3, **settings)
+    return DefendedModel(nn.Flatten().eval(), purifier)
+
+
+def test_antithetic_noise_cancels_in_what_is_linear():
+    x = mid_images().requires_grad_()
+    pair = EOT(seeded(gradient=Antithetic()), 2)(x)
+    without = 2 * x - 1
+    without = (0.1 + shrinkage(0.3) * (without - 0.1) + 1) / 2
+    torch.testing.assert_close(pair, without.flatten(1), rtol=0, atol=rounding(torch.float64, 20))
+    assert not torch.equal(seeded()(x), without.flatten(1))
+
+
+def test_a_draw_serves_so_many_steps():
+    shown, x = Common(2).shown(seeded()), mid_images()
+    first, again, other, last = (shown(x) for _ in range(4))
+    assert torch.equal(first, again)
+    assert torch.equal(other, last)
+    assert not torch.equal(first, other)
+
+
+def test_ahead_is_a_share_of_the_last_step_further():
+    model = seeded(deterministic=True, seed=0)
+    shown, x, moved = Ahead(0.5).shown(model), mid_images(), mid_images() + 0.02
+    assert torch.equal(shown(x), model(x))
+    torch.testing.assert_close(
+        shown(moved), model(moved + 0.01), rtol=0, atol=rounding(torch.float64, 20)
+    )
+
+
+def test_each_steps_loss_has_the_slope_of_their_mean(purifier):
+    """By a central difference; without an optimiser to smooth the gradient is exact."""
+    purifier = purifier.replace(deterministic=True, seed=0, optimizer="sgd", lr=0.002)
+    classifier, x, y = smooth_classifier(torch.float64), mid_images(), labels()
+    leaf = x.clone().requires_grad_()
+    shown = EachStep().shown(DefendedModel(classifier, purifier))
+    loss = F.cross_entropy(shown(leaf), y, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, leaf)
+
+    def mean_loss(x):
+        seen = []
+        with torch.no_grad():
+            seen.append(2 * purifier(x, callback=lambda step: seen.append(step["denoised"])) - 1)
+            each = [F.cross_entropy(classifier((one + 1) / 2), y, reduction="sum") for one in seen]
+        return torch.stack(each).mean()
+
+    way = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    slope = (mean_loss(x + 1e-5 * way) - mean_loss(x - 1e-5 * way)) / 2e-5
+    # the square of the step times a third derivative below 1e3; roundings of 1e-13 over the step
+    torch.testing.assert_close((gradient * way).sum(), slope, rtol=1e-5, atol=1e-6)
+
+
 def test_it_runs_and_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # of the record
     monkeypatch.setattr(results_file, "RESULTS", tmp_path / "results")
@@ -126,5 +192,6 @@ def test_it_runs_and_goes_on_where_it_was(tmp_path, monkeypatch):
         names = [(row["defence"], attack) for attack in (row["attack"], REFERENCE)]
         a, b = (cells[name]["accuracy"]["value"] for name in names)
         assert row["value"] == pytest.approx(a - b, abs=2e-4)  # of four decimals each
+        assert row["lead"]["n"] == 2
     attack_search.main(command)
     assert (tmp_path / "results" / "attack_search.json").read_text() == written

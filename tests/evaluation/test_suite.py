@@ -509,16 +509,23 @@ class TestAdaptive:
             named = {s.removeprefix(kind) for s in stages if s.startswith(kind)}
             assert named == expected | {last[len(kind) :] for last in stages[-2:]}
             assert stages[0] == "adaptive/no attack"
+            assert ("adaptive/Square" in stages) == ("exact" not in expected)
             assert [stage.split(", ")[-1] for stage in stages[-2:]] == ["longer", "onwards"]
             judges = whole.plan.of_suite("adaptive", defence, "judge")
             assert {name: judge.begins_from for name, judge in judges.items()} == {
                 "adaptive": tuple(stages)
             }
 
-    def test_stages_are_ordered_by_their_cost(self, whole: Result) -> None:
+    def test_stages_are_ordered_by_their_cost_and_what_they_take(self, whole: Result) -> None:
         stages = whole.plan.of_suite("adaptive", "scoreopt", "attack").values()
         order = [stage.label for stage in stages]
-        named = ("PGD at the surrogate", "PGD, one-shot", "PGD, exact", "PGD, smoothed, longer")
+        named = (
+            "PGD at the surrogate",
+            "PGD, one-shot",
+            "PGD, exact",
+            "PGD, bpda",
+            "PGD, smoothed, longer",
+        )
         places = [order.index(f"momentum {name}") for name in named]
         assert [order.index("transfer PGD"), *places] == sorted([1, *places])
 

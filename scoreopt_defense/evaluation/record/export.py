@@ -54,7 +54,8 @@ def to_json(result: Result, path: str | Path) -> int:
     ``"weakest"`` is each defence's figure over all attacks and suites, unless one suite is all, and
     under ``"overall"`` what it is not to be read without. Of each image, in order, ``"right"`` is
     in how many of ``"of"`` judgements it was right, or ``3/4`` where but 4 were made, as a trial
-    failed, or ``-`` where none was: two cells of the same images can be paired by it.
+    failed, or ``-`` where none was: two cells of the same images can be paired by it. Under
+    ``"curve"`` is :meth:`Result.curve`, of the attacks that have one.
     """
 
     def figure(share: Proportion | None) -> dict[str, float] | None:
@@ -64,7 +65,8 @@ def to_json(result: Result, path: str | Path) -> int:
         {"defence": c.defence, "attack": c.attack, "accuracy": figure(c.robust),
          "majority": figure(c.majority), "failed": c.failed,
          "denoiser_calls": c.denoiser_calls, "classifier_calls": c.classifier_calls,
-         "seconds": round(c.seconds, 1), **right_counts(result, c.defence, c.attack)}
+         "seconds": round(c.seconds, 1), **right_counts(result, c.defence, c.attack),
+         **_curve(result, c.defence, c.attack)}
         for c in result.cells
     ]  # fmt: skip
     suites: dict[str, dict[str, Any]] = {name: {} for name in result.plan.suites}
@@ -103,6 +105,14 @@ def to_json(result: Result, path: str | Path) -> int:
     with replacing(path) as part:
         part.write_text(json.dumps(about, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return len(cells)
+
+
+def _curve(result: Result, defence: str, attack: str) -> dict[str, Any]:
+    """Radii and what is left there, of what seeks the nearest wrong image."""
+    if "distance" not in result.measured(defence, attack):
+        return {}
+    found = result.curve(defence, attack)
+    return {"curve": [[round(at, 6), round(of.value, 4)] for at, of in found.items()]}
 
 
 def _checks(found: Checked) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,37 @@ class Result(Figures):
         if any(cell.whole is not None for cell in cells):
             return over_images(images, whole.min(0))
         return over_images(images, weakest(right, lead)) if shape[2] > 1 else None
+
+    def curve(
+        self, defence: str, attack: str, eps: Sequence[float] | None = None
+    ) -> dict[float, Proportion]:
+        """Accuracy at each radius, of one run of an attack that seeks the nearest wrong image.
+
+        An image whose nearest one is within the radius counts by how often that was right, judged
+        by purifications that did not find it. Any other counts as it does without an attack, so
+        that one of which nothing was found stands at every radius.
+
+        Args:
+            eps: the radii; by default 0 and every distance at which something was found.
+
+        Raises:
+            ValueError: if no distances are recorded: of an attack that seeks none, such as PGD.
+
+        Reference:
+            As Pintor et al., NeurIPS 2021, draw it, but judged again.
+        """
+        self._check_run(defence, attack)
+        measured = [result.measured for _, result in self._units[defence, attack]]
+        if not any(found and "distance" in found for found in measured):
+            raise ValueError(f"{attack} on {defence} has no distances: MinimumNorm records them")
+        distances = np.concatenate([found["distance"] for found in measured if found])
+        judged, clean = self.judged(defence, attack), self.shares(defence)
+        found = judged.right.mean(1) if judged.whole is None else judged.whole
+        unattacked = np.array([clean[image] for image in judged.images.tolist()])
+        radii = sorted({0.0, *distances.tolist()}) if eps is None else eps
+        shares = {at: np.where(distances <= at, found, unattacked) for at in radii}
+        figures = {at: over_images(judged.images, share) for at, share in shares.items()}
+        return {at: figure for at, figure in figures.items() if figure is not None}
 
     def overall(self, defence: str) -> Overall:
         """:meth:`weakest`, with what it lacks and what the checks say of it."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.record.results import Result
@@ -18,6 +20,7 @@ _SETTINGS = {
     "steps": "steps of the attack",
     "eot": "EOT samples of the attack",
 }
+_RADII = 17  # that a curve of one run is drawn at
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,18 @@ def _lines(result: Result, setting: str) -> tuple[Line, ...]:
             )
             if len(points) > 1:
                 lines.append(Line(f"{defence}: {', '.join(family.values())}", points))
-    return tuple(lines)
+    return (*lines, *_nearest(result)) if setting == "eps" else tuple(lines)
+
+
+def _nearest(result: Result) -> Iterator[Line]:
+    """Of attacks that seek the nearest wrong image: one is a line by itself."""
+    for attack in result.plan.columns:
+        for defence in result.plan.defences:
+            if "distance" in result.measured(defence, attack):
+                eps = result.plan.attacks[attack]["eps"]
+                found = result.curve(defence, attack, np.linspace(0, eps, _RADII).tolist())
+                points = tuple(Point(at, figure.value, figure) for at, figure in found.items())
+                yield Line(f"{defence}: {attack}", points)
 
 
 def resubmissions(result: Result, verdicts: Mapping[tuple[str, str], str] | None = None) -> Plot:

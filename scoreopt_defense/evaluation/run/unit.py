@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._foreign import as_it_was, contained, said
-from scoreopt_defense.attacks.protocols import Measuring, Startable, can_start
+from scoreopt_defense.attacks.protocols import Measuring, Nearest, Startable, can_start
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging import Judging, judge
 from scoreopt_defense.evaluation.judging.fresh import placed, reseeded
@@ -135,6 +135,8 @@ def _attack_and_judge(
     with as_it_was(model, attack):
         started = Started(attack, start) if can_start(attack) else attack
         attacked, broken = judging.criterion.run(started, model, x, y, derive(seed, 0))
+        if isinstance(attack, Nearest):
+            measured = measured | {"distance": attack.distances(x.clone(), attacked.clone())}
     with as_it_was(model):
         verdict = judge(
             model, attacked, y, purifications=judging.purifications, seed=derive(seed, 1)
