@@ -27,6 +27,7 @@ from scoreopt_defense.evaluation.plan.plan import MOST_THREADS
 from scoreopt_defense.evaluation.plan.tasks import Suite
 from scoreopt_defense.evaluation.sections import (
     Attacked,
+    Certify,
     Count,
     Defence,
     Images,
@@ -70,6 +71,7 @@ class Config(Section):
         defences, attacks: by name; the clean images are always judged.
         suite: the name of one at its own settings, such as ``"adaptive"``.
         suites: suites by name, with settings.
+        certify: how ``scoreopt certify`` certifies the defences.
         judging, checks, keep, trials, batch, seed, threads: as in
             :func:`scoreopt_defense.evaluation.evaluate`; None for ``"auto"``.
         device: where the networks and images are put.
@@ -80,6 +82,7 @@ class Config(Section):
     attacks: dict[str, Attacked] = {}
     suite: str | None = None
     suites: dict[str, SuiteSection] = {}
+    certify: Certify | None = None
     judging: Judged = Judged()
     checks: bool = Field(default=True, strict=True)
     keep: Literal["all", "worst", "none"] = "all"
@@ -89,8 +92,8 @@ class Config(Section):
     threads: Annotated[int | None, Field(ge=1, le=MOST_THREADS, strict=True), OrAuto] = 1
     device: str = "cpu"
 
-    def materials(self) -> Materials:
-        """The networks, images and attacks.
+    def given(self) -> tuple[dict[str, nn.Module], data.Source]:
+        """The networks and images.
 
         Raises:
             ConfigError: naming the key and value of what cannot be had.
@@ -104,7 +107,15 @@ class Config(Section):
             )  # fmt: skip
         defences = {name: defence(name, section) for name, section in self.defences.items()}
         with _named("device", device):
-            defences = {name: model.to(device) for name, model in defences.items()}
+            return {name: model.to(device) for name, model in defences.items()}, images
+
+    def materials(self) -> Materials:
+        """The networks, images and attacks.
+
+        Raises:
+            ConfigError: naming the key and value of what cannot be had.
+        """
+        defences, images = self.given()
         attacks = {
             name: _attack(name, section, math.prod(images.shape))
             for name, section in self.attacks.items()
@@ -178,6 +189,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "defences": Defence,
     "attacks": Attacked,
     "suites": SuiteSection,
+    "certify": Certify,
 }
 
 

@@ -14,7 +14,17 @@ from scoreopt_defense.evaluation.judging import AnyStep, Judging
 optional("pydantic", extra="evaluate")
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field  # noqa: E402
 
-__all__ = ["Attacked", "Count", "Defence", "Images", "Judged", "Section", "Seed", "SuiteSection"]
+__all__ = [
+    "Attacked",
+    "Certify",
+    "Count",
+    "Defence",
+    "Images",
+    "Judged",
+    "Section",
+    "Seed",
+    "SuiteSection",
+]
 
 
 class Section(BaseModel):
@@ -90,15 +100,16 @@ def _fraction(value: Any) -> Any:
     return value
 
 
+Positive = Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)]
+
+
 class Attacked(Section):
     """An attack's name, by default the section's own, and overrides of its settings."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     attack: str | None = None
-    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)] | None = (
-        None
-    )
+    eps: Positive | None = None
 
 
 class SuiteSection(Section):
@@ -107,6 +118,17 @@ class SuiteSection(Section):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     suite: str | None = None
-    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)] | None = (
-        None
-    )
+    eps: Positive | None = None
+
+
+class Certify(Section):
+    """How defences are certified: see :func:`scoreopt_defense.certify`."""
+
+    sigma: Positive | None = None
+    n0: Count = 100
+    n: Count = 10_000
+    alpha: Positive = 0.001
+    norm: Literal["l2", "l1", "linf"] = "l2"
+    until_pixels: Positive | None = None
+    max_batch: Count = 256
+    batch: Count = 1
