@@ -22,6 +22,9 @@ ROWS = ("undefended", "one-shot", "adversarial-training", "scoreopt-n", "diffpur
 LINF = 8 / 255 * math.sqrt(3 * 32 * 32)
 RADII = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, LINF)
 SUITES = {0.5: "l2", LINF: "linf"}
+#: Of the first 128 images as they are drawn by seed 0: by today's digest, and by that of a file
+#: called ``adaptive_``.
+SAME = ("18ea2d4f4f66", "a07237848d49")
 
 
 class Row:
@@ -56,10 +59,14 @@ class Row:
                 if not (RESULTS / f"{kind}_{self.row}_{norm}.json").exists():
                     continue
                 export = results(f"{kind}_{self.row}_{norm}")
-                if export["plan"]["images"] == self.found["images"]:
+                if {_digest(export["plan"]), _digest(self.found)} <= {*SAME}:
                     suite = export["suites"]["adaptive"][self.row]
                     found.append(suite["accuracy"] if radius else clean(export))
         return min(found, key=lambda share: share["value"], default=None)
+
+
+def _digest(plan: dict[str, Any]) -> str:
+    return plan["images"]["sha256"][:12]
 
 
 def measured() -> list[Row]:

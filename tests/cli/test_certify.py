@@ -23,7 +23,7 @@ def test_it_says_what_is_proved_and_goes_on(written, tmp_path, capsys):
     assert cli.main(asked) == 0
     first = capsys.readouterr()
     assert [line.split()[0] for line in first.out.splitlines()[1:3]] == ["bare", "one/shot"]
-    assert first.out.splitlines()[1].split()[-1] == "0.136"  # 0.25 ppf(0.001^(1/20))
+    assert first.out.splitlines()[1].split()[-1] == "0.137"  # 0.25 ppf(0.001^(1/20))
     assert cli.main(asked) == 0
     again = capsys.readouterr()
     assert again.out == first.out

@@ -214,7 +214,7 @@ def test_a_record_goes_on_and_says_what_the_call_did(tmp_path):
 
 def test_accuracy_falls_with_the_radius_and_a_share_by_the_normal_law():
     x = at(np.array([0.06, 0.15, 0.3, 0.3])).float()
-    found = certify(Halves().eval(), x, torch.tensor([1, 1, 1, 0]), sigma=0.4, n=4000)
+    found = certify(Halves().eval(), x, torch.tensor([1, 1, 1, 0]), sigma=0.4, n0=1000, n=4000)
     radii = [c.radius_pixels for c in found.certificates()]
     assert found.accuracy(0.0).value == 0.75
     assert found.accuracy(radii[1]).value == 0.5
