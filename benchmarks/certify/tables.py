@@ -116,9 +116,10 @@ def draw() -> None:
     figure = Figure(figsize=(2.6 * len(rows), 3), layout="constrained")
     for axes, row in zip(np.atleast_1d(figure.subplots(1, len(rows), sharey=True)), rows):
         panel(axes, row)
-    handles = axes_legend(figure)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
-    figure.supxlabel("l2 radius on [0, 1] pixels")
+    figure.axes[0].set_ylabel("accuracy, %")
+    labelled = {label: handle for axes in figure.axes
+                for handle, label in zip(*axes.get_legend_handles_labels())}  # fmt: skip
+    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=3)
     for suffix in ("svg", "png"):
         figure.savefig(RESULTS / f"certify.{suffix}", dpi=150)
 
@@ -136,14 +137,6 @@ def panel(axes: Any, row: Row) -> None:
     axes.step([*there, 1.05 * LINF], [*above, above[-1]], "C3", where="post",
               label="the adaptive suite leaves")  # fmt: skip
     axes.plot([*there], above, "o", color="C3", ms=4)
-    axes.set(title=NAMES[row.row], ylim=(0, 100), xlim=(0, 1.05 * LINF))
+    axes.set(title=NAMES[row.row], xlabel="l2 radius on pixels", ylim=(0, 100))
+    axes.set_xlim(0, 1.05 * LINF)
     axes.set_xticks([0, 0.5, 1, 1.5])
-
-
-def axes_legend(figure: Any) -> dict[str, Any]:
-    """What is drawn, once each."""
-    found: dict[str, Any] = {}
-    for axes in figure.axes:
-        handles, labels = axes.get_legend_handles_labels()
-        found |= dict(zip(labels, handles))
-    return found
