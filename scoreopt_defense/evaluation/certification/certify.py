@@ -72,7 +72,8 @@ def certify(
         batch: images a unit of work.
 
     Raises:
-        TypeError, ValueError: naming the argument, its value and what is allowed.
+        TypeError, ValueError: naming the argument, its value and what is allowed; all else as
+            :func:`evaluate`.
 
     Example:
         >>> import torch
@@ -80,7 +81,7 @@ def certify(
         ...     def forward(self, x):
         ...         return torch.stack([0 * x.mean((1, 2, 3)), x.mean((1, 2, 3)) - 0.5], 1)
         >>> x = torch.tensor([0.25, 0.75]).reshape(2, 1, 1, 1)
-        >>> found = certify(Bright(), x, torch.tensor([0, 1]), sigma=0.5, n=1000)
+        >>> found = certify(Bright().eval(), x, torch.tensor([0, 1]), sigma=0.5, n=1000)
         >>> [c.predicted for c in found.certificates()]
         [0, 1]
         >>> 0.1 < found.certificates()[0].radius_pixels < 0.25  # to 0.5
