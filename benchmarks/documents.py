@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.adaptive.tables import ADAPTIVE_TABLES
+from benchmarks.certify.tables import CERTIFY_TABLES
 from benchmarks.common.reference import command_line, configuration
 from benchmarks.common.results_file import RESULTS
 from benchmarks.common.table_text import budget, less, markdown, percent, points, results
@@ -352,6 +353,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "more_steps": partial(settings_compared, "more_steps"),
     "more_steps_attacks": partial(attacks_compared, "more_steps"),
     **ADAPTIVE_TABLES,
+    **CERTIFY_TABLES,
     **SPEED_TABLES,
     **{f"paper_{part}": partial(_answers, part)
        for part in ("summary", "verdicts", "commands", "allowed")},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scoreopt_defense import pretrained
     from scoreopt_defense.defended import EOT, DefendedModel
+    from scoreopt_defense.evaluation.certification import certify
     from scoreopt_defense.evaluation.evaluate import evaluate
     from scoreopt_defense.integrations.art import PurifierPreprocessor
     from scoreopt_defense.normalization import normalized
@@ -43,6 +44,7 @@ __all__ = [
     "PurifierPreprocessor",
     "ScoreOpt",
     "ThirdParty",
+    "certify",
     "evaluate",
     "normalized",
     "pretrained",
@@ -55,6 +57,7 @@ _PLACES = {
     "DefendedModel": "defended",
     "EOT": "defended",
     "Fitted": "sizes",
+    "certify": "evaluation.certification",
     "evaluate": "evaluation",
     "normalized": "normalization",
     "PurifierPreprocessor": "integrations.art",

@@ -6,9 +6,14 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-__all__ = ["printable", "where"]
+__all__ = ["as_file", "printable", "where"]
 
 _OTHERS = (str(Path(__file__).parent), *sysconfig.get_paths().values(), "<frozen")
+
+
+def as_file(name: str) -> str:
+    """A name as a part of a file's, on any system."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
 def printable(text: str) -> str:

@@ -69,7 +69,9 @@ class DefendedModel(Frozen):
         self._watch: Callable[[Tensor, Tensor], None] | None = None
         self.training = getattr(classifier, "training", False)
 
-    def forward(self, x: Tensor, *, seed: int | None = None, samples: int = 1) -> Tensor:
+    def forward(
+        self, x: Tensor, *, seed: int | None = None, samples: int = 1, **options: Any
+    ) -> Tensor:
         """Logits, averaged over ``votes`` purifications.
 
         Args:
@@ -77,6 +79,7 @@ class DefendedModel(Frozen):
             seed: makes this call reproducible.
             samples: average over so many times ``votes`` purifications, each classified in a call
                 of its own; see :class:`EOT`. Of a deterministic purifier they are all alike.
+            **options: of the purifier's algorithm; see its ``purify``.
 
         Returns:
             Shape ``(B, K)``.
@@ -86,7 +89,7 @@ class DefendedModel(Frozen):
         # of a deterministic purifier the votes are the same ones in every sample
         fixed = self.purifier.settings.deterministic
         repeats = self.votes if fixed else self.votes * samples
-        purified = self.purifier(x, seed=seed, samples=repeats)
+        purified = self.purifier(x, seed=seed, samples=repeats, **options)
         each = purified.unflatten(0, (repeats, len(x)))
         # a call for each: the classifier may be random itself, and draw once for all of a call
         several = [

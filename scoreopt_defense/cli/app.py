@@ -10,6 +10,7 @@ import typer
 
 from scoreopt_defense import _release
 from scoreopt_defense.cli.beginning import init
+from scoreopt_defense.cli.certification import certify
 from scoreopt_defense.cli.evaluation import evaluate
 from scoreopt_defense.cli.networks import attacks, convert_edm, models, presets
 from scoreopt_defense.cli.output import say
@@ -23,6 +24,7 @@ __all__ = ["app", "run"]
 _EXAMPLES: dict[Callable[..., None], str] = {
     init: "scoreopt init --defence mine:make --classifier timm:resnet18 --images photos",
     evaluate: "scoreopt evaluate examples/demo.toml --dry-run",
+    certify: "scoreopt certify examples/certify.toml",
     report: "scoreopt report runs/demo --view demo",
     export: "scoreopt export runs/demo --csv rows.csv",
     runs: "scoreopt runs runs/demo",

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scoreopt_defense._text import as_file
 from scoreopt_defense.cli.output import print_table, say
 from scoreopt_defense.cli.own_modules import find_own_modules
 
@@ -77,12 +78,8 @@ def report(
             made_from = configuration.load(config)
         for name in list(store.views()) if all_ else [view]:
             page = pages.run_page(store, view=name, config=made_from, images=images, seed=seed)
-            default = run / (f"report-{_as_file(name)}.html" if all_ and name else "report.html")
+            default = run / (f"report-{as_file(name)}.html" if all_ and name else "report.html")
             say(pages.write(page, default if all_ else out or default))
-
-
-def _as_file(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
 def runs(

@@ -27,6 +27,7 @@ from scoreopt_defense.evaluation.plan.plan import MOST_THREADS
 from scoreopt_defense.evaluation.plan.tasks import Suite
 from scoreopt_defense.evaluation.sections import (
     Attacked,
+    Certify,
     Count,
     Defence,
     Images,
@@ -75,6 +76,8 @@ class Config(Section):
     """The name of one at its own settings: ``"quick"`` or ``"adaptive"``."""
     suites: dict[str, SuiteSection] = {}
     """By name, with settings."""
+    certify: Certify | None = None
+    """How ``scoreopt certify`` certifies the defences."""
     judging: Judged = Judged()
     """When an image counts as broken."""
     checks: bool = Field(default=True, strict=True)
@@ -92,11 +95,8 @@ class Config(Section):
     device: str = "cpu"
     """``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``."""
 
-    def materials(self, before: Callable[[], Plan | None] = lambda: None) -> Materials:
-        """The networks, images and attacks.
-
-        Args:
-            before: the plan that the run goes on with, if it does; asked for where it matters.
+    def given(self) -> tuple[dict[str, nn.Module], data.Source]:
+        """The networks and images.
 
         Raises:
             ConfigError: naming the key and value of what cannot be had.
@@ -110,7 +110,18 @@ class Config(Section):
             )  # fmt: skip
         defences = {name: defence(name, section) for name, section in self.defences.items()}
         with _named("device", device):
-            defences = {name: model.to(device) for name, model in defences.items()}
+            return {name: model.to(device) for name, model in defences.items()}, images
+
+    def materials(self, before: Callable[[], Plan | None] = lambda: None) -> Materials:
+        """The networks, images and attacks.
+
+        Args:
+            before: the plan that the run goes on with, if it does; asked for where it matters.
+
+        Raises:
+            ConfigError: naming the key and value of what cannot be had.
+        """
+        defences, images = self.given()
         attacks = {
             name: _attack(name, section, math.prod(images.shape))
             for name, section in self.attacks.items()
@@ -186,6 +197,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "defences": Defence,
     "attacks": Attacked,
     "suites": SuiteSection,
+    "certify": Certify,
 }
 
 

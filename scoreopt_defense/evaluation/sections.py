@@ -14,7 +14,17 @@ from scoreopt_defense.evaluation.judging import AnyStep, Judging
 optional("pydantic", extra="evaluate")
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field  # noqa: E402
 
-__all__ = ["Attacked", "Count", "Defence", "Images", "Judged", "Section", "Seed", "SuiteSection"]
+__all__ = [
+    "Attacked",
+    "Certify",
+    "Count",
+    "Defence",
+    "Images",
+    "Judged",
+    "Section",
+    "Seed",
+    "SuiteSection",
+]
 
 
 class Section(BaseModel):
@@ -111,6 +121,9 @@ def _fraction(value: Any) -> Any:
     return value
 
 
+Positive = Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)]
+
+
 class Attacked(Section):
     """An attack's name, by default the section's own, and overrides of its settings."""
 
@@ -118,9 +131,7 @@ class Attacked(Section):
 
     attack: str | None = None
     """A name of ``scoreopt attacks``, or a class of ``scoreopt_defense.attacks``."""
-    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)] | None = (
-        None
-    )
+    eps: Positive | None = None
     """Radius, of images in [0, 1]; ``"8/255"`` is a number too. By default the attack's own."""
 
 
@@ -131,7 +142,26 @@ class SuiteSection(Section):
 
     suite: str | None = None
     """``"quick"`` or ``"adaptive"``; by default the section's own name."""
-    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)] | None = (
-        None
-    )
+    eps: Positive | None = None
     """Radius, of images in [0, 1]; by default the usual one of such images."""
+
+
+class Certify(Section):
+    """How defences are certified: see :func:`scoreopt_defense.certify`."""
+
+    sigma: Positive | None = None
+    """Of the noise, on the denoiser's [-1, 1] scale; by default the purifier's own."""
+    n0: Count = 100
+    """Noisy images that choose the class."""
+    n: Count = 10_000
+    """Noisy images that bound its share, at most."""
+    alpha: Positive = 0.001
+    """How often a certificate may be wrong."""
+    norm: Literal["l2", "l1", "linf"] = "l2"
+    """Of the radius."""
+    until_pixels: Positive | None = None
+    """A radius at which to stop; by default as large a one as ``n`` gives."""
+    max_batch: Count = 256
+    """Noisy images at a time."""
+    batch: Count = 1
+    """Images a unit of work."""

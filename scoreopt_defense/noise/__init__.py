@@ -3,6 +3,7 @@
 from scoreopt_defense.noise.bits import threefry
 from scoreopt_defense.noise.generators import same_draws, seeded
 from scoreopt_defense.noise.noise import Noise
+from scoreopt_defense.noise.rounded import RoundedNormal
 from scoreopt_defense.noise.streams import Stream, derive
 
-__all__ = ["Noise", "Stream", "derive", "same_draws", "seeded", "threefry"]
+__all__ = ["Noise", "RoundedNormal", "Stream", "derive", "same_draws", "seeded", "threefry"]

@@ -26,15 +26,19 @@ VP = VPSchedule()  # Song et al., ICLR 2021, appendix C
 Reverse = Callable[..., Tensor]
 
 
-def diffpure(x: Tensor, reverse: Reverse, noise: Noise, times: list[Tensor], m: int = 0) -> Tensor:
+def diffpure(
+    x: Tensor, reverse: Reverse, noise: Noise, times: list[Tensor], m: int = 0, *,
+    noised: bool = False,
+) -> Tensor:  # fmt: skip
     """Diffuse to the first of the times, and reverse through the others.
 
     Args:
         reverse: one step; it makes its own noise of what it is given, so that none need be kept.
         m: which of a call's rounds this is: each has noise of its own.
+        noised: x is diffused already, but for its scale.
     """
     alpha, sigma = VP.scales(times[0])
-    x_t = alpha * x + sigma * noise.eps_1(m, x)
+    x_t = alpha * x if noised else alpha * x + sigma * noise.eps_1(m, x)
     for j, (t, s) in enumerate(pairwise(times)):
         x_t = reverse(x_t, t, s, noise, m, j)
     return x_t
@@ -118,8 +122,16 @@ class DiffPure(Purifier):
 
     settings: DiffPureSettings
 
-    def purify(self, x_a: Tensor, noise: Noise, run: Runner = as_it_is) -> Tensor:
-        return diffpure(x_a, run(self.reverse), noise, self.times(x_a, noise))
+    def purify(
+        self, x_a: Tensor, noise: Noise, run: Runner = as_it_is, *, noised: bool = False
+    ) -> Tensor:
+        """The algorithm; arguments as of every purifier's, and
+
+        Args:
+            noised: ``x_a`` is noised already: it is x + sigma eps.
+        """
+        times = self.times(x_a, noise)
+        return diffpure(x_a, run(self.reverse), noise, times, noised=noised)
 
     def times(self, x: Tensor, noise: Noise, m: int = 0) -> list[Tensor]:
         """From t* to 0, ``steps + 1`` of them, each of shape ``(B, 1, 1, 1)``."""

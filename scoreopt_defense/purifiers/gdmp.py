@@ -70,7 +70,9 @@ class GDMP(DiffPure):
 
     settings: GDMPSettings
 
-    def purify(self, x_a: Tensor, noise: Noise, run: Runner = as_it_is) -> Tensor:
+    def purify(  # type: ignore[override]  # it reads x_a itself: noised is no option of its
+        self, x_a: Tensor, noise: Noise, run: Runner = as_it_is
+    ) -> Tensor:
         guided = run(self.guided)
         x = x_a
         for m in range(self.settings.rounds):

@@ -52,6 +52,8 @@ class OneShot(Purifier):
 
     Settings: ClassVar[type[PurifierSettings]] = OneShotSettings
 
+    settings: OneShotSettings
+
     @classmethod
     def surrogate_of(cls, purifier: Purifier) -> OneShot:
         """One-shot denoising with a purifier's denoiser, noise levels and settings.
@@ -67,5 +69,15 @@ class OneShot(Purifier):
         shared = {name: getattr(own, name) for name in cls.Settings.names() if name != "gradient"}
         return cls(purifier.denoiser, **shared)
 
-    def purify(self, x_a: Tensor, noise: Noise, run: Runner = as_it_is) -> Tensor:
+    def purify(
+        self, x_a: Tensor, noise: Noise, run: Runner = as_it_is, *, noised: bool = False
+    ) -> Tensor:
+        """The algorithm; arguments as of every purifier's, and
+
+        Args:
+            noised: ``x_a`` is noised already: it is x + sigma eps.
+        """
+        if noised:
+            sigma = noise.level(self.settings.sigma, 0, x_a)
+            return run(lambda x_t: self.denoiser(x_t, sigma))(x_a)
         return run(lambda x_a: self.one_shot(x_a, noise))(x_a)

@@ -179,7 +179,7 @@ def _put_together(parts: list[_Part]) -> tuple[dict[str, Any], np.ndarray]:
     images = _joined([part.images for part in parts])
     assert images is not None
     measured = {
-        name: torch.cat([part.measured[name].cpu().float() for part in parts]).tolist()
+        name: torch.cat([part.measured[name].cpu().double() for part in parts]).tolist()
         for name in parts[0].measured
     }
     return found | {"measured": measured or None, "parts": len(parts)}, images

@@ -1,0 +1,1 @@
+"""Certified accuracy beside what attacks leave, of the same images."""
