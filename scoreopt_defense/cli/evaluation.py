@@ -212,6 +212,8 @@ def _tried(plan: Any, materials: Any, most: float) -> list[Any]:
 
 def _described(plan: Any, read: Any) -> str:
     """The images, and what each is attacked within."""
+    from scoreopt_defense.evaluation.judging.threat_model import level
+
     count, *shape = plan.images["shape"]
     images = f"{count} images of {read.images.source}, {' x '.join(map(str, shape))}"
     bounds: dict[tuple[str, float], dict[str, None]] = {}
@@ -219,17 +221,10 @@ def _described(plan: Any, read: Any) -> str:
         for task in of.values():
             if task.bound and task.kind != "probe":
                 bounds.setdefault(task.bound, {})[task.suite or name] = None
-    said = [f"{norm} {_level(eps)} ({', '.join(names)})" for (norm, eps), names in bounds.items()]
+    said = [f"{norm} {level(eps)} ({', '.join(names)})" for (norm, eps), names in bounds.items()]
     usual = [s for s in plan.suites if s not in read.suites or read.suites[s].eps is None]
     why = f"; eps of {', '.join(usual)} is the usual one of such images" if usual else ""
     return f"{images}; attacked within {'; '.join(said) or 'no bound'}{why}."
-
-
-def _level(eps: float) -> str:
-    """As in ``8/255``, where it is a whole number of levels; of those that people say so."""
-    levels = 255 * eps
-    whole = round(levels) in range(1, 33) and abs(levels - round(levels)) < 1e-6
-    return f"{round(levels)}/255" if whole else f"{eps:g}"
 
 
 def _cost(plan: Any, cells: list[Any], workers: int) -> str:

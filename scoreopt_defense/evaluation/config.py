@@ -89,22 +89,30 @@ class Config(Section):
     threads: Annotated[int | None, Field(ge=1, le=MOST_THREADS, strict=True), OrAuto] = 1
     device: str = "cpu"
 
+    def source(self) -> data.Source:
+        """The images."""
+        it = self.images
+        with _named("images", it.model_dump()):
+            return data.source(
+                it.source, split=it.split, n=it.n, seed=it.seed, order=it.order, columns=it.columns,
+                preprocessing=it.preprocessing(d.classifier for d in self.defences.values()),
+            )  # fmt: skip
+
+    def defence(self, name: str) -> nn.Module:
+        """A defence, on the device."""
+        device = _device(self.device)
+        model = defence(name, self.defences[name])
+        with _named("device", device):
+            return model.to(device)
+
     def materials(self) -> Materials:
         """The networks, images and attacks.
 
         Raises:
             ConfigError: naming the key and value of what cannot be had.
         """
-        device = _device(self.device)
-        it = self.images
-        with _named("images", it.model_dump()):
-            images = data.source(
-                it.source, split=it.split, n=it.n, seed=it.seed, order=it.order, columns=it.columns,
-                preprocessing=it.preprocessing(d.classifier for d in self.defences.values()),
-            )  # fmt: skip
-        defences = {name: defence(name, section) for name, section in self.defences.items()}
-        with _named("device", device):
-            defences = {name: model.to(device) for name, model in defences.items()}
+        images = self.source()
+        defences = {name: self.defence(name) for name in self.defences}
         attacks = {
             name: _attack(name, section, math.prod(images.shape))
             for name, section in self.attacks.items()
