@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import leaderboard
 from benchmarks.adaptive.tables import ADAPTIVE_TABLES
 from benchmarks.common.results_file import RESULTS
 from benchmarks.common.table_text import budget, less, markdown, percent, points, results
@@ -328,6 +329,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "left_out": left_out,
     "more_steps": partial(settings_compared, "more_steps"),
     "more_steps_attacks": partial(attacks_compared, "more_steps"),
+    "leaderboard": leaderboard.table,
     **ADAPTIVE_TABLES,
     **SPEED_TABLES,
     **{f"paper_{part}": partial(_answers, part)

@@ -15,6 +15,11 @@ __all__ = ["bundle", "challenge", "verify"]
 
 REFUTED, ANOTHER, UNDECIDED = 4, 5, 6
 
+
+def _radius(text: str) -> float:
+    return float(fraction(text))
+
+
 _Defence = Annotated[
     Path, typer.Option("--defence", help="TOML file that names the defence and the clean images.")
 ]
@@ -53,7 +58,7 @@ def bundle(
     ] = None,
     eps: Annotated[
         float | None,
-        typer.Option(parser=fraction, metavar="EPS", help="As in 8/255.", show_default=False),
+        typer.Option(parser=_radius, metavar="EPS", help="As in 8/255.", show_default=False),
     ] = None,
     purifications: _Purifications = 32,
     seed: _Seed = None,

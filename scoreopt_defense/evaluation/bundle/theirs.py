@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from functools import partial
 from pathlib import Path
@@ -98,7 +97,7 @@ def _of_tensors(path: Path) -> Tensor:
     check_file(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever a reader of pickles meets in other files
         raise ValueError(
             f"{path} is no file of tensors alone, or a damaged one, and nothing in it was run "
             f"({type(error).__name__}: {printable(str(error))[:200]})"

@@ -204,5 +204,5 @@ def check_attacked(attack: Any, x: Tensor, attacked: Any) -> Tensor:
 def level(eps: float) -> str:
     """As in ``8/255``, where it is a whole number of levels; of those that people say so."""
     levels = 255 * eps
-    whole = round(levels) in range(1, 33) and abs(levels - round(levels)) < 1e-6
+    whole = 0.5 < levels < 32.5 and abs(levels - round(levels)) < 1e-6
     return f"{round(levels)}/255" if whole else f"{eps:g}"
