@@ -1,6 +1,7 @@
 """Bundles, checked by ``scoreopt_defense.evaluation.bundle.verify``, and what came of it.
 
-    python -m benchmarks.leaderboard benchmarks/bundles/*.zip --defence benchmarks/configs/leaderboard.toml
+    python -m benchmarks.leaderboard benchmarks/bundles/*.zip \\
+        --defence benchmarks/configs/leaderboard.toml
     python -m benchmarks.documents --refresh docs/leaderboard.md
 
 A bundle's row in results/leaderboard.json is made anew; the others stay.

@@ -30,8 +30,8 @@ def check_inside(images: Source, attacked: Tensor, *, norm: str, eps: float, wha
     """That each attacked image is in [0, 1] and in the ball around its clean one.
 
     A ball reaches 1e-5 further than it says, as for every attack here: x + delta and a projection
-    are rounded to float32, by some 1e-7 a pixel, in l2 to 1e-5 for 200,000 of them. It is a 400th of a
-    level of 255, with which no attack gains anything.
+    are rounded to float32, by some 1e-7 a pixel, in l2 to 1e-5 for 200,000 of them. It is a 400th
+    of a level of 255, with which no attack gains anything.
 
     Args:
         attacked: shape ``(n, C, H, W)``.

@@ -7,7 +7,6 @@ import json
 import math
 import struct
 import zipfile
-
 from dataclasses import replace
 
 import numpy as np

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_evaluation import EPS, Ascent, Noisy, defences, images, run
 from torch import Tensor, nn
+from toy_evaluation import EPS, Ascent, Noisy, defences, images, run
 from toys import smooth_classifier
 
 from scoreopt_defense import DefendedModel
