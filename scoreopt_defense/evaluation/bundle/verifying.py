@@ -26,6 +26,7 @@ Reference:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
@@ -194,7 +195,7 @@ def decided(
     outcome: Outcome = "undecided"
     if abs(z) >= _LIMIT:
         outcome = "refuted" if z > 0 else "confirmed"
-    return outcome, gap, error, NormalDist().cdf(-abs(z))
+    return outcome, gap, error, math.erfc(abs(z) / 2**0.5) / 2
 
 
 def challenge(
