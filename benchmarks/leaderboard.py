@@ -58,7 +58,7 @@ def table() -> str:
         ["images", "ball", "defence", "claimed, %", "checked, %", "less the claim", "outcome",
          "bundle"],
         [
-            [f"{r['claimed']['n']} of {r['data']}", f"{r['norm']} {level(r['eps'])}", r["defence"],
+            [f"{r['claimed']['n']} {r['data']}", f"{r['norm']} {level(r['eps'])}", r["defence"],
              percent(r["claimed"]), percent(r["found"]),
              points(r["difference"]) if r["found"] else "-", r["outcome"],
              f"`{r['where']}{r['bundle']}`"]

@@ -9,7 +9,6 @@ import typer
 
 from scoreopt_defense.cli.output import say
 from scoreopt_defense.cli.own_modules import find_own_modules
-from scoreopt_defense.evaluation.sections import fraction
 
 __all__ = ["bundle", "challenge", "verify"]
 
@@ -17,6 +16,8 @@ REFUTED, ANOTHER, UNDECIDED = 4, 5, 6
 
 
 def _radius(text: str) -> float:
+    from scoreopt_defense.evaluation.sections import fraction
+
     return float(fraction(text))
 
 
