@@ -330,6 +330,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "more_steps": partial(settings_compared, "more_steps"),
     "more_steps_attacks": partial(attacks_compared, "more_steps"),
     "leaderboard": leaderboard.table,
+    "until": leaderboard.until,
     **ADAPTIVE_TABLES,
     **SPEED_TABLES,
     **{f"paper_{part}": partial(_answers, part)

@@ -15,14 +15,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.common.results_file import RESULTS, write
 from benchmarks.common.table_text import markdown, percent, points, results
 from scoreopt_defense.evaluation import config
+from scoreopt_defense.evaluation.anytime import sequence
 from scoreopt_defense.evaluation.bundle import Bundle, Verification, verify
 from scoreopt_defense.evaluation.judging.threat_model import level
 from scoreopt_defense.evaluation.record.statistics import Proportion
 
-NAME = "leaderboard"
+NAME, BUNDLES = "leaderboard", Path(__file__).parent / "bundles"
 
 
 def row(path: Path, found: Verification, *, data: str, where: str) -> dict[str, Any]:
@@ -64,6 +67,28 @@ def table() -> str:
              f"`{r['where']}{r['bundle']}`"]
             for r in rows
         ],
+    )  # fmt: skip
+
+
+def until() -> str:
+    """How many images of each committed bundle it takes to know that fewer than 30 % stand."""
+    rows = []
+    for found in results(NAME)["rows"]:
+        path = BUNDLES / found["bundle"]
+        if not path.exists():  # it is attached somewhere
+            continue
+        bundle = Bundle.read(path)
+        lows, highs = sequence(bundle.right.mean(1))
+        below = np.flatnonzero(highs < 0.3)
+        rows.append([
+            bundle.defence, percent(found["claimed"]),
+            f"{100 * lows[-1]:.0f} to {100 * highs[-1]:.0f}",
+            f"{below[0] + 1} of {len(highs)} images" if len(below) else "not decided",
+        ])  # fmt: skip
+    return markdown(
+        ["defence", "stand, % (interval)", "confidence sequence, all images",
+         "known to be below 30 % after"],
+        rows,
     )  # fmt: skip
 
 
