@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import leaderboard
 from benchmarks.adaptive.tables import ADAPTIVE_TABLES
 from benchmarks.certify.tables import CERTIFY_TABLES
 from benchmarks.common.reference import command_line, configuration
@@ -352,6 +353,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "left_out": left_out,
     "more_steps": partial(settings_compared, "more_steps"),
     "more_steps_attacks": partial(attacks_compared, "more_steps"),
+    "leaderboard": leaderboard.table,
+    "until": leaderboard.until,
     **ADAPTIVE_TABLES,
     **CERTIFY_TABLES,
     **SPEED_TABLES,

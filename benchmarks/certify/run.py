@@ -79,7 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
     for row in (args.row or ROWS) if args.source else ():
         images = {"source": args.source, "n": args.images, "seed": args.seed, "order": "index"}
         config = Config.model_validate({"images": images, "defences": {row: DEFENCES[row]}})
-        defences, source = config.given()
+        source = config.source()
+        defences = {name: config.defence(name) for name in config.defences}
         own = own_level(defences[row]) is not None
         found = certify(
             defences, source, sigma=SIGMA, n=args.copies or ROWS[row], seed=args.seed,

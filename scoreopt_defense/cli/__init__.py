@@ -20,8 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 after an error and 2 after a wrong call, which are said on stderr; 3
-        after a run whose units failed in part or all, which has a record; 75 after SIGTERM, and 130
-        after Ctrl-C: the same call goes on.
+        after a run whose units failed in part or all, which has a record; 4, 5 and 6 after
+        ``verify``, of a claim that is refuted, of another defence, or undecided; 75 after SIGTERM,
+        and 130 after Ctrl-C: the same call goes on.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -10,6 +10,7 @@ import typer
 
 from scoreopt_defense import _release
 from scoreopt_defense.cli.beginning import init
+from scoreopt_defense.cli.bundles import bundle, challenge, verify
 from scoreopt_defense.cli.certification import certify
 from scoreopt_defense.cli.evaluation import evaluate
 from scoreopt_defense.cli.networks import attacks, convert_edm, models, presets
@@ -27,6 +28,9 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     certify: "scoreopt certify examples/certify.toml",
     report: "scoreopt report runs/demo --view demo",
     export: "scoreopt export runs/demo --csv rows.csv",
+    bundle: "scoreopt bundle runs/demo ours.zip --name ScoreOpt-N",
+    verify: "scoreopt verify ours.zip --defence examples/demo.toml",
+    challenge: "scoreopt challenge ours.zip theirs.pt --defence examples/demo.toml",
     runs: "scoreopt runs runs/demo",
     forget: "scoreopt forget runs/demo --attack SPSA",
     purify: "scoreopt purify photos purified --denoiser cifar10-tiny",

@@ -49,7 +49,8 @@ def certify(
     read = configuration.load(config)
     if read.certify is None:
         raise ValueError(f"{config} has no section [certify], such as: [certify] sigma = 0.25")
-    defences, images = read.given()
+    images = read.source()
+    defences = {name: read.defence(name) for name in read.defences}
     name = f"{config.stem}-certified"
     try:
         found = certification.certify(

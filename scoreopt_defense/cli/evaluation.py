@@ -44,6 +44,12 @@ def evaluate(
         bool, typer.Option("--wait", help="Until no other process writes the record.")
     ] = False,
     page: Annotated[bool, typer.Option(help="Write a page of it in the end.")] = True,
+    until: Annotated[
+        str | None, typer.Option(help="Stop when it is known, as 'robust < 30%': docs/until.md.")
+    ] = None,
+    width: Annotated[
+        float | None, typer.Option(help="Stop when the interval is no wider, in points.")
+    ] = None,
 ) -> None:
     """Attack and judge what the record does not have yet.
 
@@ -55,9 +61,10 @@ def evaluate(
     """
     from scoreopt_defense._memory import keep_freed_memory
     from scoreopt_defense.evaluation import config as configuration
+    from scoreopt_defense.evaluation.anytime import Goal, evaluate_until
     from scoreopt_defense.evaluation.evaluate import evaluate_plan, plan_before
     from scoreopt_defense.evaluation.record.store import RECORD
-    from scoreopt_defense.evaluation.run.progress import progress, waiting
+    from scoreopt_defense.evaluation.run.progress import duration, progress, waiting
     from scoreopt_defense.evaluation.run.scheduler import Stopped
     from scoreopt_defense.evaluation.suite.controls import CHECKS
     from scoreopt_defense.evaluation.suite.summary import summaries
@@ -66,6 +73,10 @@ def evaluate(
     keep_freed_memory()
     find_own_modules()
     read = configuration.load(config)
+    goal = None if until is None and width is None else Goal(until, width)
+    if goal and (read.images.n is None or read.images.order != "drawn"):
+        raise ValueError('--until and --width want images in random order: say images.n, and no '
+                         'order or "drawn"')  # fmt: skip
     folder = out or Path("runs") / config.stem
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out must be a folder, and {folder} is a file")
@@ -85,11 +96,17 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / config.name) as part:  # for the report's --config
         part.write_bytes(config.read_bytes())
+    options: dict[str, Any] = dict(
+        out=folder, name=config.stem, keep=read.keep, workers=workers, cluster=cluster,
+        retry_failed=retry_failed, wait=wait, progress=progress(),
+    )  # fmt: skip
+    reached: list[Any] = []
     try:
-        result = evaluate_plan(
-            plan, materials, out=folder, name=config.stem, keep=read.keep, workers=workers,
-            cluster=cluster, retry_failed=retry_failed, wait=wait, progress=progress(),
-        )  # fmt: skip
+        if goal:
+            result, reached = evaluate_until(plan, materials, goal, **options)
+            plan = result.plan
+        else:
+            result = evaluate_plan(plan, materials, **options)
     except Stopped as stop:
         say(f"scoreopt: {stop}", error=True)
         raise typer.Exit(GO_ON if stop.by == signal.SIGTERM else 130) from None
@@ -101,6 +118,12 @@ def evaluate(
         say("")
         for defence in plan.defences:
             say(verdict(result, defence))
+        for one in reached:
+            say(one)
+        if reached and (saved := sum(one.seconds for one in reached)):
+            images, time = reached[0].planned - plan.count, duration(saved / workers)
+            say(f"{images} images, about {time}, were saved. The other intervals above do not know "
+                "that the run could stop.")  # fmt: skip
         if page:
             _write_page(result.store, config.stem, read, folder)
         units = (failure.unit for failure in result.failures)
@@ -211,6 +234,7 @@ def _tried(plan: Any, materials: Any, most: float) -> list[Any]:
 def _described(plan: Any, read: Any) -> str:
     """The images, what each is attacked within, and what attacks compute in if it is not usual."""
     from scoreopt_defense.evaluation.plan.precision import in_words
+    from scoreopt_defense.evaluation.judging.threat_model import level
 
     count, *shape = plan.images["shape"]
     images = f"{count} images of {read.images.source}, {' x '.join(map(str, shape))}"
@@ -219,18 +243,11 @@ def _described(plan: Any, read: Any) -> str:
         for task in of.values():
             if task.bound and task.kind != "probe":
                 bounds.setdefault(task.bound, {})[task.suite or name] = None
-    said = [f"{norm} {_level(eps)} ({', '.join(names)})" for (norm, eps), names in bounds.items()]
+    said = [f"{norm} {level(eps)} ({', '.join(names)})" for (norm, eps), names in bounds.items()]
     usual = [s for s in plan.suites if s not in read.suites or read.suites[s].eps is None]
     why = f"; eps of {', '.join(usual)} is the usual one of such images" if usual else ""
     bound = f"{images}; attacked within {'; '.join(said) or 'no bound'}{why}."
     return f"{bound} {in_words(plan)}".rstrip()
-
-
-def _level(eps: float) -> str:
-    """As in ``8/255``, where it is a whole number of levels; of those that people say so."""
-    levels = 255 * eps
-    whole = round(levels) in range(1, 33) and abs(levels - round(levels)) < 1e-6
-    return f"{round(levels)}/255" if whole else f"{eps:g}"
 
 
 def _cost(plan: Any, cells: list[Any], workers: int) -> str:

@@ -104,8 +104,8 @@ def _opened(
     if path.suffix.lower() == ".npy" and path.is_file():
         if not (path.parent / "labels.npy").exists():
             raise FileNotFoundError(f"no labels.npy beside {path}, which says the images' classes")
-        labels = _array(path.parent / "labels.npy")
-        _array(path)
+        labels = array_of(path.parent / "labels.npy")
+        array_of(path)
         whole = Array(path, labels, name=str(path), preprocessing=preprocessing)
         return whole.take(choose(len(whole)))
     for classes, folder in ((10, "cifar-10-batches-py"), (100, "cifar-100-python")):
@@ -199,8 +199,8 @@ def cifar10_c(
         raise ValueError(f"no corruption {corruption!r} in {root}; it has {known}")
     if severity not in range(1, 6):
         raise ValueError(f"severity must be 1 to 5, got {severity!r}")
-    pixels = _array(Path(root) / f"{corruption}.npy")
-    labels = _array(Path(root) / "labels.npy")
+    pixels = array_of(Path(root) / f"{corruption}.npy")
+    labels = array_of(Path(root) / "labels.npy")
     per_severity, rest = divmod(len(pixels), 5)
     if rest or len(labels) not in (per_severity, len(pixels)):
         raise ValueError(
@@ -216,7 +216,12 @@ def cifar10_c(
     return Array(np.asarray(pixels[first + keep]), labels, CIFAR10_CLASSES, name=name).load()
 
 
-def _array(path: Path) -> np.ndarray:
+def array_of(path: Path) -> np.ndarray:
+    """What a ``.npy`` file holds, mapped; nothing in it is run.
+
+    Raises:
+        OSError, ValueError: naming a file that is none, or damaged.
+    """
     check_file(path)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)

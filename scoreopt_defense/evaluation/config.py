@@ -95,22 +95,21 @@ class Config(Section):
     device: str = "cpu"
     """``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``."""
 
-    def given(self) -> tuple[dict[str, nn.Module], data.Source]:
-        """The networks and images.
-
-        Raises:
-            ConfigError: naming the key and value of what cannot be had.
-        """
-        device = _device(self.device)
+    def source(self) -> data.Source:
+        """The images."""
         it = self.images
         with _named("images", it.model_dump()):
-            images = data.source(
+            return data.source(
                 it.source, split=it.split, n=it.n, seed=it.seed, order=it.order, columns=it.columns,
                 preprocessing=it.preprocessing(d.classifier for d in self.defences.values()),
             )  # fmt: skip
-        defences = {name: defence(name, section) for name, section in self.defences.items()}
+
+    def defence(self, name: str) -> nn.Module:
+        """A defence, on the device."""
+        device = _device(self.device)
+        model = defence(name, self.defences[name])
         with _named("device", device):
-            return {name: model.to(device) for name, model in defences.items()}, images
+            return model.to(device)
 
     def materials(self, before: Callable[[], Plan | None] = lambda: None) -> Materials:
         """The networks, images and attacks.
@@ -121,7 +120,8 @@ class Config(Section):
         Raises:
             ConfigError: naming the key and value of what cannot be had.
         """
-        defences, images = self.given()
+        images = self.source()
+        defences = {name: self.defence(name) for name in self.defences}
         attacks = {
             name: _attack(name, section, math.prod(images.shape))
             for name, section in self.attacks.items()

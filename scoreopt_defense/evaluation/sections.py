@@ -24,6 +24,7 @@ __all__ = [
     "Section",
     "Seed",
     "SuiteSection",
+    "fraction",
 ]
 
 
@@ -112,7 +113,7 @@ class Defence(Section):
     """Purifications that a decision is the mean logits of."""
 
 
-def _fraction(value: Any) -> Any:
+def fraction(value: Any) -> Any:
     """``"8/255"`` as a number; floats alone, as an exact fraction of 1e999999999 has no end."""
     if isinstance(value, str):
         over, slash, under = value.partition("/")
@@ -121,7 +122,7 @@ def _fraction(value: Any) -> Any:
     return value
 
 
-Positive = Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, BeforeValidator(fraction), Field(gt=0, allow_inf_nan=False)]
 
 
 class Attacked(Section):

@@ -18,6 +18,7 @@ __all__ = [
     "check_attack",
     "check_attacked",
     "inside",
+    "level",
     "named_bound",
     "norm_of",
     "reaches",
@@ -198,3 +199,10 @@ def check_attacked(attack: Any, x: Tensor, attacked: Any) -> Tensor:
             f"{getattr(attack, 'eps', None)}"
         )
     return attacked.clamp(0, 1)
+
+
+def level(eps: float) -> str:
+    """As in ``8/255``, where it is a whole number of levels; of those that people say so."""
+    levels = 255 * eps
+    whole = 0.5 < levels < 32.5 and abs(levels - round(levels)) < 1e-6
+    return f"{round(levels)}/255" if whole else f"{eps:g}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -211,6 +211,17 @@ class Plan:
             if defence in of:
                 content(name)
         return found
+
+    def first(self, count: int, digests: Sequence[str]) -> Plan:
+        """This plan, of the first images alone: whole batches.
+
+        Args:
+            digests: of all images.
+        """
+        shape = [count, *self.images["shape"][1:]]
+        sha256 = self.images["sha256"][: -(-count // self.batch)]
+        whole = digest(*digests[:count])
+        return replace(self, images={"shape": shape, "whole": whole, "sha256": sha256})
 
     def known(self, defences: Mapping[str, str], draws: Mapping[tuple[str, str], str]) -> Plan:
         """This plan, by what a record calls its parts.

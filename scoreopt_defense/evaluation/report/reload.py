@@ -14,8 +14,8 @@ from scoreopt_defense._foreign import said
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.config import Config, defence
 from scoreopt_defense.evaluation.plan import Plan
-from scoreopt_defense.evaluation.plan.behaviour import behaviour, unlike
 from scoreopt_defense.evaluation.plan.fingerprint import described
+from scoreopt_defense.evaluation.plan.same import another
 from scoreopt_defense.sizes import Fitted
 
 __all__ = ["Reloaded", "reload"]
@@ -62,10 +62,8 @@ def reload(plan: Plan, config: Config | None = None) -> Reloaded:
             continue
         if model is None:
             found.missing[name] = "its networks do not ship with this package: say --config FILE"
-        elif described(model) != about:
-            found.missing[name] = "what could be loaded is not what was judged: weights differ"
-        elif moved := unlike(judged.behaviour, behaviour(model, shape, threads=plan.threads)):
-            found.missing[name] = f"what could be loaded is not what was judged: {moved}"
+        elif why := another(judged, model, shape, threads=plan.threads):
+            found.missing[name] = f"what could be loaded is not what was judged: {why}"
         else:
             found.models[name] = model
     return found
