@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scoreopt_defense import pretrained
     from scoreopt_defense.defended import EOT, DefendedModel
-    from scoreopt_defense.evaluation import evaluate
+    from scoreopt_defense.evaluation import decompose, evaluate
     from scoreopt_defense.integrations.art import PurifierPreprocessor
     from scoreopt_defense.normalization import normalized
     from scoreopt_defense.purifiers import (
@@ -43,6 +43,7 @@ __all__ = [
     "PurifierPreprocessor",
     "ScoreOpt",
     "ThirdParty",
+    "decompose",
     "evaluate",
     "normalized",
     "pretrained",
@@ -55,6 +56,7 @@ _PLACES = {
     "DefendedModel": "defended",
     "EOT": "defended",
     "Fitted": "sizes",
+    "decompose": "evaluation",
     "evaluate": "evaluation",
     "normalized": "normalization",
     "PurifierPreprocessor": "integrations.art",

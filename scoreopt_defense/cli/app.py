@@ -10,6 +10,7 @@ import typer
 
 from scoreopt_defense import _release
 from scoreopt_defense.cli.beginning import init
+from scoreopt_defense.cli.decomposition import decompose
 from scoreopt_defense.cli.evaluation import evaluate
 from scoreopt_defense.cli.networks import attacks, convert_edm, models, presets
 from scoreopt_defense.cli.output import say
@@ -22,6 +23,7 @@ __all__ = ["app", "run"]
 _EXAMPLES: dict[Callable[..., None], str] = {
     init: "scoreopt init --defence mine:make --classifier timm:resnet18 --images photos",
     evaluate: "scoreopt evaluate examples/demo.toml --dry-run",
+    decompose: "scoreopt decompose examples/demo.toml --steps 20",
     report: "scoreopt report runs/demo --view demo",
     export: "scoreopt export runs/demo --csv rows.csv",
     runs: "scoreopt runs runs/demo",

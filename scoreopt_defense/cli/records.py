@@ -15,7 +15,7 @@ import typer
 from scoreopt_defense.cli.output import print_table, say
 from scoreopt_defense.cli.own_modules import find_own_modules
 
-__all__ = ["export", "forget", "report", "runs"]
+__all__ = ["as_file", "export", "forget", "report", "runs"]
 
 
 @contextmanager
@@ -77,11 +77,12 @@ def report(
             made_from = configuration.load(config)
         for name in list(store.views()) if all_ else [view]:
             page = pages.run_page(store, view=name, config=made_from, images=images, seed=seed)
-            default = run / (f"report-{_as_file(name)}.html" if all_ and name else "report.html")
+            default = run / (f"report-{as_file(name)}.html" if all_ and name else "report.html")
             say(pages.write(page, default if all_ else out or default))
 
 
-def _as_file(name: str) -> str:
+def as_file(name: str) -> str:
+    """A name as one of a file."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 

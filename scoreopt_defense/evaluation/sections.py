@@ -14,7 +14,10 @@ from scoreopt_defense.evaluation.judging import AnyStep, Judging
 optional("pydantic", extra="evaluate")
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field  # noqa: E402
 
-__all__ = ["Attacked", "Count", "Defence", "Images", "Judged", "Section", "Seed", "SuiteSection"]
+__all__ = [
+    *("Attacked", "Count", "Defence", "Images", "Judged", "Section", "Seed", "SuiteSection"),
+    "fraction",
+]
 
 
 class Section(BaseModel):
@@ -81,7 +84,7 @@ class Defence(Section):
     votes: Count = 1
 
 
-def _fraction(value: Any) -> Any:
+def fraction(value: Any) -> Any:
     """``"8/255"`` as a number; floats alone, as an exact fraction of 1e999999999 has no end."""
     if isinstance(value, str):
         over, slash, under = value.partition("/")
@@ -96,9 +99,7 @@ class Attacked(Section):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     attack: str | None = None
-    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)] | None = (
-        None
-    )
+    eps: Annotated[float, BeforeValidator(fraction), Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 class SuiteSection(Section):
@@ -107,6 +108,4 @@ class SuiteSection(Section):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     suite: str | None = None
-    eps: Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)] | None = (
-        None
-    )
+    eps: Annotated[float, BeforeValidator(fraction), Field(gt=0, allow_inf_nan=False)] | None = None
