@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scoreopt_defense import pretrained
     from scoreopt_defense.defended import EOT, DefendedModel
-    from scoreopt_defense.evaluation import decompose, evaluate
+    from scoreopt_defense.evaluation.decomposition import decompose
+    from scoreopt_defense.evaluation.evaluate import evaluate
     from scoreopt_defense.integrations.art import PurifierPreprocessor
     from scoreopt_defense.normalization import normalized
     from scoreopt_defense.purifiers import (

@@ -146,7 +146,7 @@ def test_the_command(written, tmp_path, capsys):
     assert "run, bits, 4 images" in said
     assert "part: randomness" in said
     assert Path(out / "decomposition-bits.png").exists()
-    assert cli.main(["decompose", str(written(IMAGES + BARE)), *given]) == 1
-    assert "has no defence with a purifier" in capsys.readouterr().err
     assert cli.main(["decompose", config, *given, "--eps", "much"]) == 1
     assert "eps must be a finite number above 0, got 'much'" in capsys.readouterr().err
+    assert cli.main(["decompose", str(written(IMAGES + BARE)), *given]) == 1
+    assert "has no defence with a purifier" in capsys.readouterr().err
