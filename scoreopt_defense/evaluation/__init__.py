@@ -1,6 +1,7 @@
 """Honest evaluation of any defence by any library's attacks: resumable, on one machine or many."""
 
-from scoreopt_defense.evaluation.decomposition import Decomposition, decompose
+from scoreopt_defense.evaluation.decomposed import Decomposition
+from scoreopt_defense.evaluation.decomposition import decompose
 from scoreopt_defense.evaluation.evaluate import evaluate
 from scoreopt_defense.evaluation.judging import AnyStep, Final, Judging, judge
 from scoreopt_defense.evaluation.plan import Plan, Unit
