@@ -251,7 +251,7 @@ def frontier_presets() -> str:
 
 
 def decomposition() -> str:
-    """Where each defence's robust accuracy comes from."""
+    """Where each defence's robust accuracy comes from, as a picture and as a table."""
     if not (RESULTS / "decomposition.json").exists():
         return "Not measured yet."
     lines = []
@@ -266,11 +266,12 @@ def decomposition() -> str:
              *(percent(of["votes"][k], 0) for k in ("8", "64")),
              " and ".join(f"{ratio['value']:.2f}" if ratio else "-" for ratio in ratios)]
         )  # fmt: skip
-    return markdown(
+    table = markdown(
         ["defence", "under BPDA, %", "worst case, %", "draw known, %", "one draw for all, known, %",
          "classifier alone, %", "contraction", "randomness", "masking", "majority of 8, %",
          "majority of 64, %", "length left, attack and random"], lines,
     )  # fmt: skip
+    return f"![A bar a defence](../benchmarks/results/decomposition.png)\n\n{table}"
 
 
 ADAPTIVE_TABLES: dict[str, Callable[[], str]] = {
