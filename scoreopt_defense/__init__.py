@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scoreopt_defense import pretrained
     from scoreopt_defense.defended import EOT, DefendedModel
     from scoreopt_defense.evaluation.certification import certify
+    from scoreopt_defense.evaluation.decomposition import decompose
     from scoreopt_defense.evaluation.evaluate import evaluate
     from scoreopt_defense.integrations.art import PurifierPreprocessor
     from scoreopt_defense.normalization import normalized
@@ -45,6 +46,7 @@ __all__ = [
     "ScoreOpt",
     "ThirdParty",
     "certify",
+    "decompose",
     "evaluate",
     "normalized",
     "pretrained",
@@ -58,6 +60,7 @@ _PLACES = {
     "EOT": "defended",
     "Fitted": "sizes",
     "certify": "evaluation.certification",
+    "decompose": "evaluation",
     "evaluate": "evaluation",
     "normalized": "normalization",
     "PurifierPreprocessor": "integrations.art",

@@ -242,7 +242,7 @@ BAD_SETTINGS = [
     ("optimizer", torch.optim.Adam, r"optimizer must be one of \['adam', 'sgd'\], got <class"),
     ("optimizer", lambda x: x, r"optimizer must be one of.*an object that is a .*Optimizer"),
     ("gradient", lambda x: x, r"gradient must be one of.*an object that is a .*Gradient"),
-    ("deterministic", "no", "deterministic must be True or False, got 'no'"),
+    ("deterministic", "no", "deterministic must be True, False or 'per-image', got 'no'"),
     ("max_batch", 0, "max_batch must be a whole number of at least 1, got 0"),
     ("max_batch", 2.5, "max_batch must be a whole number of at least 1, got 2.5"),
     ("seed", -1, "seed must be a whole number of at least 0, got -1"),

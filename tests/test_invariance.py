@@ -45,6 +45,8 @@ def test_different_places_see_different_noise_unless_deterministic(make, x):
     assert (apart[0] - apart[1]).abs().max() > 1e-3
     same = make(gaussian(), deterministic=True)(alike)
     assert torch.equal(same[0], same[1])
+    apart = make(gaussian(), deterministic="per-image")(alike)
+    assert (apart[0] - apart[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", PURIFIERS)
@@ -152,13 +154,14 @@ def test_a_seeded_call_does_not_advance_the_stream(x):
 
 
 @every_random_purifier
-def test_a_deterministic_purifier_is_one_function_everywhere(make, x):
-    purifier = make(gaussian(), deterministic=True)
+@pytest.mark.parametrize("how", [True, "per-image"])
+def test_a_deterministic_purifier_is_one_function_everywhere(make, how, x):
+    purifier = make(gaussian(), deterministic=how)
     want = purifier(x)
     assert torch.equal(purifier(x), want)
-    assert torch.equal(make(gaussian(), deterministic=True)(x), want)
+    assert torch.equal(make(gaussian(), deterministic=how)(x), want)
     assert torch.equal(purifier.with_gradient("bpda")(x), want)
-    assert not torch.equal(make(gaussian(), deterministic=True, seed=1)(x), want)
+    assert not torch.equal(make(gaussian(), deterministic=how, seed=1)(x), want)
 
 
 TWINS = {

@@ -250,10 +250,35 @@ def frontier_presets() -> str:
     )  # fmt: skip
 
 
+def decomposition() -> str:
+    """Where each defence's robust accuracy comes from, as a picture and as a table."""
+    if not (RESULTS / "decomposition.json").exists():
+        return "Not measured yet."
+    lines = []
+    for of in results("decomposition")["rows"]:
+        accuracy, parts, moved = of["accuracy"], of["parts"], of["contraction"]
+        known = ("deployed", "draw known", "one draw for all, known", "classifier")
+        ratios = [moved.get(direction) for direction in ("attack", "random")]
+        lines.append(
+            [ROWS[of["name"]], percent(of["gradients"][of["claim"]], 0),
+             *(percent(accuracy[name], 0) for name in known),
+             *(points(parts[name]) for name in ("contraction", "randomness", "masking")),
+             *(percent(of["votes"][k], 0) for k in ("8", "64")),
+             " and ".join(f"{ratio['value']:.2f}" if ratio else "-" for ratio in ratios)]
+        )  # fmt: skip
+    table = markdown(
+        ["defence", "under BPDA, %", "worst case, %", "draw known, %", "one draw for all, known, %",
+         "classifier alone, %", "contraction", "randomness", "masking", "majority of 8, %",
+         "majority of 64, %", "length left, attack and random"], lines,
+    )  # fmt: skip
+    return f"![A bar a defence](../benchmarks/results/decomposition.png)\n\n{table}"
+
+
 ADAPTIVE_TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         adaptive_linf, adaptive_l2, adaptive_pairs, adaptive_budgets, adaptive_confirmed,
         adaptive_stages, adaptive_momentum, adaptive_found_by, adaptive_failed, frontier_presets,
+        decomposition,
     )
 }  # fmt: skip

@@ -12,6 +12,7 @@ from scoreopt_defense import _release
 from scoreopt_defense.cli.beginning import init
 from scoreopt_defense.cli.bundles import bundle, challenge, verify
 from scoreopt_defense.cli.certification import certify
+from scoreopt_defense.cli.decomposition import decompose
 from scoreopt_defense.cli.evaluation import evaluate
 from scoreopt_defense.cli.networks import attacks, convert_edm, models, presets
 from scoreopt_defense.cli.output import say
@@ -26,6 +27,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     init: "scoreopt init --defence mine:make --classifier timm:resnet18 --images photos",
     evaluate: "scoreopt evaluate examples/demo.toml --dry-run",
     certify: "scoreopt certify examples/certify.toml",
+    decompose: "scoreopt decompose examples/demo.toml --steps 20",
     report: "scoreopt report runs/demo --view demo",
     export: "scoreopt export runs/demo --csv rows.csv",
     bundle: "scoreopt bundle runs/demo ours.zip --name ScoreOpt-N",

@@ -233,8 +233,8 @@ def _tried(plan: Any, materials: Any, most: float) -> list[Any]:
 
 def _described(plan: Any, read: Any) -> str:
     """The images, what each is attacked within, and what attacks compute in if it is not usual."""
-    from scoreopt_defense.evaluation.plan.precision import in_words
     from scoreopt_defense.evaluation.judging.threat_model import level
+    from scoreopt_defense.evaluation.plan.precision import in_words
 
     count, *shape = plan.images["shape"]
     images = f"{count} images of {read.images.source}, {' x '.join(map(str, shape))}"

@@ -1,5 +1,7 @@
 """Honest evaluation of any defence by any library's attacks: resumable, on one machine or many."""
 
+from scoreopt_defense.evaluation.decomposed import Decomposition
+from scoreopt_defense.evaluation.decomposition import decompose
 from scoreopt_defense.evaluation.evaluate import evaluate
 from scoreopt_defense.evaluation.judging import AnyStep, Final, Judging, judge
 from scoreopt_defense.evaluation.plan import Plan, Unit
@@ -12,6 +14,7 @@ from scoreopt_defense.evaluation.run.scheduler import Stopped
 __all__ = [
     "AnyStep",
     "Cell",
+    "Decomposition",
     "Final",
     "Judging",
     "Plan",
@@ -21,6 +24,7 @@ __all__ = [
     "StoreError",
     "Suite",
     "Unit",
+    "decompose",
     "evaluate",
     "judge",
 ]

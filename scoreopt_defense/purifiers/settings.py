@@ -16,7 +16,10 @@ from scoreopt_defense.settings import Options, Settings, name_of
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["PurifierSettings", "check_gradient", "level_of", "modes"]
+__all__ = ["PER_IMAGE", "PurifierSettings", "check_gradient", "level_of", "modes"]
+
+#: What ``deterministic`` is where each image of a batch has a fixed draw of its own.
+PER_IMAGE = "per-image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,8 @@ class PurifierSettings(Settings):
             divisor, the strongest known; ``"none"`` no gradient, and an error where one is asked
             for.
         deterministic: give every image the same fixed noise, so that the purifier is a function;
-            that of seed 0 unless another is given.
+            that of seed 0 unless another is given. ``"per-image"``: each image of a batch a fixed
+            draw of its own, by its place there: what an attacker sees who knows the draw of each.
         max_batch: purify at most so many images at a time; the result is the same, but for
             rounding. ``"auto"``: as many as half of the free memory holds, by what autograd records
             of one denoising.
@@ -57,7 +61,7 @@ class PurifierSettings(Settings):
     """
 
     gradient: Gradient = OneShotGradient()
-    deterministic: bool = False
+    deterministic: bool | str = False
     max_batch: int | str | None = None
     autocast: str | None = None
     channels_last: bool = False
@@ -66,7 +70,10 @@ class PurifierSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_flag("deterministic", self.deterministic)
+        if not isinstance(self.deterministic, bool) and self.deterministic != PER_IMAGE:
+            raise ValueError(
+                f"deterministic must be True, False or {PER_IMAGE!r}, got {self.deterministic!r}"
+            )
         check_flag("channels_last", self.channels_last)
         if self.autocast is not None:
             check_choice("autocast", self.autocast, ("auto", "bfloat16", "float16"))

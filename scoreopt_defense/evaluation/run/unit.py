@@ -129,11 +129,15 @@ def _attack_and_judge(
     seed: int,
 ) -> _Part:  # fmt: skip
     attack, measured = task.attack, {}
+    starts = can_start(attack)
     if isinstance(attack, Measuring):
         with as_it_was(model, attack), seeded(derive(seed, 3)):
-            measured = attack.measure(reseeded(model, derive(seed, 3)), x.clone(), y.clone())
+            measured = attack.measure(
+                reseeded(model, derive(seed, 3)), x.clone(), y.clone(),
+                **({"start": start.clone()} if starts else {}),
+            )  # fmt: skip
     with as_it_was(model, attack):
-        started = Started(attack, start) if can_start(attack) else attack
+        started = Started(attack, start) if starts else attack
         attacked, broken = judging.criterion.run(started, model, x, y, derive(seed, 0))
         if isinstance(attack, Nearest):
             measured = measured | {"distance": attack.distances(x.clone(), attacked.clone())}
