@@ -42,7 +42,8 @@ al., ICML 2022), which it follows; the authors' code for what it leaves open: a 
 transfer PGD alone, and the loss of the mean logits; Croce and Hein (ICML 2020) for AutoAttack, and
 this library for Square, momentum, minimum norms and the smoothed gradient, which the paper does not
 have: as many queries as its PGD+EOT, in more steps of fewer samples, which break more
-(docs/results/gradients.md). Table 5 names no severity: its base classifier's figures are those usual at 5.
+(docs/results/gradients.md). Table 5 names no severity: its base classifier's figures are those
+usual at 5.
 
 \* of the classifier; the purifier is never asked.
 
