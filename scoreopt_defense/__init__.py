@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scoreopt_defense import pretrained
     from scoreopt_defense.defended import EOT, DefendedModel
-    from scoreopt_defense.evaluation.certification import certify
+    from scoreopt_defense.evaluation.certification.certify import certify
     from scoreopt_defense.evaluation.decomposition import decompose
     from scoreopt_defense.evaluation.evaluate import evaluate
     from scoreopt_defense.integrations.art import PurifierPreprocessor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from scoreopt_defense.diagnostics._drawing import axes_or_new
+from scoreopt_defense._drawing import axes_or_new
 from scoreopt_defense.evaluation.record.differences import Difference
 from scoreopt_defense.evaluation.record.statistics import Proportion
 
