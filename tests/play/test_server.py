@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 import threading
 
 import numpy as np
@@ -77,6 +78,13 @@ class TestWhoIsAnswered:
         answer = client.get("/api/choices", headers=headers)
         assert answer.status_code == status
         assert status == 200 or answer.json()["why"]
+
+    def test_a_port_that_is_taken_is_an_error_of_one_line(self):
+        with (
+            socket.create_server(("127.0.0.1", 0)) as taken,
+            pytest.raises(OSError, match="in use"),
+        ):
+            server.serve(DOMAINS, host="127.0.0.1", port=taken.getsockname()[1])
 
     def test_a_link_to_the_page_may_stand_anywhere(self, client):
         assert client.get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 200
