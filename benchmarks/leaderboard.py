@@ -2,7 +2,7 @@
 
     python -m benchmarks.leaderboard benchmarks/bundles/*.zip \\
         --defence benchmarks/configs/leaderboard.toml
-    python -m benchmarks.documents --refresh docs/leaderboard.md
+    python -m benchmarks.documents --refresh docs/results/leaderboard.md
 
 A bundle's row in results/leaderboard.json is made anew; the others stay.
 """

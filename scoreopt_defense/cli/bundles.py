@@ -66,7 +66,7 @@ def bundle(
 ) -> None:
     """Write what a run claims of a defence, with the images that show it, for others to check.
 
-    Of a run nothing is computed again. See docs/verify.md.
+    Of a run nothing is computed again. See docs/how-to/verify.md.
     """
     from scoreopt_defense.evaluation.bundle import attacked_images, of_images, of_run
     from scoreopt_defense.evaluation.record.results import Result
@@ -101,7 +101,7 @@ def verify(
     """Check a claim: the images are in their balls, the defence is the same, and is judged afresh.
 
     Nothing is attacked. The exit status is 0 if it is confirmed, 4 if refuted, 5 if it is another
-    defence, 6 if undecided, and 1 if the bundle cannot be believed at all. docs/verify.md has the
+    defence, 6 if undecided, and 1 if the bundle cannot be believed at all. docs/how-to/verify.md has the
     tests.
     """
     from scoreopt_defense.evaluation.bundle import Bundle

@@ -46,7 +46,7 @@ _EOT = 4
 _SQUARE_EOT = 8
 # Passes of a network that an evaluation of the model takes, about, by what an attack is shown: for
 # the order of the stages alone. BPDA's would be 10 of a gradient too: it takes next to nothing, and
-# comes after what leaves it fewer images (docs/robustness.md).
+# comes after what leaves it fewer images (docs/results/robustness.md).
 _PASSES = {"classifier": 0.1, "surrogate": 1, "bpda": 45, "one-shot": 11, "none": 10}
 _PASSES |= {"as-it-is": 11, "exact": 40, "smoothed": 40}
 
