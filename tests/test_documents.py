@@ -113,7 +113,10 @@ def test_a_guide_begins_with_an_example(guide):
 
 
 #: Names that a reader of Python knows, or that are a library's.
-KNOWN = r"API|AVX|CC|BY|CPUs?|CUDA|GPUs?|HTML|JPEG|JSON|LeCun|MIT|MiB|NaN|PNG|PyTorch|RGB|RobustBench|SIGTERM|TOML"
+KNOWN = (
+    "API|AVX|CC|BY|CPUs?|CUDA|GPUs?|HTML|JPEG|JSON|LeCun|MIT|MiB|NaN|PNG|PyTorch|RGB|RobustBench|"
+    "SIGTERM|TOML"
+)
 
 
 def test_the_glossary_has_every_abbreviation_of_a_guide():

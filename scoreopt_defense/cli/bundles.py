@@ -101,8 +101,8 @@ def verify(
     """Check a claim: the images are in their balls, the defence is the same, and is judged afresh.
 
     Nothing is attacked. The exit status is 0 if it is confirmed, 4 if refuted, 5 if it is another
-    defence, 6 if undecided, and 1 if the bundle cannot be believed at all. docs/how-to/verify.md has the
-    tests.
+    defence, 6 if undecided, and 1 if the bundle cannot be believed at all. docs/how-to/verify.md
+    has the tests.
     """
     from scoreopt_defense.evaluation.bundle import Bundle
     from scoreopt_defense.evaluation.bundle import verify as verified

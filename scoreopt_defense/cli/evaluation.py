@@ -45,7 +45,8 @@ def evaluate(
     ] = False,
     page: Annotated[bool, typer.Option(help="Write a page of it in the end.")] = True,
     until: Annotated[
-        str | None, typer.Option(help="Stop when it is known, as 'robust < 30%': docs/how-to/until.md.")
+        str | None,
+        typer.Option(help="Stop when it is known, as 'robust < 30%': docs/how-to/until.md."),
     ] = None,
     width: Annotated[
         float | None, typer.Option(help="Stop when the interval is no wider, in points.")

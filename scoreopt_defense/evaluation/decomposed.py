@@ -12,7 +12,10 @@ from scoreopt_defense.evaluation.record.statistics import Proportion
 __all__ = ["BARE", "DEPLOYED", "Decomposition", "Figure"]
 
 #: What is evaluated, by its name in the plan: the defence, and the classifier alone.
-DEPLOYED, BARE = "deployed", "classifier"
+DEPLOYED = "deployed"
+"""The defence as it is, by its name in the plan."""
+BARE = "classifier"
+"""Its classifier alone."""
 _NAMES = {
     BARE: "the classifier's own",
     "contraction": "contraction",

@@ -33,6 +33,7 @@ from scoreopt_defense.purifiers.settings import PER_IMAGE
 __all__ = ["SUITE", "decompose", "decomposition"]
 
 SUITE = "decomposition"
+"""The suite's name in the plan."""
 # What is evaluated beside the deployed defence and its classifier, by its name in the plan.
 KNOWN, KNOWN_ONE = "draw known", "one draw for all, known"
 

@@ -26,6 +26,7 @@ from scoreopt_defense.purifiers import Purifier, ScoreOpt
 __all__ = ["TRANSFER", "grid", "tune"]
 
 TRANSFER = "transfer PGD-40"
+"""The attack's name in the result."""
 # What the presets of the networks that ship were chosen among (benchmarks/models/tune_presets.py),
 # of both together; 10 steps were not tried of ScoreOpt-N.
 _SIGMA = {"N": (0.15, 0.25, 0.5, 0.75, 1.0), "O": ((0.15, 0.35), (0.4, 0.6), (0.5, 1.0))}
