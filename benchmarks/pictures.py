@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common.table_text import results
+from benchmarks.leaderboard import BUNDLES
 from benchmarks.paper.answers import verdict_rows
 from scoreopt_defense import ScoreOpt, data, pretrained
 from scoreopt_defense._optional import optional
 from scoreopt_defense.attacks import attack
+from scoreopt_defense.evaluation.anytime import sequence
+from scoreopt_defense.evaluation.bundle import Bundle
 
 FOLDER = Path(__file__).parents[1] / "docs/pictures"
 INK, SOFT, STRONG = "#333333", "#9fa8da", "#3949ab"
@@ -187,6 +190,40 @@ def _bars(
     axis.errorbar(values, places, xerr=ends, fmt="none", ecolor=INK, elinewidth=0.8)
 
 
+def claims() -> Any:
+    """What each bundle of the leaderboard claims, and what fresh purifications found."""
+    rows = results("leaderboard")["rows"][::-1]
+    figure, axis = _plots().subplots(figsize=(7.6, 2.4))
+    for offset, side, colour, label in (
+        (0.2, "claimed", SOFT, "claimed"),
+        (-0.2, "found", STRONG, "checked by fresh purifications"),
+    ):
+        shares = [row[side] for row in rows]
+        _bars(axis, [k + offset for k in range(len(rows))], shares, colour, label, 0.38)
+    axis.set_yticks(range(len(rows)), [row["defence"] for row in rows])
+    _accuracy(figure, axis)
+    axis.set_xlim(0, 30)
+    return figure
+
+
+def until() -> Any:
+    """The confidence sequences of the committed bundles, and when each is below 30 %."""
+    figure, axis = _plots().subplots(figsize=(7.6, 3.6))
+    for path, colour in zip(sorted(BUNDLES.glob("*.zip")), (SOFT, STRONG, INK)):
+        bundle = Bundle.read(path)
+        lows, highs = (100 * ends for ends in sequence(bundle.right.mean(1)))
+        met = range(1, len(lows) + 1)
+        axis.plot(met, highs, color=colour, label=bundle.defence)
+        axis.plot(met, lows, color=colour)
+        if (known := highs < 30).any():
+            axis.plot(known.argmax() + 1, 30, "o", color=colour)
+    axis.axhline(30, color=INK, linewidth=0.8, linestyle=":")
+    axis.set_xlabel("images met")
+    axis.set_ylabel("robust accuracy in per cent")
+    axis.legend(frameon=False)
+    return _plain(figure, axis)
+
+
 def _accuracy(figure: Any, axis: Any) -> Any:
     axis.set_xlim(0, 100)
     axis.set_xlabel("accuracy in per cent, with 95 % intervals")
@@ -218,6 +255,8 @@ PICTURES: dict[str, tuple[Callable[[], Any], str]] = {
     "overhead": (overhead, "svg"),
     "classes": (classes, "svg"),
     "page-time": (page, "svg"),
+    "claims": (claims, "svg"),
+    "until": (until, "svg"),
 }
 
 
