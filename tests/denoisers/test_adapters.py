@@ -748,7 +748,7 @@ def test_the_wrong_kind_of_network_is_a_type_error(build):
 
 def test_the_documentation_names_what_there_is():
     """Every adapter is in the table of docs/reference/score-models.md, and nothing else is."""
-    page = (Path(__file__).parents[2] / "docs" / "score-models.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/reference/score-models.md").read_text()
     named = set(re.findall(r"\bD\.(\w+)", page))
     assert named <= set(denoisers.__all__)
     bases = {"Denoiser", "GaussianDenoiser", "NoDenoiser"}

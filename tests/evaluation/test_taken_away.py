@@ -97,15 +97,15 @@ def test_each_worker_sees_a_gpu_of_its_own(monkeypatch):
     assert {*seen.values()} == {3.0, 5.0}
 
 
-def test_on_cuda_there_is_a_worker_a_gpu_unless_it_is_said(tmp_path, monkeypatch):
+def test_on_cuda_there_is_a_worker_a_gpu_unless_it_is_said(monkeypatch):
     on_cpu = materials_of(defences(), images(2), {}, Judging())
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for device, count in {"cuda": 8, "cuda:1": 1}.items():
         assert _accelerators(device) == count
         read = SimpleNamespace(device=device, batch=32, threads=1)
-        assert _sizes(read, None, None, None, tmp_path, "a") == (32, 1, count)
-        assert _sizes(read, None, 3, None, tmp_path, "a") == (32, 1, 3)
+        assert _sizes(read, None, None, None, lambda: None) == (32, 1, count)
+        assert _sizes(read, None, 3, None, lambda: None) == (32, 1, 3)
     assert workers._devices(on_cpu) == []
     on_gpu = SimpleNamespace(parameters=lambda: [SimpleNamespace(is_cuda=True)])
     materials = SimpleNamespace(defences={"on a GPU": on_gpu})

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -131,10 +132,11 @@ def _attack_and_judge(
     attack, measured = task.attack, {}
     starts = can_start(attack)
     if isinstance(attack, Measuring):
+        takes_start = starts and "start" in signature(attack.measure).parameters
         with as_it_was(model, attack), seeded(derive(seed, 3)):
             measured = attack.measure(
                 reseeded(model, derive(seed, 3)), x.clone(), y.clone(),
-                **({"start": start.clone()} if starts else {}),
+                **({"start": start.clone()} if takes_start else {}),
             )  # fmt: skip
     with as_it_was(model, attack):
         started = Started(attack, start) if starts else attack
