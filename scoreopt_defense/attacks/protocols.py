@@ -58,7 +58,7 @@ class Measuring(Protocol):
     """What has numbers to record of each image, beside those of its attack."""
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Values by name, each of shape ``(B,)``; the arguments are ``run``'s, ``start`` if asked."""
+        """Values by name, each of shape ``(B,)``; arguments are ``run``'s, ``start`` if asked."""
 
 
 @runtime_checkable
