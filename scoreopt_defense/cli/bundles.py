@@ -86,6 +86,8 @@ def bundle(
         made = of_images(model, clean, attacked, defence=called, norm=norm, eps=eps,
                          purifications=purifications, batch=batch, seed=seed)  # fmt: skip
     say(f"{made.write(out)}: {made.claim}, by {made.defence}")
+    if images is None:
+        say(f"The run says: {made.made['verdict']}")
 
 
 def verify(

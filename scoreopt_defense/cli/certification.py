@@ -16,7 +16,7 @@ __all__ = ["certify"]
 
 
 def certify(
-    config: Annotated[Path, typer.Argument(help="TOML file: defences, images, [certify].")],
+    config: Annotated[Path, typer.Argument(help="TOML file: defences, images and certify.")],
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the record.", show_default="runs/CONFIG-certified"),

@@ -11,6 +11,7 @@ from toy_evaluation import Failing, defences, images, run
 
 from scoreopt_defense.evaluation import Judging, Result, Store, evaluate
 from scoreopt_defense.evaluation.suite.checklist import Check, Checked
+from scoreopt_defense.evaluation.suite.quick import Quick
 from scoreopt_defense.evaluation.suite.verdict import judge, verdict
 
 
@@ -91,3 +92,20 @@ def test_what_is_not_there_yet_or_failed_is_said(tmp_path):
     part = attacked(3, 2)
     part.store.forget(keys=[u.key for u in part.plan.units() if u.attack == "dim 3"])
     assert judge(Result(part.store), "d").doubts == ("not complete",)
+
+
+class Rounded(nn.Module):
+    """Brighter or darker than a half, of rounded pixels: no attack by gradients moves it."""
+
+    def forward(self, x):
+        bright = (8 * x).round().mean((1, 2, 3)) / 8 - 0.5
+        return torch.stack([-bright, bright], 1)
+
+
+def test_what_a_checks_black_box_breaks_is_not_robust():
+    x = torch.rand(16, 1, 6, 6, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
+    y = Rounded()(x).argmax(1)
+    quick = Quick(eps=0.4, steps=2, queries=200, probed=16)
+    result = evaluate({"d": Rounded().eval()}, (x, y), {}, suites={"quick": quick})
+    assert float(result.cell("d", "quick").accuracy) > 0.5
+    assert "d is not robust: 0 of 16 images survive the checks' black box" in verdict(result, "d")

@@ -247,7 +247,7 @@ def _check_list(path: Path) -> None:
         tail = file.read()
     signature, *_, listed, _, comment = _END.unpack(tail[-_END.size :])
     if signature != b"PK\5\6" or comment or b"PK\6\7" in tail or listed > _MOST_LIST:
-        raise BundleError(f"{path} must be a zip of {len(_MEMBERS)} members, and ends otherwise")
+        raise BundleError(f"{path} must be a zip of {len(_MEMBERS)} members: cut off, or none")
 
 
 def _content(archive: zipfile.ZipFile, name: str, most: int) -> bytes:

@@ -19,6 +19,7 @@ from scoreopt_defense.evaluation.plan.environment import machine, versions
 from scoreopt_defense.evaluation.plan.fingerprint import described, digest
 from scoreopt_defense.evaluation.plan.parts import Defence
 from scoreopt_defense.evaluation.record.results import Result
+from scoreopt_defense.evaluation.suite.verdict import verdict
 
 __all__ = ["chosen", "of_images", "of_run"]
 
@@ -91,6 +92,7 @@ def of_run(
             "by": by, "attacks": {n: t[defence].attack for n, t in plan.tasks.items()
                                   if defence in t},
             **{key: summary[key] for key in ("judging", "seed", "trials", "versions")},
+            "verdict": verdict(result, defence),
             "plan": plan.hash, "machine": result.view.machine if result.view else None,
         },
     )  # fmt: skip

@@ -89,7 +89,7 @@ class Verification:
         to = f"{100 * self.margin:g} points"
         fewer = "fewer" if self.difference < 0 else "more"
         meaning = {
-            "confirmed": f"less than {to} apart",
+            "confirmed": f"less than {to} apart, which is not that no other images do more",
             "refuted": f"{fewer} images stand than is claimed, by more than {to}",
             "undecided": f"neither less nor more than {to} apart is shown; more purifications may",
         }[self.outcome]

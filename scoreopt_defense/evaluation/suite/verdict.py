@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.record.allowances import Allowance, allowances
 from scoreopt_defense.evaluation.record.figures import Cell, Figures
-from scoreopt_defense.evaluation.record.statistics import Proportion
+from scoreopt_defense.evaluation.record.statistics import Proportion, proportion
 from scoreopt_defense.evaluation.suite.checklist import Checked, checklist
+from scoreopt_defense.evaluation.suite.controls import CHECKS
 from scoreopt_defense.evaluation.suite.overall import near_chance
 
 __all__ = ["Verdict", "judge", "verdict"]
+
+_WITHIN = "black box", "transfer", "boundary"  # probes that keep to the ball
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,14 @@ def judge(
     else:
         least = math.floor(100 * share.value + 1e-9)  # it is said that nothing went below
         said = f"{defence}: no attack run here brings it below {least} % ({_range(share)})"
-        if found.failing:  # and one of the checks' own may have
+        check, left = _by_a_check(figures, defence)
+        is_broken = left is not None and left.value <= (clean.value if clean else 1.0) / 2
+        if left is not None and is_broken:
+            said = (
+                f"{defence} is not robust: {_survive(left)} the checks' {check} "
+                f"({_range(left)} %), though {least} % survive the attacks"
+            )
+        elif found.failing:  # and one of the checks' own may have
             said = (
                 f"{defence} may not be robust: {least} % survive ({_range(share)}), by attacks "
                 "that fail their checks"
@@ -97,6 +107,18 @@ def judge(
         doubts=tuple(_doubts(figures, cells, found)),
         untried=tuple(untried),
     )  # fmt: skip
+
+
+def _by_a_check(figures: Figures, defence: str) -> tuple[str, Proportion | None]:
+    """What the strongest of a checklist's own attacks within the ball left of what it met."""
+    plan, found = figures.plan, dict[str, Proportion]()
+    for suite in (CHECKS, *plan.suites):
+        for name, task in plan.of_suite(suite, defence, "probe").items():
+            if task.role in _WITHIN and figures.was_run(defence, name):
+                shares = figures.shares(defence, name)
+                total = min(sum(shares.values()), len(shares))
+                found |= {task.role: proportion(total, len(shares))} if shares else {}
+    return min(found.items(), key=lambda item: item[1].value, default=("", None))
 
 
 def _doubts(figures: Figures, cells: list[Cell], found: Checked) -> Iterator[str]:
