@@ -271,7 +271,7 @@ def decomposition() -> str:
          "classifier alone, %", "contraction", "randomness", "masking", "majority of 8, %",
          "majority of 64, %", "length left, attack and random"], lines,
     )  # fmt: skip
-    return f"![A bar a defence](../benchmarks/results/decomposition.png)\n\n{table}"
+    return f"![A bar a defence](../../benchmarks/results/decomposition.png)\n\n{table}"
 
 
 ADAPTIVE_TABLES: dict[str, Callable[[], str]] = {
