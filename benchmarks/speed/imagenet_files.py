@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from benchmarks.common.results_file import write
-from benchmarks.speed.many_images import Peaks, jpeg_files
+from benchmarks.speed.many_images import Peaks, jpeg_files, megabytes
 from scoreopt_defense.evaluation import Store
 from scoreopt_defense.evaluation.record.store import RECORD
 
@@ -79,9 +79,7 @@ def measured(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
                     not file.name.startswith("torchinductor")
                     for file in (folder / "temporary").iterdir()
                 ),
-                "record, MB": round(
-                    sum(f.stat().st_size for f in (folder / "runs").rglob("*")) / 1e6, 1
-                ),
+                "record, MB": round(megabytes(folder / "runs"), 1),
             }
         )
         print(rows[-1], flush=True)

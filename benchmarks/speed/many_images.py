@@ -66,6 +66,11 @@ def jpeg_files(folder: Path, count: int, classes: int = 1000) -> Path:
     return folder
 
 
+def megabytes(folder: Path, pattern: str = "*") -> float:
+    """Of the files in a folder and below."""
+    return sum(file.stat().st_size for file in folder.rglob(pattern) if file.is_file()) / 1e6
+
+
 def starts(folder: Path, count: int) -> dict[str, Any]:
     """Seconds until files are known, the first time and the second."""
     jpeg_files(folder / "images", count)
@@ -77,17 +82,14 @@ def starts(folder: Path, count: int) -> dict[str, Any]:
         source.digests()
         taken.append((time.perf_counter() - started, time.process_time() - busy))
     (first, first_busy), (second, second_busy) = taken
-    files = [file for file in (folder / "images").rglob("*") if file.is_file()]
     return {
         "files": count,
-        "MB": round(sum(file.stat().st_size for file in files) / 1e6),
+        "MB": round(megabytes(folder / "images")),
         "first start, s": round(first, 1),
         "of the processor": round(first_busy, 1),
         "second start, s": round(second, 1),
         "of the processor again": round(second_busy, 1),
-        "cache, MB": round(
-            sum(f.stat().st_size for f in (folder / "cache").rglob("*.json")) / 1e6, 1
-        ),
+        "cache, MB": round(megabytes(folder / "cache", "*.json"), 1),
     }
 
 
@@ -142,7 +144,6 @@ def measured(folder: Path, count: int, workers: int) -> dict[str, Any]:
     )  # fmt: skip
     result.store.close()
     peaks.stopped = True
-    record = sum(file.stat().st_size for file in (folder / "run").rglob("*") if file.is_file())
     return {
         "images": count,
         "coordinator, MB": round(peaks.me / 1e6),
@@ -150,7 +151,7 @@ def measured(folder: Path, count: int, workers: int) -> dict[str, Any]:
         "worker, MB": round(peaks.worker / 1e6),
         "seconds to the first unit": round(first.began - started, 1),
         "seconds": round(time.perf_counter() - started, 1),
-        "record, MB": round(record / 1e6, 1),
+        "record, MB": round(megabytes(folder / "run"), 1),
     }
 
 

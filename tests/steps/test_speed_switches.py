@@ -306,6 +306,13 @@ def test_a_twin_of_another_precision_counts_its_own_memory() -> None:
     assert of_half == ScoreOpt(bent(torch.float32), sigma=0.3, autocast="bfloat16")._recorded(x)
 
 
+def _printed(program: str, *arguments: str) -> int:
+    """The number that it prints in a process whose allocator is glibc's own."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "LD_PRELOAD"))}
+    command = [sys.executable, "-c", program, *arguments]
+    return int(subprocess.run(command, capture_output=True, check=True, text=True, env=own).stdout)
+
+
 _FAULTS = """
 import resource, sys
 import torch
@@ -326,12 +333,7 @@ def test_freed_memory_that_is_kept_is_not_brought_in_again() -> None:
     What is kept is brought in more than once all the same, where something small has come to lie
     behind it: twice or three times in 20, as ASLR has it.
     """
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "LD_PRELOAD"))}
-    faults = {
-        how: int(subprocess.run([sys.executable, "-c", _FAULTS, how], capture_output=True,
-                                check=True, text=True, env=own).stdout)
-        for how in ("kept", "given back")
-    }  # fmt: skip
+    faults = {how: _printed(_FAULTS, how) for how in ("kept", "given back")}
     assert faults["kept"] < faults["given back"] / 4
 
 
@@ -390,7 +392,4 @@ print(before - psutil.Process().memory_info().rss)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="under glibc alone")
 def test_freed_memory_is_given_back_on_request() -> None:
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "LD_PRELOAD"))}
-    command = [sys.executable, "-c", _GIVEN_BACK]
-    given = subprocess.run(command, capture_output=True, check=True, text=True, env=own)
-    assert int(given.stdout) > 200e6
+    assert _printed(_GIVEN_BACK) > 200e6

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.record.allowances import Allowance, allowances
 from scoreopt_defense.evaluation.record.figures import Cell, Figures
-from scoreopt_defense.evaluation.record.statistics import Proportion, proportion
+from scoreopt_defense.evaluation.record.statistics import Proportion
 from scoreopt_defense.evaluation.suite.checklist import Checked, checklist
 from scoreopt_defense.evaluation.suite.controls import CHECKS
 from scoreopt_defense.evaluation.suite.overall import near_chance
@@ -111,14 +111,15 @@ def judge(
 
 def _by_a_check(figures: Figures, defence: str) -> tuple[str, Proportion | None]:
     """What the strongest of a checklist's own attacks within the ball left of what it met."""
-    plan, found = figures.plan, dict[str, Proportion]()
-    for suite in (CHECKS, *plan.suites):
-        for name, task in plan.of_suite(suite, defence, "probe").items():
-            if task.role in _WITHIN and figures.was_run(defence, name):
-                shares = figures.shares(defence, name)
-                total = min(sum(shares.values()), len(shares))
-                found |= {task.role: proportion(total, len(shares))} if shares else {}
-    return min(found.items(), key=lambda item: item[1].value, default=("", None))
+    plan = figures.plan
+    probes = [
+        (task.role, figures.cell(defence, name).robust)
+        for suite in (CHECKS, *plan.suites)
+        for name, task in plan.of_suite(suite, defence, "probe").items()
+        if task.role in _WITHIN and figures.was_run(defence, name)
+    ]
+    judged = [(role, left) for role, left in probes if left is not None]
+    return min(judged, key=lambda item: item[1].value, default=("", None))
 
 
 def _doubts(figures: Figures, cells: list[Cell], found: Checked) -> Iterator[str]:
