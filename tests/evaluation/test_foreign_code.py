@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import scipy.stats  # noqa: F401 - the first import of it adds filters of warnings
 import torch
 from foreign_models import AWKWARD, Ends, Holding, Net
 from module_state import state_of
@@ -151,6 +152,16 @@ class Leaving(Toy):
         return x
 
 
+@pytest.fixture
+def two_threads():
+    """Another number than the one that units compute with, in a process of whatever number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("how", LEAVES)
 def test_what_an_attack_leaves_behind_reaches_neither_judging_nor_other_units(how):
     model, attack = net(), Leaving(how)

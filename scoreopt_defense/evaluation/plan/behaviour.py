@@ -55,7 +55,7 @@ def behaviour(
     signs = (torch.rand(x.shape, generator=_generator(), device="cpu") - 0.5).sign().to(dtype)
     found: dict[str, Any] = {}
     try:
-        with contained(), warnings.catch_warnings():
+        with contained(), as_it_was(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its units will warn
             torch.set_num_threads(threads)
             moved = (x + _rounding(model) * signs).clamp(0, 1)
