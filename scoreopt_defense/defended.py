@@ -95,7 +95,10 @@ class DefendedModel(Frozen):
         several = [
             self._classify(one, repeats) for _ in range(samples if fixed else 1) for one in each
         ]
-        return self._answer(x, several)
+        logits = torch.stack(several).mean(0) if len(several) > 1 else several[0]
+        if self._watch is not None:
+            self._watch(x, logits)
+        return logits
 
     def purify(self, x: Tensor, *, seed: int | None = None, samples: int = 1) -> Tensor:
         """What the classifier is given: purified images, shape ``(samples * B, C, H, W)``.
@@ -105,22 +108,6 @@ class DefendedModel(Frozen):
             seed, samples: as the purifier's: see :meth:`Purifier.forward`.
         """
         return self.purifier(x, seed=seed, samples=samples)
-
-    def _grafted(self, x: Tensor, samples: int) -> Tensor:
-        """As of so many samples, the first purification differentiated in the place of all."""
-        refuse_transforms(self, x)
-        repeats = self.votes * samples
-        first = self.purifier(x)
-        with torch.no_grad():
-            others = [self.purifier(x) - first for _ in range(repeats - 1)]
-        each = [first, *(first + other for other in others)]
-        return self._answer(x, [self._classify(one, repeats) for one in each])
-
-    def _answer(self, x: Tensor, several: list[Tensor]) -> Tensor:
-        logits = torch.stack(several).mean(0) if len(several) > 1 else several[0]
-        if self._watch is not None:
-            self._watch(x, logits)
-        return logits
 
     def _classify(self, x: Tensor, samples: int) -> Tensor:
         """Logits of one sample of so many, whose graphs are all kept till the backward pass."""
@@ -206,12 +193,7 @@ class EOT(Frozen):
             with :math:`g` the gradient of the mean logits, of any loss that is raised, and
             :math:`s` the sigmoid: :math:`m_i` is how far other classes lead evaluation i. Of two
             classes it is the direction in which the mean of their cross-entropies rises. The model
-            is called ``samples`` times. ``"grafted"``, of a :class:`DefendedModel`: each purified
-            image is classified, and the gradients of all go back through the first purification
-            alone, so that so many purifications cost one backward pass.
-
-    Raises:
-        TypeError: if the model of a grafted one is none that purifies.
+            is called ``samples`` times.
 
     Example:
         >>> import torch
@@ -221,19 +203,14 @@ class EOT(Frozen):
 
     Reference:
         Athalye et al., "Synthesizing robust adversarial examples", ICML 2018; "DiffHammer", NeurIPS
-        2024, for the weights of its E-step and its gradient grafting.
+        2024, for the weights of its E-step.
     """
 
     def __init__(self, model: nn.Module, samples: int, *, aggregate: str = "logits") -> None:
         super().__init__()
         self.model = model
         self.samples = check_count("samples", samples)
-        check_choice("aggregate", aggregate, ("logits", "selective", "grafted"))
-        if aggregate == "grafted" and not isinstance(model, DefendedModel):
-            raise TypeError(
-                f"aggregate='grafted' needs a DefendedModel, got {type(model).__name__}: of "
-                "another module it is not known what purifies"
-            )
+        check_choice("aggregate", aggregate, ("logits", "selective"))
         self.aggregate = aggregate
         self.training = getattr(model, "training", False)
 
@@ -241,8 +218,6 @@ class EOT(Frozen):
         """Mean logits, shape ``(B, K)``, of images of shape ``(B, C, H, W)`` in [0, 1]."""
         selective = self.aggregate == "selective"
         if isinstance(self.model, DefendedModel) and not selective:
-            if self.aggregate == "grafted" and x.requires_grad and torch.is_grad_enabled():
-                return self.model._grafted(x, self.samples)
             return self.model(x, samples=self.samples)
         # memory of its own: it may write into its images
         each = [check_logits(self.model(x.clone()), len(x)) for _ in range(self.samples)]

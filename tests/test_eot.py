@@ -12,9 +12,8 @@ from tolerances import adam_rounding, rounding
 from torch import nn
 from toys import bent, labels, mid_images, smooth_classifier
 
-from scoreopt_defense import EOT, BitDepth, DefendedModel, OneShot, ScoreOpt
+from scoreopt_defense import EOT, BitDepth, DefendedModel, ScoreOpt
 from scoreopt_defense.attacks.losses import cross_entropy, margin
-from scoreopt_defense.denoisers import GaussianDenoiser
 
 torchattacks = pytest.importorskip("torchattacks")
 
@@ -161,24 +160,6 @@ def test_selective_weighs_by_the_sigmoid_of_each_margin(loss, classes, x):
         (rises,) = torch.autograd.grad(losses, leaf)
         same = F.cosine_similarity(found.flatten(1), rises.flatten(1))
         torch.testing.assert_close(same, torch.ones_like(same), rtol=0, atol=1e-9)
-
-
-def test_grafted_is_the_mean_of_all_by_the_jacobian_of_one(x):
-    """Of an affine purifier: each one's classifier gradient, times the same number."""
-    model = DefendedModel(smooth_classifier(torch.float64), OneShot(GaussianDenoiser(), sigma=0.3))
-    model = model.replace(gradient="exact")
-    seen = []
-    model.classifier.register_forward_hook(lambda module, args, logits: seen.append(args[0]))
-    leaf = x.clone().requires_grad_()
-    (found,) = torch.autograd.grad(EOT(model, 3, aggregate="grafted")(leaf)[:, 0].sum(), leaf)
-    assert (seen[1] - seen[0]).abs().max() > 1e-3  # they are three
-    purified = [one.detach().requires_grad_() for one in seen]
-    twin = smooth_classifier(torch.float64)
-    each = sum(torch.autograd.grad(twin(one)[:, 0].sum(), one)[0] for one in purified) / 3
-    (through,) = torch.autograd.grad(model.purifier(leaf).sum(), leaf)
-    torch.testing.assert_close(found, through * each, rtol=1e-9, atol=1e-12)
-    with pytest.raises(TypeError, match="'grafted' needs a DefendedModel, got Jitter"):
-        EOT(Jitter(), 3, aggregate="grafted")
 
 
 def test_selective_leaves_no_gradient_where_there_is_none(x):

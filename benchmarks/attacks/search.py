@@ -143,7 +143,6 @@ def several(eps: float, budget: int, float32: bool = False) -> dict[str, Attack]
             gradient=Antithetic(), eot=2, steps=budget // 2, **common
         ),
         "two samples, selective": MomentumPGD(gradient=selective, steps=budget // 2, **common),
-        "four purified, one differentiated": MomentumPGD(gradient=Several(4, "grafted"), **alone),
         "after 2 steps and all": MomentumPGD(gradient=after, steps=budget * 5 // 7, **common),
         "every step's image": MomentumPGD(gradient=EachStep(), **alone),
         "one draw for 4 steps": MomentumPGD(gradient=Common(4), **alone),

@@ -503,14 +503,16 @@ class TestAdaptive:
             "scoreopt": {"one-shot", "bpda", "exact", "smoothed"},
             "noisy": {"as-it-is"},
         }
+        strongest = {"one-shot": "exact", "scoreopt": "smoothed", "noisy": "as-it-is"}
         for defence, expected in modes.items():
             stages = [*whole.plan.of_suite("adaptive", defence, "attack")]
             kind = "adaptive/momentum PGD, "
-            named = {s.removeprefix(kind) for s in stages if s.startswith(kind)}
-            assert named == expected | {last[len(kind) :] for last in stages[-2:]}
+            named = [s.removeprefix(kind).split(", ") for s in stages if s.startswith(kind)]
+            assert {mode for mode, *_ in named} == expected
+            assert [mode for mode, *more in named if "longer" in more] == [strongest[defence]]
+            assert ["onwards" in more for _, *more in named] == [False] * (len(named) - 1) + [True]
             assert stages[0] == "adaptive/no attack"
             assert ("adaptive/Square" in stages) == ("exact" not in expected)
-            assert [stage.split(", ")[-1] for stage in stages[-2:]] == ["longer", "onwards"]
             judges = whole.plan.of_suite("adaptive", defence, "judge")
             assert {name: judge.begins_from for name, judge in judges.items()} == {
                 "adaptive": tuple(stages)
@@ -523,20 +525,18 @@ class TestAdaptive:
             "PGD at the surrogate",
             "PGD, one-shot",
             "PGD, exact",
-            "PGD, bpda",
             "PGD, smoothed, longer",
+            "PGD, bpda",
+            "PGD, exact, onwards",
         )
         places = [order.index(f"momentum {name}") for name in named]
         assert [order.index("transfer PGD"), *places] == sorted([1, *places])
 
-    def test_the_last_has_as_many_more_steps_as_is_said(self) -> None:
-        model = smooth_classifier(torch.float32)
+    def test_two_have_as_many_more_steps_as_is_said(self) -> None:
+        model = DefendedModel(smooth_classifier(torch.float32), OneShot(bent(), sigma=0.3))
         stages = stages_of(Adaptive(steps=6, longer=3).tasks(model, images()[0]))
-        steps = (
-            stages["momentum PGD, as-it-is"].steps,
-            stages["momentum PGD, as-it-is, longer"].steps,
-        )
-        assert steps == (6, 18)
+        momentum = {label: of.steps for label, of in stages.items() if "momentum" in label}
+        assert [*momentum.values()] == [6, 6, 18, 6, 18]
 
     def test_two_restarts_are_compared_with_one_and_both_begin_at_random(self) -> None:
         """Against the clean start it would be the start that is compared, not their number."""
@@ -589,7 +589,7 @@ class TestAdaptive:
             {label: task.attack.as_dict() for label, task in tasks.items()} for tasks in both
         ]
         assert described[0] == described[1]
-        kept = stages_of(both[1])["momentum PGD, exact"].gradient.keep_mb
+        kept = stages_of(both[1])["momentum PGD, exact, longer"].gradient.keep_mb
         assert kept == probes_of(both[1])["white-box"].gradient.keep_mb == 50
 
     def test_the_worst_case_is_no_better_than_what_was_found(self, whole: Result) -> None:

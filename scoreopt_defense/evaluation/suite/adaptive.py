@@ -44,11 +44,6 @@ __all__ = ["Adaptive"]
 # Samples that an answer of what is no momentum is averaged over, if the model is random.
 _EOT = 4
 _SQUARE_EOT = 8
-# Passes of a network that an evaluation of the model takes, about, by what an attack is shown: for
-# the order of the stages alone. BPDA's would be 10 of a gradient too: it takes next to nothing, and
-# comes after what leaves it fewer images (docs/results/robustness.md).
-_PASSES = {"classifier": 0.1, "surrogate": 1, "bpda": 45, "one-shot": 11, "none": 10}
-_PASSES |= {"as-it-is": 11, "exact": 40, "smoothed": 40}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +51,10 @@ class Adaptive(Settings, Suite):
     """Settings of the adaptive suite.
 
     Images of the bare classifier and of the one-shot surrogate; momentum PGD, one purification a
-    step, under each gradient mode that the defence offers; of a model that is not random
-    AutoAttack, under the strongest (of two classes, its cross-entropy alone); without an exact
-    gradient Square; momentum PGD of more steps under the strongest; and momentum PGD from the worst
-    image found.
+    step, under each gradient mode that the defence offers, of more steps under the strongest; of a
+    model that is not random AutoAttack, under the strongest (of two classes, its cross-entropy
+    alone); without an exact gradient Square; and momentum PGD of more steps from the worst image
+    found.
     An image that is wrong in every judged purification of some attack leaves the queue. The worst
     of each image is judged again by fresh purifications: that is robust accuracy.
 
@@ -68,7 +63,8 @@ class Adaptive(Settings, Suite):
         eps: radius, images being in [0, 1]; by default 8/255 and 0.5.
         steps: of each attack that follows gradients; of fewer than 80 momentum gains nothing of
             random models.
-        longer: how many times as many the last but one takes.
+        longer: how many times as many those under the strongest gradient mode take, and those from
+            the worst image found.
         random: whether models are; if None, each is asked a few times about some clean images,
             which does not find what is random on others alone.
         queries: of Square, an image: as a stage, or as the checklist's black box.
@@ -119,16 +115,12 @@ class Adaptive(Settings, Suite):
         check_reachable(model)
         is_random = _is_random(model, x) if self.random is None else self.random
         budget = _Budget(self, model, is_random, _classes(model, x))
-        attacks = budget.attacks()
-        # cheapest first, but for the last two
-        first, last = [*attacks][:-2], [*attacks][-2:]
-        order = [*sorted(first, key=lambda label: _cost(attacks[label])), *last]
         tasks: dict[str, Task] = {
             "no attack": Attack(attack=Clean(), confirm=self.confirm, draws=CLEAN)
         }
-        for label in order:
+        for label, attack in budget.attacks().items():
             tasks[label] = Attack(
-                attack=attacks[label], begins_from=[*tasks], confirm=self.confirm,
+                attack=attack, begins_from=[*tasks], confirm=self.confirm,
                 draws=f"adaptive/{label}",
             )  # fmt: skip
         worst = Worst(norm=self.norm, eps=self.eps)
@@ -188,31 +180,33 @@ class _Budget:
         )
 
     def attacks(self) -> dict[str, Any]:
+        """In their order: what takes most for its cost first."""
         stages = {}
-        if "exact" not in self.modes:  # of others it took nothing, and a check compares it with
-            stages[f"Square{self.alone}"] = self.square()
         if self.ours:
             stages["transfer PGD"] = self.transfers()["transfer PGD"]
         if "one-shot" in self.modes:
             stages["momentum PGD at the surrogate"] = self.momentum("surrogate")
-        stages |= {f"momentum PGD, {mode}": self.momentum(mode) for mode in self.modes}
+        rest = sorted({*self.modes} - {self.best}, key=lambda mode: (mode != "one-shot", mode))
+        stages |= {f"momentum PGD, {mode}": self.momentum(mode) for mode in rest if mode != "bpda"}
+        if "exact" not in self.modes:  # of others it took nothing, and a check compares it with
+            stages[f"Square{self.alone}"] = self.square()
+        longer = self.momentum(self.best, times=self.suite.longer)
+        stages[f"momentum PGD, {self.best}, longer"] = longer
         if not self.random:
             both = self.library.AutoAttack if self.classes > 2 else self.library.APGD
             stages[f"APGD, {self.best}"] = both(
                 gradient=self.shown(self.best), **self.shared, steps=self.suite.steps, eot=1
             )
-        longer = self.momentum(self.best, times=self.suite.longer)
-        # from the worst so far, in steps that do not leave it behind; in the mode that is not tried
-        # longest, since which is the strongest differs by image
-        mode = next((mode for mode in ("exact", *self.modes) if mode != self.best), self.best)
-        onwards = self.library.FoolboxPGD(
-            gradient=self.shown(mode), **self.shared, steps=self.suite.steps, eot=1,
-            momentum=0.9, last_step=0.02,
+        if "bpda" in rest:  # it takes where the others are masked
+            stages["momentum PGD, bpda"] = self.momentum("bpda")
+        # from the worst so far, in steps that do not leave it behind, in another mode than the
+        # strongest, since which is that differs by image
+        mode = "exact" if "exact" in rest else next(iter(rest), self.best)
+        stages[f"momentum PGD, {mode}, onwards"] = self.library.FoolboxPGD(
+            gradient=self.shown(mode), **self.shared, steps=self.suite.longer * self.suite.steps,
+            eot=1, momentum=0.9, last_step=0.02,
         )  # fmt: skip
-        return stages | {
-            f"momentum PGD, {self.best}, longer": longer,
-            f"momentum PGD, {mode}, onwards": onwards,
-        }
+        return stages
 
     def probes(self) -> dict[str, tuple[str, Any]]:
         steps = max(2, self.suite.steps // 8)
@@ -239,14 +233,6 @@ class _Budget:
         named = {r: (f"{r}, {self.best}{self.alone}", attack) for r, attack in white_box.items()}
         named |= {role: (role, attack) for role, attack in others.items()}
         return named | {"black box": (f"black box{self.alone}", self.square())}
-
-
-def _cost(attack: Any) -> float:
-    """Passes of a network an image, about."""
-    shown = attack.as_dict()["gradient"]["name"]
-    passes = _PASSES.get(shown, 40)
-    answered = attack.queries - attack.gradients
-    return passes * attack.gradients + min(passes, 10) * answered
 
 
 def _classes(model: nn.Module, x: Tensor) -> int:
