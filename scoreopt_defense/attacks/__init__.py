@@ -27,6 +27,7 @@ other module from images in [0, 1] to logits. :data:`ATTACKS` has the paper's bu
 | ``minimum-norm-l2`` | all, backward by the smoothed mode | 100 steps of 4 | 404 |
 | ``spsa`` | logits | 5 steps of 128 pairs | 1280 |
 | ``stadv`` | all, backward through one-shot | 100 steps of 20 | 2000 |
+| ``recoloradv`` | all, backward through one-shot | 100 steps of 20 | 2000 |
 | ``autoattack-rand-linf`` | all, backward through one-shot | 2 times 100 steps of 20 | 4120 |
 | ``autoattack-rand-l2`` | all, backward through one-shot | 2 times 100 steps of 20 | 4120 |
 | ``square`` | logits | 124 squares of 8 | 1000 |
@@ -34,7 +35,8 @@ other module from images in [0, 1] to logits. :data:`ATTACKS` has the paper's bu
 
 "of k": each answer is the mean logits of k purifications (EOT). A query is one image that one
 evaluation of the model classifies. eps is 8/255 in linf, 0.5 in l2 (sections 4.1 and 4.2), 0.05 in
-StAdv's flow, and twice as much for minimum-norm attacks; a step of PGD is eps/4 (appendix C.3).
+StAdv's flow, 0.06 in ReColorAdv's colours, and twice as much for minimum-norm attacks; a step of
+PGD is eps/4 (appendix C.3).
 
 Sources: appendix C.3 of the paper for PGD and BPDA; its section 4.3 for SPSA's 1,280 queries, whose
 division it does not give, and for StAdv, at the bound, steps and EOT of DiffPure's code (Nie et
@@ -66,7 +68,7 @@ from scoreopt_defense.attacks.boundary import Boundary
 from scoreopt_defense.attacks.bounded import BoundedAttack, ProjectedGradientAttack
 from scoreopt_defense.attacks.corruptions import TABLE_5, Corruptions
 from scoreopt_defense.attacks.foolbox import FoolboxPGD, MinimumNorm, MomentumPGD, RandomNoise
-from scoreopt_defense.attacks.mister_ed import StAdv
+from scoreopt_defense.attacks.mister_ed import ReColorAdv, StAdv
 from scoreopt_defense.attacks.protocols import (
     Attacking,
     Measuring,
@@ -105,6 +107,7 @@ __all__ = [
     "RandomNoise",
     "Remembered",
     "ProjectedGradientAttack",
+    "ReColorAdv",
     "Scores",
     "Shortened",
     "Square",
@@ -126,7 +129,7 @@ KINDS: Mapping[str, type[Attack]] = MappingProxyType(
         kind.__name__: kind
         for kind in (
             *(PGD, APGD, SPSA, AutoAttack, Square, StAdv, ARTPGD, FoolboxPGD, Corruptions),
-            *(Boundary, MomentumPGD, RandomNoise, AutoPGD, MinimumNorm),
+            *(Boundary, MomentumPGD, RandomNoise, AutoPGD, MinimumNorm, ReColorAdv),
         )
     }
 )
@@ -157,6 +160,7 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
             "minimum-norm-l2": _NEAREST.replace(norm="l2", eps=1.0),
             "spsa": SPSA(steps=5, samples=128, **_LINF),
             "stadv": StAdv(eps=0.05, eot=20, steps=100),
+            "recoloradv": ReColorAdv(eps=0.06, eot=20, steps=100),
             "autoattack-rand-linf": AutoAttack(eot=20, steps=100, **_LINF),
             "autoattack-rand-l2": AutoAttack(eot=20, steps=100, **_L2),
             "square": Square(eot=8, steps=124, **_LINF),

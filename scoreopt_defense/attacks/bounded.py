@@ -34,8 +34,8 @@ __all__ = ["LARGEST", "BoundedAttack", "ProjectedGradientAttack", "strongest"]
 #: Largest eps that is no mistake of scale, images being in [0, 1]: no pixel is further than 1 from
 #: another; half the pixels of a CIFAR image, all the way, are 28 in l2, and no paper goes past 5;
 #: in l1 none past 255, of ImageNet, where 12 is usual of CIFAR; a flow of 2 leads from one edge of
-#: the image to the other.
-LARGEST = {"linf": 1.0, "l2": 10.0, "l1": 255.0, "flow": 2.0}
+#: the image to the other, and 1 from any colour to any.
+LARGEST = {"linf": 1.0, "l2": 10.0, "l1": 255.0, "flow": 2.0, "color": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,6 +95,7 @@ ROWS = {
     ),
     "spsa": Row(attack("spsa", steps=4, samples=20, chunk=8, **LINF), **BLACK_BOX),
     "stadv": Row(attack("stadv", eps=0.2, steps=8, eot=2)),
+    "recoloradv": Row(attack("recoloradv", eps=0.2, steps=8, eot=2)),
     "autoattack-rand-linf": Row(attack("autoattack-rand-linf", **LINF, **SHORT)),
     "autoattack-rand-l2": Row(attack("autoattack-rand-l2", **L2, **SHORT)),
     "apgd-linf": Row(APGD(**LINF, **SHORT)),
@@ -770,6 +771,7 @@ PAPER = {  # norm, eps, steps, eot, queries: appendix C.3, sections 4.1 to 4.3
     "minimum-norm-l2": ("l2", 1.0, 100, 4, 404),
     "spsa": ("linf", 8 / 255, 5, 1, 1280),
     "stadv": ("flow", 0.05, 100, 20, 2000),
+    "recoloradv": ("color", 0.06, 100, 20, 2000),
     "autoattack-rand-linf": ("linf", 8 / 255, 100, 20, 4120),
     "autoattack-rand-l2": ("l2", 0.5, 100, 20, 4120),
     "square": ("linf", 8 / 255, 124, 8, 1000),
@@ -899,6 +901,25 @@ def test_labels_may_be_of_any_whole_type(kind, y):
 
 def test_an_empty_batch_comes_back(y):
     assert PGD().run(smooth_classifier(torch.float32), images()[:0], y[:0]).shape == (0, 3, 8, 8)
+
+
+def test_grey_images_are_refused_by_recoloradv(y):
+    with pytest.raises(ValueError, match=r"three channels, got shape \(4, 1, 8, 8\)"):
+        attack("recoloradv").run(smooth_classifier(torch.float32), images()[:, :1], y)
+
+
+def test_pixels_of_one_color_are_recoloured_alike(y):
+    """Black and white among them, where the colour space's own conversion divides by nothing."""
+    x = torch.tensor([0.0, 0.5, 1.0])[torch.arange(4 * 64).reshape(4, 1, 8, 8) % 3]
+    x = x.expand(-1, 3, -1, -1).contiguous()
+    recoloured = attack("recoloradv", eps=0.2, steps=4, eot=1)
+    found = recoloured.run(smooth_classifier(torch.float32), x, y)
+    assert found.isfinite().all()
+    assert (found - x).abs().amax() > 0.01
+    for image, was in zip(found, x[:, 0], strict=True):
+        for value in was.unique():
+            alike = image[:, was == value]
+            assert (alike - alike[:, :1]).abs().max() == 0
 
 
 def test_images_that_are_not_square_are_refused_by_stadv(y):

@@ -25,7 +25,7 @@ __all__ = [
     "usual_eps",
 ]
 
-_KNOWN = "'linf', 'l2' or 'l1', or 'flow' for a bound that is no distance of pixels"
+_KNOWN = "'linf', 'l2' or 'l1', or 'flow' or 'color' for a bound that is no distance of pixels"
 _P = {"inf": math.inf, "infinity": math.inf, "infty": math.inf, "∞": math.inf}
 _P |= {"2": 2.0, "2.0": 2.0, "1": 1.0, "1.0": 1.0}
 # ε by norm, of grey images of 28 x 28 (Maini et al., ICML 2020) and of others (RobustBench).
@@ -93,12 +93,12 @@ def norm_of(norm: object) -> float | None:
     """The p of an lp norm, however a library spells it: infinity for ``"L-inf"`` or ``np.inf``.
 
     Returns:
-        None for ``"flow"`` and ``None``: no distance between images.
+        None for ``"flow"``, ``"color"`` and ``None``: no distance between images.
 
     Raises:
         ValueError: of any other norm, and its message names those that are known.
     """
-    if norm is None or norm == "flow":
+    if norm in (None, "flow", "color"):
         return None
     said = re.fullmatch(r"(?:l[\s_-]*)?(\S+)", str(norm).lower().strip())
     if said is None or said[1] not in _P:

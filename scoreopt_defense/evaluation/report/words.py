@@ -16,6 +16,7 @@ _WORDS = {
     "EOT": "expectation over transformation: gradients averaged over several random purifications",
     "BPDA": "backward pass differentiable approximation: the purifier's gradient is the identity's",
     "SPSA": "simultaneous perturbation: gradients guessed from answers alone",
+    "ReColorAdv": "recoloured: pixels of one colour all become another nearby",
     "StAdv": "spatially transformed: pixels are moved, not changed",
     "ART": "the Adversarial Robustness Toolbox, a library of attacks",
     "L∞": "the largest change of any pixel",
