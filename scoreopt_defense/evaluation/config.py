@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -132,10 +132,10 @@ class Config(Section):
             else Final()
         )
         judging = Judging(criterion=criterion, purifications=self.judging.purifications)
-        suites = {n: _suite(n, section, images.shape) for n, section in self.suites.items()}
+        suites = {n: _suite(n, section) for n, section in self.suites.items()}
         if self.suite is not None:
             with _named("suite", {"suite": self.suite}):
-                suites = {self.suite: named.suite(self.suite, images.shape)} | suites
+                suites = {self.suite: named.suite(self.suite)} | suites
         try:
             return materials_of(
                 defences, images, attacks, judging, suites, checks=self.checks, before=before
@@ -250,12 +250,12 @@ def defence(name: str, section: Defence) -> nn.Module:
     return DefendedModel(network, purifier, votes=section.votes)
 
 
-def _suite(name: str, section: SuiteSection, shape: Sequence[int]) -> Suite:
+def _suite(name: str, section: SuiteSection) -> Suite:
     settings = dict(section.model_extra or {})
     if section.eps is not None:
         settings["eps"] = section.eps
     with _named(f"suites.{name}", {"suite": section.suite or name} | settings):
-        return named.suite(section.suite or name, shape, **settings)
+        return named.suite(section.suite or name, **settings)
 
 
 def _attack(name: str, section: Attacked, numbers: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ def materials_of(
     some, _ = materials.images.batch(0, ASKED)
     for name, model in defences.items():
         check_defence(name, model, some, torch.from_numpy(materials.images.labels))
-    for name, suite in _suites(suites, materials.images.shape).items():
+    for name, suite in _suites(suites).items():
         materials = materials.with_suite(name, suite, what=f"the suite {name!r}")
     if checks and alone:
         materials = materials.with_suite(CHECKS, Controls(alone), what="the checks", listed=False)
@@ -128,13 +128,11 @@ def _loaded(loader: DataLoader[Any]) -> Any:
     return [torch.cat([torch.as_tensor(batch[part]) for batch in batches]) for part in (0, 1)]
 
 
-def _suites(
-    suites: Mapping[str, Suite] | Iterable[str] | str, shape: Sequence[int]
-) -> dict[str, Suite]:
+def _suites(suites: Mapping[str, Suite] | Iterable[str] | str) -> dict[str, Suite]:
     if isinstance(suites, str):
         suites = [suites]
     if not isinstance(suites, Mapping):
-        suites = {name: named.suite(name, shape) for name in suites}
+        suites = {name: named.suite(name) for name in suites}
     if "" in suites:
         raise ValueError("a suite must have a name, got ''")
     if CHECKS in suites:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from scoreopt_defense._foreign import contained, said
 from scoreopt_defense._optional import optional
 from scoreopt_defense._text import where
 from scoreopt_defense.data import Preprocessing
-from scoreopt_defense.evaluation.judging.threat_model import usual_eps
 from scoreopt_defense.evaluation.plan.tasks import Suite
 from scoreopt_defense.evaluation.suite.adaptive import Adaptive
 from scoreopt_defense.evaluation.suite.quick import Quick
@@ -176,19 +175,15 @@ def attack(name: str, **overrides: Any) -> Any:
     return attacks.attack(_as_spelled(name, [*attacks.ATTACKS, *attacks.KINDS]), **overrides)
 
 
-def suite(name: str, shape: Sequence[int], **settings: Any) -> Suite:
+def suite(name: str, **settings: Any) -> Suite:
     """A suite with these settings.
-
-    Args:
-        shape: of an image, ``(C, H, W)``: says the eps if the settings do not.
 
     Raises:
         ValueError, TypeError: naming what is unknown or out of range.
     """
     name = _as_spelled(name, SUITES)
     check_choice("suite", name, SUITES)
-    eps = usual_eps(settings.get("norm", SUITES[name].norm), shape)
-    return SUITES[name].of(**({} if eps is None else {"eps": eps}) | settings)
+    return SUITES[name].of(**settings)
 
 
 def _as_spelled(name: str, allowed: Iterable[str]) -> str:

@@ -275,7 +275,7 @@ def test_a_configuration_that_ships_names_what_there_is(path):
     attacks = {name: _attack(name, section, 3072) for name, section in config.attacks.items()}
     assert all(callable(attack.run) for attack in attacks.values())
     for name, section in config.suites.items():
-        assert _suite(name, section, (3, 32, 32)).norm in ("linf", "l2")
+        assert _suite(name, section).norm in ("linf", "l2")
     for section in config.defences.values():
         if section.denoiser in (None, *pretrained.names("denoiser")):
             arguments = section.purifier, section.denoiser, section.preset, section.overrides

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from configurations import BARE, IMAGES
+from torch import nn
 
 from scoreopt_defense import JPEG, DefendedModel, OneShot, ScoreOpt, data, pretrained
 from scoreopt_defense.evaluation import evaluate
@@ -26,7 +27,8 @@ from scoreopt_defense.evaluation.suite.summary import summary
     ],
 )
 def test_a_suite_goes_as_far_as_is_usual_for_such_images(name, shape, settings, eps):
-    assert suite(name.upper(), shape, **settings).eps == eps
+    tasks = suite(name.upper(), **settings).tasks(nn.Flatten(), torch.rand(4, *shape))
+    assert tasks[""].attack.eps == eps
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -60,7 +60,8 @@ class Adaptive(Settings, Suite):
 
     Args:
         norm: ``"linf"`` or ``"l2"``.
-        eps: radius, images being in [0, 1]; by default 8/255 and 0.5.
+        eps: radius, images being in [0, 1]; by default the usual one of such images: see
+            :func:`~scoreopt_defense.evaluation.judging.threat_model.usual_eps`.
         steps: of each attack that follows gradients; of fewer than 80 momentum gains nothing of
             random models.
         longer: how many times as many those under the strongest gradient mode take, and those from
@@ -87,7 +88,7 @@ class Adaptive(Settings, Suite):
     """
 
     norm: str = "linf"
-    eps: float = None  # type: ignore[assignment]  # the norm's
+    eps: float | None = None
     steps: int = 80  # of one sample each: docs/results/gradients.md
     longer: int = 4
     random: bool | None = None
@@ -100,8 +101,8 @@ class Adaptive(Settings, Suite):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("norm", self.norm, ("linf", "l2"))
-        eps = usual_eps(self.norm) if self.eps is None else self.eps
-        self._set("eps", check_positive("eps", eps))
+        if self.eps is not None:
+            self._set("eps", check_positive("eps", self.eps))
         for name, least in {"steps": 2, "longer": 1, "queries": 20}.items():
             self._set(name, check_count(name, getattr(self, name), least=least))
         for name in ("confirm", "probed"):
@@ -114,7 +115,9 @@ class Adaptive(Settings, Suite):
         """See :class:`~scoreopt_defense.evaluation.plan.tasks.Suite`."""
         check_reachable(model)
         is_random = _is_random(model, x) if self.random is None else self.random
-        budget = _Budget(self, model, is_random, _classes(model, x))
+        eps = usual_eps(self.norm, x.shape[1:]) if self.eps is None else self.eps
+        threat: dict[str, Any] = {"norm": self.norm, "eps": eps}
+        budget = _Budget(self, threat, model, is_random, _classes(model, x))
         tasks: dict[str, Task] = {
             "no attack": Attack(attack=Clean(), confirm=self.confirm, draws=CLEAN)
         }
@@ -123,12 +126,11 @@ class Adaptive(Settings, Suite):
                 attack=attack, begins_from=[*tasks], confirm=self.confirm,
                 draws=f"adaptive/{label}",
             )  # fmt: skip
-        worst = Worst(norm=self.norm, eps=self.eps)
         probes = budget.probes() if self.probed else {}
         if probes and Convergence.fits(model):
             probes["descent"] = "descent", Convergence()
         return tasks | {
-            "": Judge(attack=worst, begins_from=[*tasks], draws="adaptive"),
+            "": Judge(attack=Worst(**threat), begins_from=[*tasks], draws="adaptive"),
             **{
                 f"check/{label}": Probe(
                     attack=attack, images=self.probed, role=role, draws=f"adaptive/check/{label}"
@@ -147,12 +149,18 @@ class _Budget:
     What differs between defences is in a label, so that it means one attack in any run.
     """
 
-    def __init__(self, suite: Adaptive, model: nn.Module, random: bool, classes: int) -> None:
-        self.suite, self.random, self.classes = suite, random, classes
+    def __init__(
+        self,
+        suite: Adaptive,
+        threat: dict[str, Any],
+        model: nn.Module,
+        random: bool,
+        classes: int,
+    ) -> None:
+        self.suite, self.threat, self.random, self.classes = suite, threat, random, classes
         self.modes, self.best = gradient_modes(model), strongest_mode(model)
         self.ours = isinstance(model, DefendedModel)
         self.library = importlib.import_module("scoreopt_defense.attacks")
-        self.threat: dict[str, Any] = {"norm": suite.norm, "eps": suite.eps}
         self.shared = self.threat | {"autocast": suite.autocast}
         self.eot, self.alone = (_EOT, "") if random else (1, ", no EOT")
 
@@ -165,7 +173,7 @@ class _Budget:
         """Attacks on the classifier alone."""
         name = f"transfer-pgd-{self.suite.norm}"
         return {
-            "transfer PGD": self.library.attack(name, eps=self.suite.eps),
+            "transfer PGD": self.library.attack(name, eps=self.threat["eps"]),
             "boundary": self.library.Boundary(**self.threat),
         }
 
@@ -219,8 +227,8 @@ class _Budget:
 
         white_box = {
             "white-box": pgd(),
-            "half eps": pgd(eps=self.suite.eps / 2),
-            "double eps": pgd(eps=min(2 * self.suite.eps, LARGEST[self.suite.norm])),
+            "half eps": pgd(eps=self.threat["eps"] / 2),
+            "double eps": pgd(eps=min(2 * self.threat["eps"], LARGEST[self.suite.norm])),
             "unbounded": pgd(norm="linf", eps=1.0),
             "half steps": pgd(steps=steps // 2),
             "one restart": pgd(random_start=True),
