@@ -1,4 +1,4 @@
-"""Objects for other processes, whose tensors are mapped from one place and not copied.
+"""Objects whose tensors are mapped from one place and not copied, mostly for other processes.
 
 Pages are copied once they are written to: no process changes what another has.
 """
@@ -12,19 +12,22 @@ import os
 import pickle
 import sys
 import tempfile
+from collections.abc import MutableMapping
 from multiprocessing import reduction
 from typing import Any, BinaryIO
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.storage import TypedStorage, UntypedStorage
 
-__all__ = ["Mapped", "packed", "unpacked", "unwritten"]
+__all__ = ["Mapped", "map_weights", "packed", "unpacked", "unwritten"]
 
 _ALIGNED = 64  # bytes, as torch's allocator has it
 _LAST = 8  # bytes, that say where the numbers end
-# What this process mapped and works with, and the same once more, which nothing writes to.
-_MAPS: list[tuple[UntypedStorage, UntypedStorage]] = []
+# What this process mapped and works with, as long as it does: where that lies, and the same once
+# more, which nothing writes to.
+_MAPS: MutableMapping[mmap.mmap, tuple[range, UntypedStorage]] = WeakKeyDictionary()
 
 
 class Mapped:
@@ -61,10 +64,29 @@ def _nameless() -> Any:
 def _maps(file: Any) -> tuple[mmap.mmap, mmap.mmap]:
     number = file.detach()
     try:
-        first, second = (mmap.mmap(number, 0, access=mmap.ACCESS_COPY) for _ in range(2))
-        return first, second
+        return _twice(number)
     finally:
         os.close(number)
+
+
+def _twice(number: int) -> tuple[mmap.mmap, mmap.mmap]:
+    first, second = (mmap.mmap(number, 0, access=mmap.ACCESS_COPY) for _ in range(2))
+    return first, second
+
+
+def map_weights(module: nn.Module) -> None:
+    """Have a module's weights and buffers lie in mapped memory, for :func:`unwritten`.
+
+    For a module that nobody else has; it stays the same but for where its numbers lie. What is not
+    in ordinary memory stays there, as everything does on Windows.
+    """
+    if sys.platform == "win32":
+        return
+    every = (t for t in (*module.parameters(), *module.buffers()) if not nn.parameter.is_lazy(t))
+    tensors = [t for t in every if _is_ordinary(t) and type(t.data) is Tensor]
+    there = Mapped([tensor.data for tensor in tensors])
+    for tensor, mapped in zip(tensors, unpacked(_twice(there._file.fileno())), strict=True):
+        tensor.data = mapped
 
 
 def packed(thing: Any) -> bytearray:
@@ -82,9 +104,11 @@ def unpacked(data: bytearray | tuple[mmap.mmap, mmap.mmap]) -> Any:
     """The object; its tensors lie in what is mapped, or in a copy of the data."""
     given = (data,) if isinstance(data, bytearray) else data
     whole, *twin = (torch.frombuffer(one, dtype=torch.uint8).untyped_storage() for one in given)
-    _MAPS.extend((whole, one) for one in twin)
-    if not twin:
+    if isinstance(data, bytearray):
         whole = whole.clone()  # aligned
+    else:
+        first = whole.data_ptr()
+        _MAPS[data[0]] = range(first, first + whole.nbytes()), twin[0]
     content = memoryview(given[0])
     start = int.from_bytes(content[-_LAST:], "little")
     return _Unpickler(io.BytesIO(content[start:-_LAST]), whole).load()
@@ -95,14 +119,22 @@ def unwritten(tensor: Tensor) -> Tensor | None:
 
     None of a tensor that is not mapped, or has other numbers.
     """
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+    if not _is_ordinary(tensor):
         return None
-    for whole, twin in _MAPS:
-        if 0 <= (place := tensor.data_ptr() - whole.data_ptr()) < whole.nbytes():
+    place = tensor.data_ptr()
+    for whole, twin in _MAPS.values():
+        if place in whole:
             numbers = torch.empty(0, dtype=tensor.dtype)
-            numbers.set_(twin, place // tensor.itemsize, tensor.shape, tensor.stride())
+            offset = whole.index(place) // tensor.itemsize
+            numbers.set_(twin, offset, tensor.shape, tensor.stride())
             return numbers if torch.equal(tensor, numbers) else None
     return None
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    return (
+        tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    )
 
 
 def _pack(thing: Any, file: BinaryIO) -> None:

@@ -16,6 +16,8 @@ from torch import nn
 
 from scoreopt_defense import data
 from scoreopt_defense._checks import check_file
+from scoreopt_defense._mapped import map_weights
+from scoreopt_defense._memory import give_back_freed_memory
 from scoreopt_defense._optional import optional
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation import named
@@ -109,7 +111,10 @@ class Config(Section):
         device = _device(self.device)
         model = defence(name, self.defences[name])
         with _named("device", device):
-            return model.to(device)
+            model = model.to(device)
+        map_weights(model)
+        give_back_freed_memory()  # its own, which building it took, and where its weights lay
+        return model
 
     def materials(self, before: Callable[[], Plan | None] = lambda: None) -> Materials:
         """The networks, images and attacks.
