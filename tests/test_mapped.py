@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 from scoreopt_defense._foreign import as_it_was
-from scoreopt_defense._mapped import Mapped, _maps, packed, unpacked, unwritten
+from scoreopt_defense._mapped import _MAPS, Mapped, _maps, map_weights, packed, unpacked, unwritten
 
 MAPS = pytest.mark.skipif(sys.platform == "win32", reason="copies")
 
@@ -92,6 +94,28 @@ def test_what_is_written_is_put_back_from_the_map():
     assert torch.equal(weight, net[0].weight)
     assert torch.equal(mean, net[1].running_mean)
     assert torch.equal(unwritten(weight), weight)
+
+
+@MAPS
+def test_a_modules_own_weights_are_mapped_and_let_go():
+    net, x = network().eval(), torch.rand(8, 64)
+    net.add_module("tied", nn.Linear(2048, 4))
+    net.tied.weight = net[2].weight
+    net.register_buffer("sparse", torch.eye(3).to_sparse())
+    net.register_parameter("lazy", nn.UninitializedParameter())
+    weight = net[0].weight.requires_grad_(False)
+    before, parts = net[:3](x), [(p, p.requires_grad) for p in net.parameters()]
+    assert unwritten(weight) is None
+    map_weights(net)
+    for (one, required), other in zip(parts, net.parameters(), strict=True):
+        assert one is other
+        assert other.requires_grad == required
+    assert torch.equal(net[:3](x), before)
+    assert torch.equal(unwritten(weight), weight)
+    kept = weakref.ref(list(_MAPS)[-1])
+    del net, weight, parts, before, one, other
+    gc.collect()
+    assert kept() is None
 
 
 def test_of_what_is_not_mapped_nothing_is_kept():

@@ -50,7 +50,8 @@ class _Recompute(torch.autograd.Function):
         ctx.step = differentiated
         ctx.autocast = autocast_state(tensors[0].device.type)
         ctx.set_materialize_grads(False)  # an output that nobody used costs nothing
-        return step(*inputs)
+        # Detached: what a step holds of its own graph would lead back to this one, for ever.
+        return step(*(v.detach() if isinstance(v, Tensor) else v for v in inputs))
 
     @staticmethod
     @once_differentiable
