@@ -13,6 +13,7 @@ from scoreopt_defense.cli.own_modules import find_own_modules
 __all__ = ["bundle", "challenge", "verify"]
 
 REFUTED, ANOTHER, UNDECIDED = 4, 5, 6
+_JUDGED = "purifications judged"
 
 
 def _radius(text: str) -> float:
@@ -71,6 +72,7 @@ def bundle(
     from scoreopt_defense.evaluation.bundle import attacked_images, of_images, of_run
     from scoreopt_defense.evaluation.record.results import Result
     from scoreopt_defense.evaluation.record.store import Store
+    from scoreopt_defense.evaluation.run.progress import counting
 
     *run, out = paths
     if len(run) != (images is None):
@@ -83,8 +85,9 @@ def bundle(
             raise typer.BadParameter("say --defence, --norm and --eps too", param_hint="--images")
         called, model, clean, batch = _loaded(defence, name)
         attacked = attacked_images(images, (len(clean), *clean.shape))
-        made = of_images(model, clean, attacked, defence=called, norm=norm, eps=eps,
-                         purifications=purifications, batch=batch, seed=seed)  # fmt: skip
+        with counting(_JUDGED, len(clean) * purifications) as told:
+            made = of_images(model, clean, attacked, defence=called, norm=norm, eps=eps, told=told,
+                             purifications=purifications, batch=batch, seed=seed)  # fmt: skip
     say(f"{made.write(out)}: {made.claim}, by {made.defence}")
     if images is None:
         say(f"The run says: {made.made['verdict']}")
@@ -108,11 +111,13 @@ def verify(
     """
     from scoreopt_defense.evaluation.bundle import Bundle
     from scoreopt_defense.evaluation.bundle import verify as verified
+    from scoreopt_defense.evaluation.run.progress import counting
 
     read = Bundle.read(claim)
     _, model, images, batch = _loaded(defence, name, read.defence)
-    found = verified(read, model, images, margin=margin / 100, purifications=purifications,
-                     batch=batch, seed=seed)  # fmt: skip
+    with counting(_JUDGED, len(read.labels) * purifications) as told:
+        found = verified(read, model, images, margin=margin / 100, purifications=purifications,
+                         batch=batch, seed=seed, told=told)  # fmt: skip
     say(found)
     status = {"refuted": REFUTED, "another defence": ANOTHER, "undecided": UNDECIDED}
     raise typer.Exit(status.get(found.outcome, 0))
@@ -138,11 +143,14 @@ def challenge(
     """
     from scoreopt_defense.evaluation.bundle import Bundle, attacked_images
     from scoreopt_defense.evaluation.bundle import challenge as challenged
+    from scoreopt_defense.evaluation.run.progress import counting
 
     read = Bundle.read(claim)
     _, model, images, batch = _loaded(defence, name, read.defence)
-    found = challenged(read, model, images, attacked_images(theirs, read.images.shape),
-                       purifications=purifications, batch=batch, seed=seed)  # fmt: skip
+    others = attacked_images(theirs, read.images.shape)
+    with counting(_JUDGED, 4 * len(others) * purifications) as told:  # both, twice
+        found = challenged(read, model, images, others, purifications=purifications, batch=batch,
+                           seed=seed, told=told)  # fmt: skip
     say(found)
     if out is not None:
         say(found.bundle.write(out))
@@ -153,6 +161,7 @@ def _loaded(path: Path, name: str | None, usual: str = "") -> tuple[str, Any, An
     from scoreopt_defense._checks import check_choice
     from scoreopt_defense._memory import keep_freed_memory
     from scoreopt_defense.evaluation import config as configuration
+    from scoreopt_defense.evaluation.run.progress import waiting
 
     keep_freed_memory()
     find_own_modules()
@@ -160,4 +169,5 @@ def _loaded(path: Path, name: str | None, usual: str = "") -> tuple[str, Any, An
     known = list(read.defences)
     name = name or (usual if usual in known or len(known) > 1 else known[0])
     check_choice("defence", name, known)
-    return name, read.defence(name), read.source(), read.batch or 32
+    with waiting("Reading the images and networks"):
+        return name, read.defence(name), read.source(), read.batch or 32

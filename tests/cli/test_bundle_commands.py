@@ -54,7 +54,8 @@ def there(session, monkeypatch):
 
 def test_a_claim_is_checked(there, capsys):
     assert cli.main(["verify", "one-shot.zip", "--defence", "run.toml", "--margin", "30"]) == 0
-    said = capsys.readouterr().out
+    said, shown = capsys.readouterr()
+    assert "768/768 purifications judged" in shown
     assert said.startswith("confirmed: of 24 images ")
     assert "stand at linf 0.2, judged by 32 fresh purifications of each (seed " in said
     assert f"Claimed: {100 * Bundle.read('one-shot.zip').share.value:.1f} %, by 4 of each" in said
@@ -96,11 +97,14 @@ def test_somebody_s_images_become_a_bundle_and_challenge_one(there, capsys):
     ours = ["--defence", "run.toml", "--name", "one-shot", "--purifications", "4"]
     ball = ["--norm", "linf", "--eps", "51/255"]
     assert cli.main(["bundle", "theirs.zip", "--images", "theirs.npy", *ours, *ball]) == 0
-    assert "theirs.zip: of 24 images " in capsys.readouterr().out
+    said, shown = capsys.readouterr()
+    assert "96/96 purifications judged" in shown
+    assert "theirs.zip: of 24 images " in said
     assert Bundle.read("theirs.zip").eps == 0.2
     call = ["challenge", "one-shot.zip", "theirs.zip", *ours, "--seed", "1"]
     assert cli.main([*call, "--out", "worst.zip"]) == 0
-    said = capsys.readouterr().out
+    said, shown = capsys.readouterr()
+    assert "384/384 purifications judged" in shown  # both images, to choose and to compare
     assert said.startswith("The claim ")
     assert Bundle.read("worst.zip").claim in said
     assert Bundle.read("worst.zip").clean == Bundle.read("one-shot.zip").clean

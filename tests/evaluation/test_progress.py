@@ -54,6 +54,29 @@ def test_lines_say_when_nothing_is_left(workers, capsys):
     assert said[-1].endswith("complete, about 0 s left")
 
 
+def test_what_is_counted_is_said_now_and_then_and_in_the_end(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    with display.counting("draws", 8) as told:
+        for _ in range(4):
+            now[0] += 20.0
+            told(2)
+    assert capsys.readouterr().err.splitlines() == [
+        "4/8 draws, about 40 s left", "8/8 draws, about 0 s left",
+    ]  # fmt: skip
+
+
+def test_on_a_terminal_what_is_counted_is_a_bar(monkeypatch):
+    console = pytest.importorskip("rich.console")
+    screen = io.StringIO()
+    shown = console.Console(file=screen, force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(display, "_console", lambda: shown)
+    monkeypatch.setattr(display.sys.stderr, "isatty", lambda: True, raising=False)
+    with display.counting("draws", 8) as told:
+        told(8)
+    assert re.search(r"━{12} 8/8 +\S+ draws", screen.getvalue())
+
+
 @pytest.fixture
 def bars(monkeypatch):
     console = pytest.importorskip("rich.console")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,7 +19,13 @@ from scoreopt_defense.evaluation.judging.votes import Verdict
 from scoreopt_defense.evaluation.plan.tasks import Worst
 from scoreopt_defense.noise import derive
 
-__all__ = ["check_inside", "judged", "unforeseen"]
+__all__ = ["Told", "check_inside", "judged", "silent", "unforeseen"]
+
+Told = Callable[[int], object]
+
+
+def silent(_: int) -> None:
+    """Told of purifications, and says nothing."""
 
 
 def unforeseen(seed: int | None) -> int:
@@ -61,6 +68,7 @@ def judged(
     purifications: int,
     batch: int,
     seed: int,
+    told: Told,
 ) -> Verdict:
     """As :func:`~scoreopt_defense.evaluation.judge`, so many images at a time.
 
@@ -72,5 +80,6 @@ def judged(
         x = placed(model, attacked[first : first + batch])
         with contained(), as_it_was(model):
             found.append(judge(model, x, y[first : first + batch].to(x.device),
-                               purifications=purifications, seed=derive(seed, first)))  # fmt: skip
+                               purifications=purifications, seed=derive(seed, first),
+                               told=told))  # fmt: skip
     return Verdict(*(torch.cat([getattr(v, n) for v in found]) for n in ("predicted", "lead")))

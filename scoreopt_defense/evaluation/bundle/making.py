@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice
 from scoreopt_defense.data import Source
-from scoreopt_defense.evaluation.bundle.asking import check_inside, judged, unforeseen
+from scoreopt_defense.evaluation.bundle.asking import Told, check_inside, judged, silent, unforeseen
 from scoreopt_defense.evaluation.bundle.file import Bundle
 from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.plan.behaviour import behaviour
@@ -109,6 +109,7 @@ def of_images(
     purifications: int = 32,
     batch: int = 32,
     seed: int | None = None,
+    told: Told = silent,
 ) -> Bundle:
     """Somebody's attacked images, judged by fresh purifications.
 
@@ -118,7 +119,8 @@ def of_images(
         attacked: of each of them, in this order, shape ``(n, C, H, W)``, in [0, 1].
         defence: what it is called.
         norm, eps: the ball around each clean image.
-        purifications, batch, seed: as of :func:`~scoreopt_defense.evaluation.bundle.verify`.
+        purifications, batch, seed, told: as of
+            :func:`~scoreopt_defense.evaluation.bundle.verify`.
 
     Raises:
         ValueError: if they are no such images, or leave their balls; naming one.
@@ -126,8 +128,9 @@ def of_images(
     seed = unforeseen(seed)
     check_inside(images, attacked, norm=norm, eps=eps, what="the images")
     found = judged(
-        model, attacked, images.labels, purifications=purifications, batch=batch, seed=seed
-    )
+        model, attacked, images.labels, purifications=purifications, batch=batch, seed=seed,
+        told=told,
+    )  # fmt: skip
     return Bundle(
         defence=defence,
         fingerprint=Defence(

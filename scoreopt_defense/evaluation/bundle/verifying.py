@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_count, check_positive
 from scoreopt_defense.data import Source
-from scoreopt_defense.evaluation.bundle.asking import check_inside, judged, unforeseen
+from scoreopt_defense.evaluation.bundle.asking import Told, check_inside, judged, silent, unforeseen
 from scoreopt_defense.evaluation.bundle.file import Bundle, said
 from scoreopt_defense.evaluation.bundle.making import chosen
 from scoreopt_defense.evaluation.plan.environment import machine
@@ -134,6 +134,7 @@ def verify(
     purifications: int = 32,
     batch: int = 32,
     seed: int | None = None,
+    told: Told = silent,
 ) -> Verification:
     """Check a claim on a defence of one's own: see the head of this module for the tests.
 
@@ -148,6 +149,8 @@ def verify(
         purifications: fresh ones of each image.
         batch: images at a time.
         seed: of the purifications; by default one that nobody could choose images for.
+        told: is called with how many more purifications of an image are judged, of
+            ``purifications`` of each.
 
     Raises:
         ValueError: if the images are others than the bundle's, or one of the bundle's is outside
@@ -161,7 +164,7 @@ def verify(
         return Verification(outcome="another defence", bundle=bundle, why=why)
     found = judged(
         model, torch.from_numpy(bundle.images), images.labels, purifications=purifications,
-        batch=batch, seed=seed,
+        batch=batch, seed=seed, told=told,
     )  # fmt: skip
     right = found.predicted.numpy() == images.labels[:, None]
     outcome, gap, error, p = decided(bundle.right, right, margin)
@@ -207,12 +210,14 @@ def challenge(
     purifications: int = 32,
     batch: int = 32,
     seed: int | None = None,
+    told: Told = silent,
 ) -> Challenge:
     """Of each image the worst of both, chosen by some purifications and judged by others.
 
     Args:
         theirs: other attacked images of the same clean ones, shape ``(n, C, H, W)``, in [0, 1].
-        bundle, model, images, purifications, batch, seed: as of :func:`verify`.
+        bundle, model, images, purifications, batch, seed, told: as of :func:`verify`; four times as
+            many are judged, of both images to choose and of both to compare.
 
     Raises:
         ValueError: as :func:`verify`; or if it is another defence, or one of their images is
@@ -227,7 +232,7 @@ def challenge(
 
     def asked(attacked: Tensor, part: int) -> tuple[np.ndarray, np.ndarray]:
         found = judged(model, attacked, images.labels, purifications=purifications, batch=batch,
-                       seed=derive(seed, part))  # fmt: skip
+                       seed=derive(seed, part), told=told)  # fmt: skip
         return found.predicted.numpy(), found.lead.numpy()
 
     first = [asked(attacked, 0) for attacked in both]

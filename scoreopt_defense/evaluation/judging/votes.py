@@ -6,6 +6,7 @@ noisy figures is too low, and an attack that stops at a lucky draw looks better 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -54,7 +55,15 @@ class Verdict:
 
 
 @torch.no_grad()
-def judge(model: nn.Module, x: Tensor, y: Tensor, *, purifications: int, seed: int) -> Verdict:
+def judge(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    purifications: int,
+    seed: int,
+    told: Callable[[int], object] = lambda _: None,
+) -> Verdict:
     """Classify each image by so many fresh purifications, independent of all others.
 
     Args:
@@ -62,12 +71,17 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, *, purifications: int, seed: i
             a new seed, any other is driven by the global generators, which stay as they were.
         x: shape ``(B, C, H, W)``, in [0, 1].
         y: shape ``(B,)``.
+        told: is called with B whenever each image has had another purification.
 
     Raises:
         ValueError: if they are no logits, or are not finite.
     """
     model = reseeded(model, seed)
+    answers = []
     with as_deployed(x, seed):
-        logits = torch.stack([answer(model, x) for _ in range(purifications)], dim=1)
+        for _ in range(purifications):
+            answers.append(answer(model, x))
+            told(len(x))
+    logits = torch.stack(answers, dim=1)
     leads = [-margin(of_draw, y).float() for of_draw in logits.unbind(1)]
     return Verdict(logits.argmax(2).cpu(), torch.stack(leads, dim=1).cpu())

@@ -7,13 +7,14 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from scoreopt_defense._text import printable
 from scoreopt_defense.evaluation.plan import Unit
 from scoreopt_defense.evaluation.run.unit import Outcome
 
-__all__ = ["Lines", "Progress", "duration", "progress", "waiting"]
+__all__ = ["Lines", "Progress", "counting", "duration", "progress", "waiting"]
 
 _Cell = tuple[str, str]  # attack, defence
 _SHOWN = 32  # bars of units in flight; to draw a cluster's 2,000 would take all the time there is
@@ -83,37 +84,10 @@ class Bars(Progress):
     """
 
     def __init__(self) -> None:
-        import rich.progress as bars
-        from rich.table import Column
-
-        moved = self._move
-
-        class Moving(bars.Progress):
-            def get_renderables(self) -> Iterable[Any]:
-                moved()
-                return super().get_renderables()
-
         self.cells: dict[_Cell, Any] = {}
         self.flying: dict[str, tuple[Any, float]] = {}
         self.each: dict[_Cell, float] = {}  # seconds of an image of a cell
-
-        class Count(bars.MofNCompleteColumn):
-            def render(self, task: Any) -> Any:
-                return super().render(task).append(" s" * task.fields.get("by_seconds", False))
-
-        # the name last, which takes what width is left: of a narrow terminal too
-        self.bars = Moving(
-            bars.BarColumn(bar_width=12),
-            Count(table_column=Column(no_wrap=True, justify="right")),
-            bars.TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
-            bars.TextColumn(
-                "{task.description}",
-                markup=False,
-                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
-            ),
-            console=_console(),
-            expand=True,
-        )
+        self.bars = _bars(self._move)
 
     def start(self, units: Sequence[Unit], done: Collection[str]) -> None:
         self.left = _left(units, done)
@@ -160,6 +134,39 @@ class Bars(Progress):
         self.bars.stop()
 
 
+def _bars(moved: Callable[[], None] = lambda: None) -> Any:
+    """Those of rich's, a line each; what is moved is done before they are drawn.
+
+    Raises:
+        ImportError: without rich.
+    """
+    import rich.progress as bars
+    from rich.table import Column
+
+    class Moving(bars.Progress):
+        def get_renderables(self) -> Iterable[Any]:
+            moved()
+            return super().get_renderables()
+
+    class Count(bars.MofNCompleteColumn):
+        def render(self, task: Any) -> Any:
+            return super().render(task).append(" s" * task.fields.get("by_seconds", False))
+
+    # the name last, which takes what width is left: of a narrow terminal too
+    return Moving(
+        bars.BarColumn(bar_width=12),
+        Count(table_column=Column(no_wrap=True, justify="right")),
+        bars.TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        bars.TextColumn(
+            "{task.description}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        ),
+        console=_console(),
+        expand=True,
+    )
+
+
 def progress() -> Progress:
     """Bars on a terminal that has rich, else lines; both on stderr."""
     if sys.stderr.isatty():
@@ -168,6 +175,36 @@ def progress() -> Progress:
         except ImportError:
             pass
     return Lines()
+
+
+@contextmanager
+def counting(what: str, total: int, every: float = 30.0) -> Iterator[Callable[[int], None]]:
+    """Count to a total on stderr, by a bar where :func:`progress` has bars.
+
+    Elsewhere it is a line at the end, and one every so many seconds before.
+    """
+    try:
+        bars = _bars() if sys.stderr.isatty() else None
+    except ImportError:
+        bars = None
+    if bars is not None:
+        with bars:
+            yield partial(bars.advance, bars.add_task(printable(what), total=total))
+        return
+    done, begun = 0, time.monotonic()
+    said = begun
+
+    def advance(count: int) -> None:
+        nonlocal done, said
+        done, now = done + count, time.monotonic()
+        if done >= total or now - said >= every:
+            said = now
+            left = duration((now - begun) * (total - done) / done)
+            print(
+                printable(f"{done}/{total} {what}, about {left} left"), file=sys.stderr, flush=True
+            )
+
+    yield advance
 
 
 @contextmanager
