@@ -19,13 +19,7 @@ from scoreopt_defense.evaluation.judging.votes import Verdict
 from scoreopt_defense.evaluation.plan.tasks import Worst
 from scoreopt_defense.noise import derive
 
-__all__ = ["Told", "check_inside", "judged", "silent", "unforeseen"]
-
-Told = Callable[[int], object]
-
-
-def silent(_: int) -> None:
-    """Told of purifications, and says nothing."""
+__all__ = ["check_inside", "judged", "unforeseen"]
 
 
 def unforeseen(seed: int | None) -> int:
@@ -68,7 +62,7 @@ def judged(
     purifications: int,
     batch: int,
     seed: int,
-    told: Told,
+    told: Callable[[int], object],
 ) -> Verdict:
     """As :func:`~scoreopt_defense.evaluation.judge`, so many images at a time.
 

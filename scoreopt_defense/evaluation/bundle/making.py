@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_choice
 from scoreopt_defense.data import Source
-from scoreopt_defense.evaluation.bundle.asking import Told, check_inside, judged, silent, unforeseen
+from scoreopt_defense.evaluation.bundle.asking import check_inside, judged, unforeseen
 from scoreopt_defense.evaluation.bundle.file import Bundle
 from scoreopt_defense.evaluation.plan import CLEAN
 from scoreopt_defense.evaluation.plan.behaviour import behaviour
@@ -109,7 +109,7 @@ def of_images(
     purifications: int = 32,
     batch: int = 32,
     seed: int | None = None,
-    told: Told = silent,
+    told: Callable[[int], object] = lambda _: None,
 ) -> Bundle:
     """Somebody's attacked images, judged by fresh purifications.
 

@@ -27,6 +27,7 @@ Reference:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_count, check_positive
 from scoreopt_defense.data import Source
-from scoreopt_defense.evaluation.bundle.asking import Told, check_inside, judged, silent, unforeseen
+from scoreopt_defense.evaluation.bundle.asking import check_inside, judged, unforeseen
 from scoreopt_defense.evaluation.bundle.file import Bundle, said
 from scoreopt_defense.evaluation.bundle.making import chosen
 from scoreopt_defense.evaluation.plan.environment import machine
@@ -134,7 +135,7 @@ def verify(
     purifications: int = 32,
     batch: int = 32,
     seed: int | None = None,
-    told: Told = silent,
+    told: Callable[[int], object] = lambda _: None,
 ) -> Verification:
     """Check a claim on a defence of one's own: see the head of this module for the tests.
 
@@ -210,7 +211,7 @@ def challenge(
     purifications: int = 32,
     batch: int = 32,
     seed: int | None = None,
-    told: Told = silent,
+    told: Callable[[int], object] = lambda _: None,
 ) -> Challenge:
     """Of each image the worst of both, chosen by some purifications and judged by others.
 
