@@ -617,6 +617,7 @@ class TestSuite:
         text = " ".join(Page(suite_html).text.split())
         # the chart, two tables, the checks, the stages' heading, differences and gallery
         assert text.count(masked.verdict) >= 7
+        assert "denoiser calls" in text
         both = " ".join(Page(comparison_page(suite_run.store, suite_run.store)).text.split())
         assert both.count(masked.verdict) == 2
         assert both.count("masked fails") == 2
@@ -789,8 +790,11 @@ class TestStages:
         assert 0 < result.cell("d").robust.value < 1
         assert [(stage.attack, stage.label) for stage in one.raised] == [("s/kind", "kind")]
         assert one.failed == {"bad": met["s/bad"]}
-        assert one.verdict == "0 of 1 checks passed, 11 not run"  # no attack raises the accuracy
+        # no attack raises the accuracy
+        assert one.verdict == "0 of 1 checks passed, 1 failed, 11 not run"
         text = " ".join(Page(run_page(result.store)).text.split())
+        assert "classifier calls" in text
+        assert "denoiser calls" not in text  # nothing here has one
         assert (
             "left more right of d than no attack at all, of the images that they met: kind." in text
         )

@@ -68,8 +68,9 @@ class Checked:
         if not run:
             return "no check was run"
         passed = sum(bool(check.passed) for check in run)
-        said = f"{passed} of {len(run)} checks passed"
-        return said + (f", {len(self.not_run)} not run" if self.not_run else "")
+        others = {"failed": len(self.failing), "not run": len(self.not_run)}
+        said = (f", {count} {what}" for what, count in others.items() if count)
+        return "".join([f"{passed} of {len(run)} checks passed", *said])
 
     @property
     def caution(self) -> str:
