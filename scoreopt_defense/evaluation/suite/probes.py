@@ -76,12 +76,12 @@ def untried(model: nn.Module) -> dict[str, str]:
             for mode in ("bpda", "one-shot", "exact")
             if mode not in modes
         }
-    why = f"{type(model).__name__} is no DefendedModel"
     return {
-        "gradient modes": f"{why}: its own backward pass is the only one there is; of any function "
-        "of images DefendedModel(classifier, ThirdParty(function)) makes one",
-        "transfer, boundary and surrogate": f"{why}: no classifier of it is known apart",
-        "the purifier's descent": f"{why}: no purifier is known",
+        "gradient modes, transfer, boundary, surrogate and the purifier's descent": (
+            f"{type(model).__name__} is one module, in which no purifier is known apart from the "
+            "classifier; DefendedModel(classifier, ThirdParty(function)) says both, if the "
+            "purification is a function of images"
+        )
     }
 
 
