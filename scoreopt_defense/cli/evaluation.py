@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from scoreopt_defense._files import replacing
-from scoreopt_defense.cli.output import print_table, say
+from scoreopt_defense.cli.foretelling import cost, described, foretell, tried
+from scoreopt_defense.cli.output import say
 from scoreopt_defense.cli.own_modules import find_own_modules
 
 __all__ = ["evaluate"]
 
-MINUTE = 60.0  # seconds that a dry run tries attacks for, at most
-FIRST_LOOK = 15.0  # and a suite's run, before it begins
+FIRST_LOOK = 15.0  # seconds that a suite's run tries its attacks for, at most, before it begins
 GO_ON = 75  # sysexits.h: a failure that a later try need not meet
 
 
@@ -62,22 +62,14 @@ def evaluate(
     """
     from scoreopt_defense._memory import keep_freed_memory
     from scoreopt_defense.evaluation import config as configuration
-    from scoreopt_defense.evaluation.anytime import Goal, evaluate_until
-    from scoreopt_defense.evaluation.evaluate import evaluate_plan, plan_before
+    from scoreopt_defense.evaluation.evaluate import plan_before
     from scoreopt_defense.evaluation.record.store import RECORD
-    from scoreopt_defense.evaluation.run.progress import duration, progress, waiting
-    from scoreopt_defense.evaluation.run.scheduler import Stopped
-    from scoreopt_defense.evaluation.suite.controls import CHECKS
-    from scoreopt_defense.evaluation.suite.summary import summaries
-    from scoreopt_defense.evaluation.suite.verdict import verdict
+    from scoreopt_defense.evaluation.run.progress import progress, waiting
 
     keep_freed_memory()
     find_own_modules()
     read = configuration.load(config)
-    goal = None if until is None and width is None else Goal(until, width)
-    if goal and (read.images.n is None or read.images.order != "drawn"):
-        raise ValueError('--until and --width want images in random order: say images.n, and no '
-                         'order or "drawn"')  # fmt: skip
+    goal = _goal(until, width, read)
     folder = out or Path("runs") / config.stem
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out must be a folder, and {folder} is a file")
@@ -88,50 +80,101 @@ def evaluate(
         batch, threads, workers = _sizes(read, materials, workers, cluster, before)
         plan = read.plan(materials, batch=batch, threads=threads)
     if dry_run:
-        _foretell(plan, materials, read, workers)
+        foretell(plan, materials, read, workers)
         return
-    say(_described(plan, read), error=True)
+    say(described(plan, read), error=True)
     if plan.suites and not (folder / RECORD).exists():
-        cells = _tried(plan, materials, FIRST_LOOK)
-        say(_cost(plan, cells, workers), error=True)
+        say(cost(plan, tried(plan, materials, FIRST_LOOK), workers), error=True)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / config.name) as part:  # for the report's --config
         part.write_bytes(config.read_bytes())
-    options: dict[str, Any] = dict(
-        out=folder, name=config.stem, keep=read.keep, workers=workers, cluster=cluster,
-        retry_failed=retry_failed, wait=wait, progress=progress(),
+    result, reached = _carried_out(
+        plan, materials, goal, out=folder, name=config.stem, keep=read.keep, workers=workers,
+        cluster=cluster, retry_failed=retry_failed, wait=wait, progress=progress(),
     )  # fmt: skip
-    reached: list[Any] = []
+    with result.store:
+        _say_figures(result, read, folder / RECORD)
+        _say_reached(result, reached, workers)
+        if page:
+            _write_page(result.store, config.stem, read, folder)
+        _fail_of_units(result)
+
+
+def _goal(until: str | None, width: float | None, read: Any) -> Any:
+    """What a run stops at, if it is told to.
+
+    Raises:
+        ValueError: if it is no such goal, or the images are in an order that it cannot go by.
+    """
+    from scoreopt_defense.evaluation.anytime import Goal
+
+    if until is None and width is None:
+        return None
+    goal = Goal(until, width)
+    if read.images.n is None or read.images.order != "drawn":
+        raise ValueError('--until and --width want images in random order: say images.n, and no '
+                         'order or "drawn"')  # fmt: skip
+    return goal
+
+
+def _carried_out(plan: Any, materials: Any, goal: Any, **options: Any) -> tuple[Any, list[Any]]:
+    """The run's result, and of a goal what it reached of each defence.
+
+    Raises:
+        typer.Exit: if it is stopped.
+    """
+    from scoreopt_defense.evaluation.anytime import evaluate_until
+    from scoreopt_defense.evaluation.evaluate import evaluate_plan
+    from scoreopt_defense.evaluation.run.scheduler import Stopped
+
     try:
         if goal:
-            result, reached = evaluate_until(plan, materials, goal, **options)
-            plan = result.plan
-        else:
-            result = evaluate_plan(plan, materials, **options)
+            return evaluate_until(plan, materials, goal, **options)
+        return evaluate_plan(plan, materials, **options), []
     except Stopped as stop:
         say(f"scoreopt: {stop}", error=True)
         raise typer.Exit(GO_ON if stop.by == signal.SIGTERM else 130) from None
-    with result.store:
-        say(f"{result}\n\nRobust accuracy in per cent with its 95 % interval. "
-                f"{_described(plan, read)} The record is {folder / RECORD}.")  # fmt: skip
-        for summary in summaries(result).values():
-            say(f"\n{summary}")
-        say("")
-        for defence in plan.defences:
-            say(verdict(result, defence))
-        for one in reached:
-            say(one)
-        if reached and (saved := sum(one.seconds for one in reached)):
-            images, time = reached[0].planned - plan.count, duration(saved / workers)
-            say(f"{images} images, about {time}, were saved. The other intervals above do not know "
-                "that the run could stop.")  # fmt: skip
-        if page:
-            _write_page(result.store, config.stem, read, folder)
-        units = (failure.unit for failure in result.failures)
-        if failed := sum(plan.tasks[u.attack][u.defence].suite != CHECKS for u in units):
-            say(f"\n{failed} units failed, and the figures are without them: mend the cause, "
-                    "and call this again with --retry-failed.")  # fmt: skip
-            raise typer.Exit(3)
+
+
+def _say_figures(result: Any, read: Any, record: Path) -> None:
+    """The table, a paragraph a suite and defence, and a sentence a defence."""
+    from scoreopt_defense.evaluation.suite.summary import summaries
+    from scoreopt_defense.evaluation.suite.verdict import verdict
+
+    say(f"{result}\n\nRobust accuracy in per cent with its 95 % interval. "
+        f"{described(result.plan, read)} The record is {record}.")  # fmt: skip
+    for summary in summaries(result).values():
+        say(f"\n{summary}")
+    say("")
+    for defence in result.plan.defences:
+        say(verdict(result, defence))
+
+
+def _say_reached(result: Any, reached: list[Any], workers: int) -> None:
+    """Of each defence where it stopped, and what that saved."""
+    from scoreopt_defense.evaluation.run.progress import duration
+
+    for one in reached:
+        say(one)
+    if saved := sum(one.seconds for one in reached):
+        images, time = reached[0].planned - result.plan.count, duration(saved / workers)
+        say(f"{images} images, about {time}, were saved. The other intervals above do not know "
+            "that the run could stop.")  # fmt: skip
+
+
+def _fail_of_units(result: Any) -> None:
+    """Say how many units failed; a check's own say that themselves.
+
+    Raises:
+        typer.Exit: if any did.
+    """
+    from scoreopt_defense.evaluation.suite.controls import CHECKS
+
+    tasks, units = result.plan.tasks, (failure.unit for failure in result.failures)
+    if failed := sum(tasks[u.attack][u.defence].suite != CHECKS for u in units):
+        say(f"\n{failed} units failed, and the figures are without them: mend the cause, "
+            "and call this again with --retry-failed.")  # fmt: skip
+        raise typer.Exit(3)
 
 
 def _sizes(
@@ -184,78 +227,3 @@ def _accelerators(device: str) -> int:
     import torch
 
     return max(1, torch.cuda.device_count()) if device == "cuda" else 1
-
-
-def _foretell(plan: Any, materials: Any, read: Any, workers: int) -> None:
-    """The dry run: each attack on an image, for a minute at most.
-
-    Raises:
-        typer.Exit: if an attack can't run.
-    """
-    from scoreopt_defense.evaluation.record.allowances import allowances
-    from scoreopt_defense.evaluation.run.progress import duration
-
-    allowed = {a.attack: a for a in allowances(plan)}
-    cells = _tried(plan, materials, MINUTE)
-    lines = [["defence", "attack", "units", "denoiser calls", "classifier calls",
-              "queries an image", "in the paper", "threat model", "time"]]  # fmt: skip
-    for c in cells:
-        of = allowed.get(c.attack)
-        counts = (of.queries, of.paper_queries) if of else (None, None)
-        lines.append(
-            [c.defence, c.attack, str(c.units), f"{c.denoiser_calls:,}", f"{c.classifier_calls:,}",
-             *("-" if count is None else f"{count:,}" for count in counts),
-             of.threat if of else "-",
-             "FAILS" if c.error else "~ " * c.guessed + duration(c.seconds)]
-        )  # fmt: skip
-    print_table(lines)
-    say(f"\n{_described(plan, read)}\n{plan.trials} trials, batches of {plan.batch}, seed "
-        f"{plan.seed}. {_cost(plan, cells, workers)}")  # fmt: skip
-    if guessed := sum(c.guessed for c in cells):
-        say(f"~: the {guessed} that a minute did not reach, at the highest rate of the others.")
-    if plan.suites:
-        say(f"Stages of {', '.join(plan.suites)} are counted as if no image left the queue: an "
-                "upper bound.")  # fmt: skip
-    failed = [c for c in cells if c.error]
-    for c in failed:
-        say(f"scoreopt: {c.attack} cannot run on {c.defence}: {c.error}", error=True)
-    if failed:
-        raise typer.Exit(1)
-
-
-def _tried(plan: Any, materials: Any, most: float) -> list[Any]:
-    """Each cell on an image, which a terminal is told of."""
-    from scoreopt_defense.evaluation.run.estimate import estimate
-    from scoreopt_defense.evaluation.run.progress import waiting
-
-    with waiting(f"Trying each attack on one image, at most {most:.0f} s") as told:
-        return estimate(plan, materials, most=most, told=told)
-
-
-def _described(plan: Any, read: Any) -> str:
-    """The images, what each is attacked within, and what attacks compute in if it is not usual."""
-    from scoreopt_defense.evaluation.judging.threat_model import level
-    from scoreopt_defense.evaluation.plan.precision import in_words
-
-    count, *shape = plan.images["shape"]
-    images = f"{count} images of {read.images.source}, {' x '.join(map(str, shape))}"
-    bounds: dict[tuple[str, float], dict[str, None]] = {}
-    for name, of in plan.tasks.items():
-        for task in of.values():
-            if task.bound and task.kind != "probe":
-                bounds.setdefault(task.bound, {})[task.suite or name] = None
-    said = [f"{norm} {level(eps)} ({', '.join(names)})" for (norm, eps), names in bounds.items()]
-    usual = [s for s in plan.suites if s not in read.suites or read.suites[s].eps is None]
-    why = f"; eps of {', '.join(usual)} is the usual one of such images" if usual else ""
-    bound = f"{images}; attacked within {'; '.join(said) or 'no bound'}{why}."
-    return f"{bound} {in_words(plan)}".rstrip()
-
-
-def _cost(plan: Any, cells: list[Any], workers: int) -> str:
-    from scoreopt_defense.evaluation.run.progress import duration
-
-    total = sum(cell.seconds for cell in cells)
-    kind = "At most" if plan.suites else "About"
-    untried = sum(cell.guessed for cell in cells)
-    high = f", {untried} of {len(cells)} tasks untried and guessed high" if untried else ""
-    return f"{kind} {duration(total / workers)} with {workers} worker(s){high}."

@@ -30,6 +30,7 @@ def test_a_session(written, tmp_path, capsys):
     said = capsys.readouterr().out
     # 4 images: 2 purifications of 2 votes of 1 step and the last denoising
     assert said.splitlines()[3].split()[:7] == ["n", "clean", "2", "32", "16", "-", "-"]
+    assert said.splitlines()[1].split()[:5] == ["bare", "clean", "2", "-", "8"]
     # 2 steps of 40, on the classifier
     assert said.splitlines()[6].split()[:2] == ["n", "transfer-pgd-linf"]
     assert said.splitlines()[6].split()[5:7] == ["2", "40"]
@@ -61,6 +62,7 @@ def test_a_dry_run_fails_where_an_attack_cannot_run(written, capsys):
     assert cli.main(["evaluate", str(written(defence + exact)), "--dry-run"]) == 1
     said = capsys.readouterr()
     assert "scoreopt: a cannot run on bare: ValueError: " in said.err
+    assert "denoiser" not in said.out  # which none of these defences has
     assert [line.split()[-1] for line in said.out.splitlines() if " a  " in line] == ["FAILS"]
 
 
