@@ -16,8 +16,8 @@ LINKED = re.compile(r"scoreopt_defense\.")
 FORMULA = re.compile(r":math:`([^`]+)`|(?<![\w$\\`])\$(?![\s$])([^$`]+?)(?<!\s)\$(?!\w)")
 BLOCK = re.compile(
     r"^( *)\.\. math::[ ]*(?P<one>\S.*)?\n(?P<more>(?:\1[ ]+.*\n|[ ]*\n)*)"
-    r"|^( *)\$\$(?P<dollars>.+?)\$\$",
-    re.MULTILINE | re.DOTALL,
+    r"|^( *)\$\$(?P<dollars>(?s:.+?))\$\$",
+    re.MULTILINE,
 )
 
 

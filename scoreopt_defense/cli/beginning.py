@@ -80,7 +80,10 @@ def init(
         ),
     ] = None,
     classifier: Annotated[
-        str | None, typer.Option(help="Such as mnist-tiny or timm:resnet18; see scoreopt models.")
+        str | None,
+        typer.Option(
+            help="Such as mnist-tiny or timm:resnet18 (see scoreopt models), or MODULE:FUNCTION."
+        ),
     ] = None,
     images: Annotated[
         str | None, typer.Option(help="mnist, or the path of a folder, a zip or a .npy file.")
@@ -98,6 +101,7 @@ def init(
     kind, name = _kind(defence)
     if kind != "whole":
         classifier = _asked("--classifier", "The classifier that it defends", classifier)
+    classifier = _with_kind(classifier) if classifier else None
     images = _asked("--images", "Images: mnist, or a path", images, usual="mnist")
     text = _written(config, name, defence, kind, classifier, images, n)
     with config.open("x", encoding="utf-8") as file:
@@ -152,6 +156,15 @@ def _kind(defence: str) -> tuple[str, str]:
     for inside in ("purifier", "purification", "function"):  # of a DefendedModel, of a ThirdParty
         found = getattr(found, inside, found)
     return kind, getattr(found, "__name__", type(found).__name__)
+
+
+def _with_kind(classifier: str) -> str:
+    """As a configuration names it: a MODULE:FUNCTION is Python's."""
+    from scoreopt_defense.evaluation.named import CLASSIFIERS
+
+    kind = classifier.partition(":")[0]
+    is_own = kind != classifier and kind not in {name.partition(":")[0] for name in CLASSIFIERS}
+    return f"python:{classifier}" if is_own else classifier
 
 
 def _written(

@@ -78,6 +78,17 @@ def test_a_classifier_of_a_library_brings_its_transform(tmp_path, capsys):
     assert "nothing at photos yet" in capsys.readouterr().out
 
 
+def test_a_classifier_of_ones_own_is_named_as_a_defence_is(tmp_path):
+    path = tmp_path / "mine.toml"
+    given = ["--defence", "test_init:purifier", "--images", "mnist", "--n", "2"]
+    assert cli.main(["init", str(path), *given, "--classifier", "test_init:whole"]) == 0
+    config = load(path)
+    assert {section.classifier for section in config.defences.values()} == {
+        "python:test_init:whole"
+    }
+    assert len(config.materials().defences) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "defence", "said"),
     [
