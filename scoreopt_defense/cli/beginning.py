@@ -48,8 +48,9 @@ purifier = {purifier}
 {settings}"""
 _NETWORK = """\
 # python:MODULE:FUNCTION returns a module from images in [0, 1] to logits: the whole defence. If it
-# rounds or blocks gradients, let it return DefendedModel(classifier, ThirdParty(purify)), both of
-# scoreopt_defense: that can be attacked in every way that there is.
+# rounds or blocks gradients, let it return
+# DefendedModel(classifier, ThirdParty(purify, differentiable=False)), both of scoreopt_defense, so
+# that attacks go past that.
 [defences.{name}]
 classifier = {classifier}
 """
