@@ -1,4 +1,4 @@
-"""What a run would take and be of, said before it."""
+"""What a run will take, and what it is of, said before it."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ def described(plan: Any, read: Any) -> str:
 
 
 def cost(plan: Any, cells: list[Any], workers: int) -> str:
+    """How long all of them take, and how sure that is."""
     from scoreopt_defense.evaluation.run.progress import duration
 
     total = sum(cell.seconds for cell in cells)
