@@ -6,8 +6,6 @@ import json
 import subprocess
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import scoreopt_defense
 
@@ -23,7 +21,8 @@ def described() -> str:
 def commit() -> str | None:
     """That of an editable install, or of one from a repository's address; None of a release.
 
-    ``changed`` follows where files of the checkout differ from it.
+    Of an editable install it is that of the checkout which was imported, be it another one by
+    PYTHONPATH. ``changed`` follows where files of it differ from the commit.
 
     Reference:
         PEP 610, which says what an installer records of where a package came from.
@@ -36,7 +35,7 @@ def commit() -> str | None:
         return str(origin["vcs_info"]["commit_id"])[:12]
     if not origin.get("dir_info", {}).get("editable"):
         return None
-    return _of_checkout(Path(url2pathname(urlsplit(origin["url"]).path)))
+    return _of_checkout(Path(scoreopt_defense.__file__).parents[1])
 
 
 def _of_checkout(folder: Path) -> str | None:

@@ -74,7 +74,7 @@ def test_the_readmes_first_snippet_runs_from_the_wheel(built, tmp_path):
 @pytest.mark.parametrize(
     ("origin", "expected"),
     [
-        ('{"url": "file:///nowhere", "dir_info": {"editable": true}}', None),
+        ('{"url": "file:///else", "dir_info": {"editable": true}}', _release._of_checkout(ROOT)),
         ('{"url": "file:///nowhere", "dir_info": {}}', None),
         (None, None),
         ('{"url": "https://x/y", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}',
