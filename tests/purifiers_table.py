@@ -10,6 +10,9 @@ PURIFIERS = {
     "ScoreOpt-O": lambda prior, **kw: ScoreOpt(
         prior, variant="O", steps=3, lr=0.02, sigma=SIGMA, **kw
     ),
+    "LM": lambda prior, **kw: ScoreOpt(
+        prior, variant="O", steps=3, lr=0.02, sigma=SIGMA, sigma_per="image", **kw
+    ),
     "ScoreOpt-O, SR": lambda prior, **kw: ScoreOpt(
         prior, variant="O", loss="sr", steps=2, lr=0.02, sigma=SIGMA, **kw
     ),

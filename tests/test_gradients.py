@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tolerances import adam_rounding, rounding
-from toys import STD, bent, gaussian, labels, mid_images, shrinkage, smooth_classifier
+from toys import STD, bent, draws, gaussian, labels, mid_images, shrinkage, smooth_classifier
 
 from scoreopt_defense import EOT, DefendedModel, OneShot, ScoreOpt, ThirdParty
 from scoreopt_defense.denoisers import GaussianDenoiser
@@ -69,6 +69,14 @@ def test_one_shot_sends_it_through_the_jacobian_of_one_shot_denoising(make):
     assert want.abs().max() > 1e-3
     # 48 roundings of the loss over the step, and the step's square: 1e-9 + 1e-10, times slopes to 5
     torch.testing.assert_close(got, want, rtol=0, atol=1e-8)
+
+
+def test_the_noise_levels_of_one_shot_mode_are_the_purifiers_own():
+    purifier = ScoreOpt(gaussian(), sigma=(0.1, 0.9), sigma_per="image", steps=2)
+    x = mid_images().requires_grad_()
+    (got,) = torch.autograd.grad(purifier(x, seed=3).sum(), x)
+    k = shrinkage(draws(3, (0.1, 0.9), x, apart=True).sigma, STD)
+    torch.testing.assert_close(got, k.expand_as(got), rtol=0, atol=TOLERANCE)
 
 
 def test_one_shot_mode_with_a_gaussian_prior_scales_by_k(classifier, x, y):

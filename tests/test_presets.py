@@ -45,6 +45,26 @@ def test_each_row_is_the_papers_and_runs_as_spelled_out(name):
     assert torch.equal(purifier(x, seed=1), spelled_out(x, seed=1))
 
 
+def test_lm_is_scoreopt_o_but_for_each_images_own_noise_level():
+    published = ScoreOpt.from_preset("rdc/lm", gaussian())
+    assert (
+        published.settings
+        == ScoreOpt(
+            gaussian(),
+            variant="O",
+            loss="diff",
+            lr=0.1,
+            steps=5,
+            sigma=(0.4, 0.6),
+            sigma_per="image",
+        ).settings
+    )
+    levels = []
+    published(mid_images(), callback=lambda step: levels.append(step["sigma"].flatten()))
+    assert len(torch.cat(levels).unique()) == 5 * len(mid_images())
+    assert preset("cifar10-tiny/lm") == preset("cifar10-tiny/O") | {"sigma_per": "image"}
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_moves_images_and_stays_in_range(name):
     x = mid_images(2, dtype=torch.float32)

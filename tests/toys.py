@@ -69,9 +69,11 @@ def labels(count: int = 4, classes: int = 4) -> Tensor:
     return torch.arange(count) % classes
 
 
-def draws(seed: int, sigma: tuple[float, float], x: Tensor, i: int = 0) -> SimpleNamespace:
+def draws(
+    seed: int, sigma: tuple[float, float], x: Tensor, i: int = 0, *, apart: bool = False
+) -> SimpleNamespace:
     """The noise level and noises that a purifier uses at outer step ``i`` of a seeded call."""
-    noise = Noise.of_batch(seed, len(x))
+    noise = Noise.of_batch(seed, len(x), apart=apart)
     return SimpleNamespace(
         sigma=noise.level(sigma, i, x),
         eps_1=noise.eps_1(i, x),

@@ -34,7 +34,8 @@ class Noise:
 
     Args:
         images: key of each row's own numbers, two int32 tensors of shape ``(B,)``.
-        batches: key of the numbers that all images of a repetition share, likewise.
+        batches: key of the noise levels, likewise: one that all images of a repetition share, or
+            each row's own.
 
     Reference:
         Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; Box and Muller, 1958.
@@ -52,6 +53,7 @@ class Noise:
         samples: int = 1,
         *,
         shared: bool = False,
+        apart: bool = False,
         device: torch.device | str = "cpu",
     ) -> Noise:
         """Noise of ``samples`` copies of a batch, one after the other.
@@ -61,16 +63,16 @@ class Noise:
             images: in the batch, B.
             samples: independent repetitions of it.
             shared: all images of a repetition see the same values.
+            apart: each image has noise levels of its own.
             device: on which the numbers are made.
         """
         rows = torch.arange(samples * images, dtype=torch.int32, device=device)
         repetition = rows // max(images, 1)
         place = rows - repetition * images
         key = _constant(seed >> 32, rows), _constant(seed, rows)
-        return cls(
-            images=threefry(*key, torch.zeros_like(place) if shared else place, repetition),
-            batches=threefry(*key, _constant(_ALL_IMAGES, rows), repetition),
-        )
+        each = threefry(*key, torch.zeros_like(place) if shared else place, repetition)
+        every = each if apart else threefry(*key, _constant(_ALL_IMAGES, rows), repetition)
+        return cls(images=each, batches=every)
 
     def __getitem__(self, rows: slice) -> Noise:
         """The noise of some of the rows."""
@@ -83,7 +85,7 @@ class Noise:
         return a << 32 | b
 
     def level(self, sigma: tuple[float, float], i: int, like: Tensor) -> Tensor:
-        """Noise level of step ``i``, uniform in a range; one for all images of a repetition.
+        """Noise level of step ``i``, uniform in a range; a repetition may share it.
 
         Args:
             sigma: lowest and highest.

@@ -175,8 +175,7 @@ class Purifier(Frozen, ABC):
             with torch.inference_mode(False):
                 return self.forward(x.clone(), **call)
         seed = self._next_seed() if seed is None else check_count("seed", seed, least=0)
-        shared = self.settings.deterministic is True
-        noise = Noise.of_batch(seed, len(x), samples, shared=shared, device=x.device)
+        noise = Noise.of_batch(seed, len(x), samples, **self.settings.drawn, device=x.device)
         x_a = 2 * x.repeat(samples, 1, 1, 1) - 1
         if not len(x_a):
             return x_a

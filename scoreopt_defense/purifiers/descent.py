@@ -36,6 +36,10 @@ class State:
     loss: Tensor
     denoised: Tensor
 
+    def seen(self) -> dict[str, Tensor]:
+        """Of the last step."""
+        return {"loss": self.loss, "denoised": self.denoised}
+
 
 class Descent:
     """One descent on the loss, by steps that are pure functions of tensors.

@@ -49,9 +49,7 @@ def scoreopt_o(
         x_t = x + sigma_t * noise.eps_1(i, x_a)
         x_at = descent.noised_attack(x_a, sigma_t, noise, i)
         grad, state = descent.gradient(x_t, x, x_a, x_at, sigma_t, state)
-        callback(dict(
-            i=i, j=0, x=x, x_t=x_t, sigma=sigma_t, loss=state.loss, denoised=state.denoised
-        ))  # fmt: skip
+        callback(dict(i=i, j=0, x=x, x_t=x_t, sigma=sigma_t, **state.seen()))
         x, state = descent.update(i + 1, x, grad, state)
     return x
 
@@ -69,9 +67,7 @@ def scoreopt_n(
             x = descent.anchor(x_i, x_t - noise_1)
             x_at = descent.noised_attack(x_a, sigma_t, noise, i, j)
             grad, state = descent.gradient(x_t, x, x_a, x_at, sigma_t, state)
-            callback(dict(
-                i=i, j=j, x=x, x_t=x_t, sigma=sigma_t, loss=state.loss, denoised=state.denoised
-            ))  # fmt: skip
+            callback(dict(i=i, j=j, x=x, x_t=x_t, sigma=sigma_t, **state.seen()))
             x_t, state = descent.update(j + 1, x_t, grad, state)
         x_i = descent.denoise(x_t, sigma_t)
     return x_i
@@ -86,6 +82,7 @@ class ScoreOptSettings(PurifierSettings):
     steps: int = 5
     lr: float = 0.1
     sigma: Levels = (0.25, 0.25)
+    sigma_per: str = "batch"
     outer_steps: int = 1
     optimizer: Optimizer = Adam()
     anchor: str = "moving"
@@ -103,6 +100,7 @@ class ScoreOptSettings(PurifierSettings):
         self._set("outer_steps", check_count("outer_steps", self.outer_steps))
         self._set("lr", check_positive("lr", self.lr))
         self._set("sigma", check_sigma(self.sigma))
+        check_choice("sigma_per", self.sigma_per, ("batch", "image"))
         if self.variant == "O" and self.outer_steps != 1:
             raise ValueError(
                 "outer_steps is for variant 'N'; ScoreOpt-O has only steps, got "
@@ -157,7 +155,9 @@ class ScoreOpt(Purifier):
         steps: optimisation steps: M of ScoreOpt-O, N of ScoreOpt-N.
         lr: learning rate, on the [-1, 1] scale.
         sigma: noise level, or (low, high) to draw it from uniformly, on the [-1, 1] scale: one draw
-            a step in ScoreOpt-O and one an outer step in ScoreOpt-N, the same for the whole batch.
+            a step in ScoreOpt-O and one an outer step in ScoreOpt-N.
+        sigma_per: ``"batch"``: that draw is one for the whole batch, as published; ``"image"``:
+            each image has its own, as in likelihood maximisation (LM), the preset ``"rdc/lm"``.
         outer_steps: M of ScoreOpt-N. The authors' code has 1: one noise draw, never renewed.
         optimizer: ``"adam"``, as published, or ``"sgd"``, as the algorithm boxes are printed; or an
             object, such as ``Adam(beta1=0.5)`` of :mod:`scoreopt_defense.optimizers` or your own.

@@ -20,6 +20,8 @@ __all__ = ["PER_IMAGE", "PurifierSettings", "check_gradient", "level_of", "modes
 
 #: What ``deterministic`` is where each image of a batch has a fixed draw of its own.
 PER_IMAGE = "per-image"
+# Settings that came later, as they were before: results keep their keys without them.
+_BEFORE = {"size": None, "sigma_per": "batch"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +93,15 @@ class PurifierSettings(Settings):
         return {"gradient": Options(GRADIENTS, Gradient)}
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it; without a size that is not set, so that results keep their keys."""
+        """As JSON has it; without what came later and is not set: results keep their keys."""
         found = super().as_dict()
-        return found if self.size else {n: value for n, value in found.items() if n != "size"}
+        return {n: v for n, v in found.items() if n not in _BEFORE or v != _BEFORE[n]}
+
+    @property
+    def drawn(self) -> dict[str, bool]:
+        """Which of a batch's images share which noise; see :meth:`Noise.of_batch`."""
+        apart = getattr(self, "sigma_per", "batch") == "image"
+        return {"shared": self.deterministic is True, "apart": apart}
 
     def settled(self, network: nn.Module) -> Self:
         """These, with what ``autocast="auto"`` comes to where the network is."""

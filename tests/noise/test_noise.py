@@ -142,6 +142,16 @@ def test_noise_levels_are_uniform_in_their_range_and_shared_by_a_repetition():
     assert abs(np.corrcoef(levels[:-1], levels[1:])[0, 1]) * math.sqrt(len(levels)) < 4
 
 
+def test_noise_levels_apart_are_each_images_own():
+    like = torch.empty(2000, 1, 1, 1)
+    noise = Noise.of_batch(1, 1000, 2, apart=True)
+    sigma = noise.level((0.2, 0.4), 3, like).flatten()
+    assert stats.kstest(sigma.numpy(), "uniform", (0.2, 0.2)).pvalue > 1e-4
+    assert abs(np.corrcoef(sigma[:-1], sigma[1:])[0, 1]) * math.sqrt(len(sigma)) < 4
+    assert torch.equal(noise[5:7].level((0.2, 0.4), 3, like[:2]).flatten(), sigma[5:7])
+    assert torch.equal(noise.eps_1(0, like), Noise.of_batch(1, 1000, 2).eps_1(0, like))
+
+
 def test_shared_noise_is_one_images_for_all_of_a_repetition():
     like = torch.empty(6, 1, 8, 8)
     noise = Noise.of_batch(1, 3, 2, shared=True).eps_1(0, like)

@@ -84,17 +84,25 @@ ONE_STEP = [
 ]
 
 
-@pytest.mark.parametrize("sigma", [(SIGMA, SIGMA), (0.1, 0.5)], ids=["one level", "a range"])
+LEVELS = {
+    "one level": ((SIGMA, SIGMA), "batch"),
+    "a range": ((0.1, 0.5), "batch"),
+    "a range, drawn an image": ((0.1, 0.5), "image"),
+}
+
+
+@pytest.mark.parametrize(("sigma", "per"), LEVELS.values(), ids=LEVELS)
 @pytest.mark.parametrize(("variant", "loss", "anchor"), ONE_STEP)
-def test_one_step_of_gradient_descent(variant, loss, anchor, sigma):
+def test_one_step_of_gradient_descent(variant, loss, anchor, sigma, per):
     x = mid_images()
     purifier = ScoreOpt(
         gaussian(), variant=variant, loss=weighted(loss), anchor=anchor, steps=1, lr=LR,
-        sigma=sigma, optimizer="sgd",
+        sigma=sigma, sigma_per=per, optimizer="sgd",
     )  # fmt: skip
     got = purifier(x, seed=SEED)
 
-    x_a, d = to_symmetric(x), draws(SEED, sigma, x)
+    x_a, d = to_symmetric(x), draws(SEED, sigma, x, apart=per == "image")
+    assert len(d.sigma.unique()) == (len(x) if per == "image" else 1)
     x_t = x_a + d.sigma * d.eps_1
     grad = gradient_formula(
         loss, x=x_a, x_t=x_t, x_a=x_a, eps_2=d.eps_2(0), sigma=d.sigma, anchored=anchor == "fixed"
