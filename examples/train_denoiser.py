@@ -2,6 +2,7 @@
 
     python examples/train_denoiser.py mnist --out runs/mnist --no-flip
     python examples/train_denoiser.py path/to/cifar --out runs/cifar --images 1000000
+    python examples/train_denoiser.py mnist --out runs/labelled --no-flip --labels
 
 Run the same command again after a kill and it goes on where it was, on the same loss curve.
 """
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from training import add_arguments, export, load_training_images, settings_of, train
 
@@ -19,6 +22,7 @@ from scoreopt_defense.diagnostics import denoising_errors, psnr
 from scoreopt_defense.pretrained.networks import TinyUNet
 
 MEASURED_SIGMAS = (0.15, 0.25, 0.5, 1.0)
+UNTOLD = 0.1  # of the labelled images: there the network learns to do without (Ho and Salimans)
 
 
 def draw_sigma(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -28,13 +32,14 @@ def draw_sigma(count: int, low: float, high: float, generator: torch.Generator) 
 
 
 def edm_loss(
-    net: nn.Module, x: Tensor, sigma: Tensor, sigma_data: float, generator: torch.Generator
-) -> Tensor:
+    net: Callable[..., Tensor], x: Tensor, sigma: Tensor, sigma_data: float,
+    generator: torch.Generator, *told: Tensor,
+) -> Tensor:  # fmt: skip
     """Denoising error weighted as in EDM (Karras et al., 2022, Table 1); ``x`` in [0, 1]."""
     clean = 2 * x - 1
     noise = torch.randn(x.shape, generator=generator).to(x)
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-    denoised = net(clean + sigma[:, None, None, None] * noise, sigma)
+    denoised = net(clean + sigma[:, None, None, None] * noise, sigma, *told)
     return (weight * (denoised - clean).square().mean((1, 2, 3))).mean()
 
 
@@ -47,6 +52,7 @@ def main() -> None:
         "--sigma", type=float, nargs=2, default=[0.05, 1.0], metavar=("LOW", "HIGH"),
         help="noise levels to be good at, images in [-1, 1]",
     )  # fmt: skip
+    parser.add_argument("--labels", action="store_true", help="tell it each image's class")
     args = parser.parse_args()
     settings = settings_of(args)
     images, held_out = load_training_images(settings)
@@ -55,11 +61,17 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     config = {"channels": images.x.shape[1], "widths": args.widths, "blocks": args.blocks,
                   "sigma_data": sigma_data}  # fmt: skip
+    if args.labels:
+        config["num_classes"] = int(images.y.max()) + 1
     net = TinyUNet(**config)
 
-    def loss_of(model: nn.Module, x: Tensor, _: Tensor, generator: torch.Generator) -> Tensor:
+    def loss_of(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         sigma = draw_sigma(len(x), *args.sigma, generator).to(x.device)
-        return edm_loss(model, x, sigma, sigma_data, generator)
+        told = []
+        if args.labels:
+            is_told = (torch.rand(len(y), 1, generator=generator) >= UNTOLD).to(y.device)
+            told = [F.one_hot(y, config["num_classes"]) * is_told]
+        return edm_loss(model, x, sigma, sigma_data, generator, *told)
 
     def measure(model: nn.Module) -> dict[str, float]:
         sigmas = MEASURED_SIGMAS if settings.holdout else ()

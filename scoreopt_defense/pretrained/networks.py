@@ -53,6 +53,7 @@ class TinyUNet(nn.Module):
         blocks: residual blocks a level, on the way down and on the way up.
         embedding: features of the noise-level embedding.
         sigma_data: standard deviation of the training images, in [-1, 1].
+        num_classes: that it can be told of; 0 for an unconditional network.
 
     Raises:
         ValueError: from ``forward``, if height or width cannot be halved ``len(widths)`` times.
@@ -71,6 +72,7 @@ class TinyUNet(nn.Module):
         blocks: int = 2,
         embedding: int = 64,
         sigma_data: float = 0.5,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         self.img_channels = channels
@@ -80,6 +82,8 @@ class TinyUNet(nn.Module):
         self.embed = nn.Sequential(
             nn.Linear(8, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
+        if num_classes:
+            self.label = nn.Linear(num_classes, embedding, bias=False)
 
         def level(width: int) -> _Level:
             return _Level(_FiLMBlock(width, embedding) for _ in range(blocks))
@@ -93,10 +97,12 @@ class TinyUNet(nn.Module):
         self.head = nn.Conv2d(widths[0], 4 * channels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Denoise ``x_t`` of shape (B, C, H, W), in [-1, 1] plus noise of ``sigma``, shape (B,).
 
-        The preconditioning is computed in float32 at least, whatever the type of the weights.
+        ``class_labels`` are one-hot, shape (B, num_classes), as NVIDIA's networks take them; a row
+        of zeros is no label. The preconditioning is computed in float32 at least, whatever the type
+        of the weights.
         """
         if x_t.shape[-2] % self.multiple or x_t.shape[-1] % self.multiple:
             raise ValueError(
@@ -105,12 +111,15 @@ class TinyUNet(nn.Module):
             )
         sigma = sigma.to(torch.promote_types(sigma.dtype, torch.float32)).reshape(-1, 1, 1, 1)
         c_skip, c_out, c_in, c_noise = edm_scalings(sigma, self.sigma_data)
-        residual = self._unet((c_in * x_t).to(self.stem.weight.dtype), c_noise.flatten())
+        x = (c_in * x_t).to(self.stem.weight.dtype)
+        residual = self._unet(x, c_noise.flatten(), class_labels)
         return c_skip * x_t + c_out * residual.to(sigma.dtype)
 
-    def _unet(self, x: Tensor, c_noise: Tensor) -> Tensor:
+    def _unet(self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
         phase = math.pi / 2 * c_noise[:, None] * self.frequencies
         emb = self.embed(torch.cat([phase.cos(), phase.sin()], dim=1).to(x.dtype))
+        if class_labels is not None:
+            emb = emb + self.label(class_labels.to(x.dtype))
         h = self.stem(F.pixel_unshuffle(x, 2))
         skips = []
         for i, level in enumerate(self.encoder):

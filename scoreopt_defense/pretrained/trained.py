@@ -53,7 +53,11 @@ _SHARED = {
     "blocks": _whole(0, 64),
 }
 _RULES: dict[str, dict[str, Rule]] = {
-    "denoiser": _SHARED | {"embedding": _whole(1, 4096), "sigma_data": _number(0, 100)},
+    "denoiser": _SHARED
+    | {
+        **{"embedding": _whole(1, 4096), "sigma_data": _number(0, 100)},
+        "num_classes": _whole(0, 100_000),
+    },
     "classifier": _SHARED
     | {
         **{"num_classes": _whole(1, 100_000), "stem": _whole(1, 4096)},
