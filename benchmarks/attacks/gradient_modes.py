@@ -11,14 +11,13 @@ samples: ``--steps 20 --eot 2``. Both go on where they were if they are stopped 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.attacks.search import Truncated, defences
+from benchmarks.attacks.search import defences
+from benchmarks.attacks.ways import KEEP_MB, SecondMomentHeld, Truncated
 from benchmarks.common import precision
 from benchmarks.common.results_file import RESULTS, mean, resumed, weights
 from scoreopt_defense import data
@@ -27,45 +26,10 @@ from scoreopt_defense.diagnostics import gradient_agreement, gradient_noise
 from scoreopt_defense.evaluation import evaluate
 from scoreopt_defense.evaluation.record.export import to_json
 from scoreopt_defense.evaluation.run.progress import progress
-from scoreopt_defense.gradients import (
-    BPDA,
-    Backward,
-    Exact,
-    OneShotGradient,
-    Purification,
-    Smoothed,
-    Step,
-    recompute,
-    through_every_step,
-)
-from scoreopt_defense.optimizers import Adam
-from scoreopt_defense.purifiers.descent import Update
-from scoreopt_defense.steps.recomputation import Kept
+from scoreopt_defense.gradients import BPDA, Exact, OneShotGradient, Smoothed
 
 NAME = "cifar10-tiny"
 COSINES = 8, (5,), 8  # images, optimisation steps, purifications of a gradient
-KEEP_MB = 2000
-
-
-@dataclass(frozen=True)
-class _HeldAdam(Adam):
-    def _divisor(self, root: Tensor) -> Tensor:
-        return super()._divisor(root.detach())
-
-
-@dataclass(frozen=True)
-class SecondMomentHeld:
-    """Exact, but for Adam's second moment, which counts as a constant."""
-
-    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
-        kept = Kept(KEEP_MB, purification.purifier)
-
-        def run(step: Step) -> Step:
-            if isinstance(step, Update):
-                return recompute(step, Update(_HeldAdam(), step.lr))
-            return kept(step)
-
-        return through_every_step(purification, x_a, run)
 
 
 MODES: dict[str, Any] = {

@@ -20,6 +20,11 @@ Some of them on purifiers of 20 steps:
         --rows "smoothed, c = 1" exact "smoothed, c = 0.3" "smoothed, c = 3" "step eps / 2" \
         "last 10 steps" --result attack_search_20_steps
 
+The gradient by which LM's white-box figures were published, on LM and ScoreOpt-O:
+
+    python -m benchmarks.attacks.search DATA --images 32 --defences ScoreOpt-O LM \
+        --rows "smoothed, c = 1" exact "momentum dropped" one-shot bpda --result attack_search_lm
+
 Momentum in other ways, at 80 gradients, of ScoreOpt-N (torchattacks has no EMI-FGSM):
 
     python -m benchmarks.attacks.search DATA --steps 40 --eot 2 --images 32 --defences ScoreOpt-N \
@@ -39,6 +44,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +56,7 @@ from benchmarks.attacks.ways import (
     ByStep,
     Common,
     EachStep,
+    MomentumDropped,
     OfTorchattacks,
     Several,
     Truncated,
@@ -69,6 +76,12 @@ from scoreopt_defense.evaluation.run.scheduler import Stopped
 from scoreopt_defense.gradients import BPDA, Exact, OneShotGradient, Smoothed
 
 REFERENCE = "smoothed, c = 1"
+DEFENCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ScoreOpt-N": ("N", {}),
+    "ScoreOpt-O": ("O", {}),
+    "LM": ("O", {"sigma_per": "image"}),
+}
+BOTH = "ScoreOpt-N", "ScoreOpt-O"
 
 
 def grid(
@@ -112,6 +125,7 @@ def grid(
     }
     alone = common | {"steps": steps * eot, "eot": 1}  # as many gradients, one a step
     rows |= {
+        "momentum dropped": pgd(MomentumDropped()),
         "one sample a step": pgd(Smoothed(), **alone),
         "one sample, momentum": FoolboxPGD(gradient=Smoothed(), momentum=0.9, **alone),
         "one sample, momentum, cosine": MomentumPGD(gradient=Smoothed(), **alone),
@@ -160,15 +174,15 @@ def several(eps: float, budget: int, float32: bool = False) -> dict[str, Attack]
     }
 
 
-def defences(name: str, **overrides: Any) -> dict[str, DefendedModel]:
-    """Both variants at the presets of those networks, but for these settings."""
+def defences(name: str, which: Sequence[str] = BOTH, **overrides: Any) -> dict[str, DefendedModel]:
+    """Those at the presets of those networks, but for these settings."""
     classifier, denoiser = pretrained.classifier(name), pretrained.denoiser(name)
-    return {
-        f"ScoreOpt-{variant}": DefendedModel(
-            classifier, ScoreOpt.from_preset(f"{name}/{variant}", denoiser, **overrides)
-        )
-        for variant in ("N", "O")
-    }
+
+    def defended(variant: str, own: dict[str, Any]) -> DefendedModel:
+        purifier = ScoreOpt.from_preset(f"{name}/{variant}", denoiser, **own, **overrides)
+        return DefendedModel(classifier, purifier)
+
+    return {defence: defended(*DEFENCES[defence]) for defence in which}
 
 
 def search(
@@ -228,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     precision.add_argument(parser)
-    parser.add_argument("--defences", nargs="+", help="some of the two; both by default")
+    parser.add_argument("--defences", nargs="+", default=BOTH, choices=DEFENCES)
     parser.add_argument("--rows", nargs="+", help="some of the grid's; all by default")
     parser.add_argument(
         "--reference", default=REFERENCE, help="the row that others are set against"
@@ -242,8 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
     more = several(args.eps, args.steps * args.eot, args.float32)
     attacks = {row: (attacks | more)[row] for row in args.rows or attacks}
     given = {"steps": args.purifier_steps} if args.purifier_steps else {}
-    models = defences(args.name, **given)
-    models = {name: models[name] for name in args.defences or models}
+    models = defences(args.name, args.defences, **given)
     out = Path("runs") / args.result
     result = search(
         models, images, attacks, out=out, batch=args.batch, seed=args.seed, watch=progress()

@@ -22,7 +22,11 @@ from scoreopt_defense.gradients import (
     through_every_step,
 )
 from scoreopt_defense.noise import Noise, derive
-from scoreopt_defense.purifiers.descent import LossGradient
+from scoreopt_defense.optimizers import Adam
+from scoreopt_defense.purifiers.descent import LossGradient, Update
+from scoreopt_defense.steps.recomputation import Kept
+
+KEEP_MB = 2000
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,49 @@ class Truncated:
             return update
 
         return through_every_step(purification, x_a, run)
+
+
+@dataclass(frozen=True)
+class _HeldAdam(Adam):
+    def _divisor(self, root: Tensor) -> Tensor:
+        return super()._divisor(root.detach())
+
+
+@dataclass(frozen=True)
+class SecondMomentHeld:
+    """Exact, but for Adam's second moment, which counts as a constant."""
+
+    momentum: ClassVar[bool] = True
+
+    def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        kept = Kept(KEEP_MB, purification.purifier)
+
+        def run(step: Any) -> Step:
+            if not isinstance(step, Update):
+                return kept(step)
+            through = recompute(step, Update(_HeldAdam(), step.lr))
+
+            def update(*inputs: Any) -> tuple[Tensor, ...]:
+                moved, *state = through(*inputs)
+                return moved, *(tensor.detach() for tensor in state)
+
+            return through if self.momentum else update
+
+        return through_every_step(purification, x_a, run)
+
+
+@dataclass(frozen=True)
+class MomentumDropped(SecondMomentHeld):
+    """So, and each step's momentum is a constant to the next one: how DiffHammer attacks LM.
+
+    Its code's other details are left out: there Adam's moments are kept as they are after the bias
+    correction, which makes another defence, and gradients are clamped to 1e7.
+
+    Reference:
+        Wang et al., NeurIPS 2024; https://github.com/Ka1b0/DiffHammer (defense/llhd_maximize.py).
+    """
+
+    momentum: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,17 @@ import json
 
 import pytest
 import torch
-from exact_gradients import found
-from toys import bent
+from exact_gradients import assert_same_gradient, found, gradient_of
+from toys import bent, gaussian, mid_images, shrinkage
 
 from scoreopt_defense import ScoreOpt
+from scoreopt_defense.optimizers import Adam
 
 pytest.importorskip("torchattacks")
 pytest.importorskip("foolbox")
 
 from benchmarks.attacks import gradient_modes
-from benchmarks.attacks.gradient_modes import SecondMomentHeld
+from benchmarks.attacks.ways import MomentumDropped, SecondMomentHeld
 from benchmarks.common import results_file
 
 
@@ -24,6 +25,27 @@ def test_a_second_moment_that_is_held_makes_another_gradient(variant):
     purifier = ScoreOpt(bent(), variant=variant, steps=3, lr=0.05, sigma=0.3)
     exact = found(purifier, "exact")
     assert not torch.allclose(found(purifier, SecondMomentHeld()), exact)
+
+
+def test_without_momentum_the_jacobian_is_a_product_of_the_steps():
+    """Of a Gaussian prior each step's gradient is linear in x, of slope 2 (1 - k)^2."""
+    lr, steps, adam = 0.02, 3, Adam()
+    purifier = ScoreOpt(gaussian(), variant="O", steps=steps, lr=lr, sigma=0.3)
+    slope, jacobian, v, seen = 2 * (1 - shrinkage(0.3)) ** 2, 1.0, 0.0, []
+    x = mid_images()
+    purified = purifier(x, seed=1, callback=seen.append).requires_grad_()
+    for k, step in enumerate(seen, start=1):
+        grad = 2 * (1 - shrinkage(0.3)) * (step["x"] - step["denoised"])
+        v = adam.beta2 * v + (1 - adam.beta2) * grad**2
+        size = lr * (1 - adam.beta1) / (1 - adam.beta1**k)
+        jacobian = jacobian * (1 - size * slope / ((v / (1 - adam.beta2**k)).sqrt() + adam.epsilon))
+    assert_same_gradient(
+        found(purifier, MomentumDropped()), jacobian * gradient_of(purified, purified)
+    )
+    assert_same_gradient(
+        found(purifier.replace(steps=1), MomentumDropped()),
+        found(purifier.replace(steps=1), SecondMomentHeld()),
+    )
 
 
 @pytest.mark.parametrize("part", ["attacks", "cosines"])
