@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         MENet,
         OneShot,
         Purifier,
+        PurSAMERE,
         ScoreOpt,
         ThirdParty,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "Fitted",
     "MENet",
     "OneShot",
+    "PurSAMERE",
     "Purifier",
     "PurifierPreprocessor",
     "ScoreOpt",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoreopt_defense._checks import check_positive
 
-__all__ = ["OPTIMIZERS", "SGD", "Adam", "Optimizer", "SmoothedAdam"]
+__all__ = ["OPTIMIZERS", "SGD", "Adam", "Optimizer", "SmoothedAdam", "ascended"]
 
 
 @runtime_checkable
@@ -118,6 +118,24 @@ class SmoothedAdam(Adam):
     def _divisor(self, root: Tensor) -> Tensor:
         pixels = tuple(range(1, root.ndim))
         return super()._divisor(root) + self.c * _root(root.square().mean(pixels, keepdim=True))
+
+
+def ascended(x: Tensor, grad: Tensor, rho: float) -> Tensor:
+    r"""Where sharpness-aware minimisation takes its gradient: uphill, at a distance of ``rho``.
+
+    .. math:: x + \rho\, \nabla / \|\nabla\|_2
+
+    the norm being an image's. No update rule of one gradient a step can do it: it wants two.
+
+    Args:
+        x, grad: shape ``(B, C, H, W)``; where an image's gradient is zero, it stays.
+        rho: on the scale of ``x``.
+
+    Reference:
+        Foret et al., "Sharpness-aware minimization", ICLR 2021, eq. (2).
+    """
+    length = torch.linalg.vector_norm(grad, dim=tuple(range(1, grad.ndim)), keepdim=True)
+    return x + rho * grad / length.clamp(min=torch.finfo(grad.dtype).tiny)
 
 
 def _root(v: Tensor) -> Tensor:

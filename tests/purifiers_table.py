@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from scoreopt_defense import ADP, GDMP, JPEG, BitDepth, DiffPure, MENet, OneShot, ScoreOpt
+from scoreopt_defense import (
+    ADP,
+    GDMP,
+    JPEG,
+    BitDepth,
+    DiffPure,
+    MENet,
+    OneShot,
+    PurSAMERE,
+    ScoreOpt,
+)
 
 SIGMA = (0.2, 0.4)
 
@@ -27,6 +37,9 @@ PURIFIERS = {
     ),
     "GDMP": lambda prior, **kw: GDMP(prior, steps=2, rounds=2, sigma=SIGMA, **kw),
     "ADP": lambda prior, **kw: ADP(prior, steps=3, level=0.3, sigma=SIGMA, **kw),
+    "PurSAMERE": lambda prior, **kw: PurSAMERE(
+        prior, steps=2, bank=2, lr=0.02, sigma=SIGMA, **{"deterministic": False} | kw
+    ),
     "MENet": lambda prior, **kw: MENet(keep=0.7, rank=0.6, **kw),
     "MENet, separate": lambda prior, **kw: MENet(keep=0.7, channels="separate", **kw),
     "JPEG": lambda prior, **kw: JPEG(**kw),
@@ -34,6 +47,11 @@ PURIFIERS = {
 }
 WITHOUT_NOISE = ("JPEG", "BitDepth")
 WITHOUT_NETWORK = ("MENet", "MENet, separate", *WITHOUT_NOISE)
-SUMS_PIXELS = ("ADP", "MENet", "MENet, separate")  # in an order that may follow the batch's size
+SUMS_PIXELS = (
+    "ADP",
+    "PurSAMERE",
+    "MENet",
+    "MENet, separate",
+)  # in an order that may follow the batch's size
 BASELINES = {name: make for name, make in PURIFIERS.items() if "ScoreOpt" not in name}
 RANDOM = {name: make for name, make in PURIFIERS.items() if name not in WITHOUT_NOISE}

@@ -34,6 +34,7 @@ from scoreopt_defense import (
     DiffPure,
     MENet,
     OneShot,
+    PurSAMERE,
     ScoreOpt,
 )
 from scoreopt_defense._checks import check_unit_images
@@ -260,6 +261,7 @@ def test_a_bad_setting_is_refused_when_the_purifier_is_made(name, value, message
         scoreopt(**{name: value})
 
 
+OF_SIGMA = DiffPure, GDMP, ADP, PurSAMERE
 BAD_BASELINES = [
     (DiffPure, "steps", 0, "steps must be a whole number of at least 1, got 0"),
     (DiffPure, "sampler", "heun", r"sampler must be one of \['ddpm', 'ddim'\], got 'heun'"),
@@ -270,6 +272,9 @@ BAD_BASELINES = [
     (ADP, "steps", -1, "steps must be a whole number of at least 0, got -1"),
     (ADP, "share", 0, "share must be a finite number above 0, got 0"),
     (ADP, "shortest", -1.0, "shortest must be a finite number at least 0, got -1.0"),
+    (PurSAMERE, "bank", 0, "bank must be a whole number of at least 1, got 0"),
+    (PurSAMERE, "rho", -1.0, "rho must be a finite number at least 0, got -1.0"),
+    (PurSAMERE, "lr", 0, "lr must be a finite number above 0, got 0"),
     (MENet, "keep", 0.0, "keep must be a finite number above 0, got 0.0"),
     (MENet, "keep", 1.5, "keep must be at most 1, got 1.5"),
     (MENet, "rank", "0.8", "rank must be a finite number above 0, got '0.8'"),
@@ -279,8 +284,8 @@ BAD_BASELINES = [
     (BitDepth, "bits", 2.5, "bits must be a whole number of at least 1, got 2.5"),
     (BitDepth, "bits", 17, "bits must be a whole number from 1 to 16, got 17"),
     *((kind, "gradient", "true", "gradient must be one of") for kind in (DiffPure, MENet, JPEG)),
-    *((kind, "sigma", 5.0, r"sigma must be within \[0.01, 2\]") for kind in (DiffPure, GDMP, ADP)),
-    *((kind, "sigma", -1, "sigma must satisfy 0 < low <= high") for kind in (DiffPure, GDMP, ADP)),
+    *((kind, "sigma", 5.0, r"sigma must be within \[0.01, 2\]") for kind in OF_SIGMA),
+    *((kind, "sigma", -1, "sigma must satisfy 0 < low <= high") for kind in OF_SIGMA),
 ]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tolerances import rounding
 
-from scoreopt_defense.optimizers import OPTIMIZERS
+from scoreopt_defense.optimizers import OPTIMIZERS, ascended
 
 GRADIENTS = {
     "ordinary": lambda k: torch.randn(5, 3, dtype=torch.float64),
@@ -47,3 +47,16 @@ def test_a_step_changes_nothing_in_place(name):
     assert all(torch.equal(a, b) for a, b in zip(before, (x, grad, *state)))
     second = optimizer.step(1, 0.1, x, grad, *state)
     assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_uphill_is_at_a_distance_along_each_images_own_gradient():
+    """On a quadratic it is where the linear part grows most: by the distance times the slope."""
+    x, curvature = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.rand(3, 4, 4)
+    grad = curvature * x
+    grad[1] = 0
+    moved = ascended(x, grad, 0.3) - x
+    slope = grad[0].square().sum().sqrt()
+    tolerance = rounding(torch.float64, 64, x.abs().max())
+    torch.testing.assert_close((moved[0] * grad[0]).sum(), 0.3 * slope, rtol=tolerance, atol=0)
+    torch.testing.assert_close(moved[0].square().sum().sqrt().item(), 0.3, rtol=tolerance, atol=0)
+    assert torch.equal(moved[1], torch.zeros_like(moved[1]))

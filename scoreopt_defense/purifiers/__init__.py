@@ -11,6 +11,7 @@ from scoreopt_defense.purifiers.gdmp import GDMP, GDMPSettings
 from scoreopt_defense.purifiers.jpeg import JPEG, JPEGSettings
 from scoreopt_defense.purifiers.menet import MENet, MENetSettings
 from scoreopt_defense.purifiers.one_shot import OneShot, OneShotSettings
+from scoreopt_defense.purifiers.pursamere import PurSAMERE, PurSAMERESettings
 from scoreopt_defense.purifiers.scoreopt import ScoreOpt, ScoreOptSettings
 from scoreopt_defense.purifiers.settings import PurifierSettings
 from scoreopt_defense.purifiers.third_party import ThirdParty, ThirdPartySettings
@@ -20,7 +21,7 @@ from scoreopt_defense.purifiers.without_network import WithoutNetwork, WithoutNe
 KINDS: Mapping[str, type[Purifier]] = MappingProxyType(
     {
         kind.__name__: kind
-        for kind in (ScoreOpt, OneShot, DiffPure, GDMP, ADP, MENet, JPEG, BitDepth)
+        for kind in (ScoreOpt, OneShot, DiffPure, GDMP, ADP, PurSAMERE, MENet, JPEG, BitDepth)
     }
 )
 
@@ -40,6 +41,8 @@ __all__ = [
     "MENetSettings",
     "OneShot",
     "OneShotSettings",
+    "PurSAMERE",
+    "PurSAMERESettings",
     "Purifier",
     "PurifierSettings",
     "ScoreOpt",

@@ -220,7 +220,10 @@ def test_an_override_may_be_an_object_with_settings():
         purifier("ScoreOpt", "mnist-tiny", "mnist-tiny/O", {"loss": {"name": "l1"}})
 
 
-@pytest.mark.parametrize("kind", ["ADP", "BitDepth", "DiffPure", "GDMP", "JPEG", "MENet"])
+BASELINES = ["ADP", "BitDepth", "DiffPure", "GDMP", "JPEG", "MENet", "PurSAMERE"]
+
+
+@pytest.mark.parametrize("kind", BASELINES)
 def test_every_baseline_can_be_named(kind, written):
     network = "" if kind in ("BitDepth", "JPEG", "MENet") else 'denoiser = "mnist-tiny"\n'
     text = f'{IMAGES}{BARE}purifier = "{kind}"\n{network}overrides = {{ max_batch = 7, seed = 3 }}'

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from toy_evaluation import SMALL, Noisy, defences, found, images, run
 from toys import bent, smooth_classifier
 
-from scoreopt_defense import ADP, GDMP, DefendedModel, DiffPure, OneShot, ScoreOpt, attacks
+from scoreopt_defense import (
+    ADP,
+    GDMP,
+    DefendedModel,
+    DiffPure,
+    OneShot,
+    PurSAMERE,
+    ScoreOpt,
+    attacks,
+)
 from scoreopt_defense.attacks import views
 from scoreopt_defense.evaluation import Judging, Result, Suite, evaluate
 from scoreopt_defense.evaluation.evaluate import materials_of
@@ -567,7 +576,7 @@ class TestAdaptive:
             steps=min(2, steps), gradient="smoothed"
         )
 
-    @pytest.mark.parametrize("kind", [ADP, DiffPure, GDMP, ScoreOpt])
+    @pytest.mark.parametrize("kind", [ADP, DiffPure, GDMP, PurSAMERE, ScoreOpt])
     def test_every_purifier_of_steps_is_differentiated_at_two(self, kind: type) -> None:
         purifier = kind(bent(), steps=5, seed=0)
         model = DefendedModel(smooth_classifier(torch.float32), purifier)

@@ -13,7 +13,7 @@ from purifiers_table import BASELINES, WITHOUT_NETWORK
 from tolerances import rounding
 from toys import MEAN, bent, gaussian, mid_images, shrinkage, smooth_classifier
 
-from scoreopt_defense import ADP, GDMP, JPEG, BitDepth, DefendedModel, DiffPure, MENet
+from scoreopt_defense import ADP, GDMP, JPEG, BitDepth, DefendedModel, DiffPure, MENet, PurSAMERE
 from scoreopt_defense.denoisers import EDMDenoiser, NoDenoiser
 from scoreopt_defense.evaluation.plan.fingerprint import described
 from scoreopt_defense.gradients import GRADIENTS
@@ -195,6 +195,38 @@ def test_adp_stays_in_the_image_range_and_calls_its_network_twice_a_step(x):
     assert len(calls) == 10
     assert torch.equal(found, torch.ones_like(x))
     assert all(seen.abs().max() <= 1 for seen in calls[::2])
+
+
+# ---- PurSAMERE
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.7])
+def test_a_sharpness_aware_step_on_a_quadratic(rho):
+    r"""Of a Gaussian prior R is one: of slope :math:`s (x - c)`, and at x's distance d from c
+
+    :math:`d \leftarrow (1 - \eta s) d - \eta s \rho` along the same line."""
+    x_a, sigma, lr, steps, bank = 2 * mid_images() - 1, 0.3, 0.8, 3, 4
+    noise, k = Noise.of_batch(0, len(x_a), shared=True), shrinkage(0.3)
+    s, c = 2 * (1 - k) ** 2, MEAN + k * sigma / (1 - k) * mean_noise(noise, bank, x_a)
+    settings = {"sigma": sigma, "lr": lr, "steps": steps, "bank": bank, "rho": rho}
+    found = PurSAMERE(gaussian(), optimizer="sgd", **settings).purify(x_a, noise)
+    start = distance = (x_a - c).square().sum((1, 2, 3), keepdim=True).sqrt()
+    for _ in range(steps):
+        distance = (1 - lr * s) * distance - lr * s * rho
+    # a bank of gradients below 4 and their norm over 192 pixels, twice a step
+    tolerance = rounding(F64, 64 * steps * bank, 4)
+    torch.testing.assert_close(found - c, distance / start * (x_a - c), rtol=0, atol=tolerance)
+
+
+def mean_noise(noise, bank, like):
+    return torch.stack([noise.eps_1(k, like) for k in range(bank)]).mean(0)
+
+
+def test_pursamere_is_a_function_unless_it_is_told_otherwise(x):
+    once, again = (PurSAMERE(bent(), steps=1)(x) for _ in range(2))
+    assert torch.equal(once, again)
+    drawn = PurSAMERE(bent(), steps=1, deterministic=False)
+    assert not torch.equal(drawn(x), drawn(x))
 
 
 # ---- ME-Net
