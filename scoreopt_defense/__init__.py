@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scoreopt_defense import pretrained
     from scoreopt_defense.defended import EOT, DefendedModel
+    from scoreopt_defense.diffusion_classifier import DiffusionClassifier
     from scoreopt_defense.evaluation.certification.certify import certify
     from scoreopt_defense.evaluation.decomposition import decompose
     from scoreopt_defense.evaluation.evaluate import evaluate
@@ -39,6 +40,7 @@ __all__ = [
     "BitDepth",
     "DefendedModel",
     "DiffPure",
+    "DiffusionClassifier",
     "Fitted",
     "MENet",
     "OneShot",
@@ -59,6 +61,7 @@ __version__ = "0.4.0"
 # Where a name is, if not in purifiers.
 _PLACES = {
     "DefendedModel": "defended",
+    "DiffusionClassifier": "diffusion_classifier",
     "EOT": "defended",
     "Fitted": "sizes",
     "certify": "evaluation.certification",

@@ -34,7 +34,7 @@ def purifier_of(settings: dict, *, dtype: torch.dtype = torch.float64, steps: in
 
 def naive(purifier: Purifier, x: Tensor, seed: int) -> Tensor:
     """The purifier with every step recorded whole by autograd."""
-    noise = Noise.of_batch(seed, len(x))
+    noise = Noise.of_batch(seed, len(x), **purifier.settings.drawn)
     return ((purifier.purify(2 * x - 1, noise) + 1) / 2).clamp(0, 1)
 
 

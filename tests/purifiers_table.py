@@ -20,7 +20,7 @@ PURIFIERS = {
     "ScoreOpt-O": lambda prior, **kw: ScoreOpt(
         prior, variant="O", steps=3, lr=0.02, sigma=SIGMA, **kw
     ),
-    "LM": lambda prior, **kw: ScoreOpt(
+    "ScoreOpt-O, LM": lambda prior, **kw: ScoreOpt(
         prior, variant="O", steps=3, lr=0.02, sigma=SIGMA, sigma_per="image", **kw
     ),
     "ScoreOpt-O, SR": lambda prior, **kw: ScoreOpt(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from scoreopt_defense.denoisers.base import Denoiser
+from scoreopt_defense.denoisers.labels import ClassConditionalDenoiser
 from scoreopt_defense.denoisers.precision import network_precision
 
 __all__ = ["EDM_SIGMA_RANGE", "EDMDenoiser", "edm_scalings"]
@@ -43,7 +44,7 @@ def edm_scalings(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tens
     return sigma_data**2 / total**2, sigma * sigma_data / total, 1 / total, sigma.log() / 4
 
 
-class EDMDenoiser(Denoiser):
+class EDMDenoiser(ClassConditionalDenoiser):
     """A network that already is a denoiser: ``net(x_t, sigma)``, images in [-1, 1].
 
     Fits NVIDIA's ``EDMPrecond``, ``VPPrecond`` and ``VEPrecond``, and whatever else takes one noise
@@ -55,7 +56,8 @@ class EDMDenoiser(Denoiser):
         sigma_range: noise levels it was trained for. By default the network's own ``sigma_min`` and
             ``sigma_max``, narrowed to EDM's 0.002 to 80.
         channels: image channels; by default ``net.img_channels``, or any.
-        class_labels: one-hot label of shape ``(1, classes)`` for a class-conditional network.
+        class_labels: one-hot label of shape ``(1, classes)`` for a class-conditional network; zeros
+            where it is told none. :meth:`with_class_label` has it told another.
 
     Example:
         >>> import torch
@@ -87,6 +89,16 @@ class EDMDenoiser(Denoiser):
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         with network_precision(self.net, x_t, sigma.flatten()) as (x, level):
+            told = self.labels(x)
             if self.class_labels is None:
+                if told is not None:
+                    raise ValueError(
+                        "class_label must be None for a network that was told no class_labels"
+                    )
                 return self.net(x, level)
-            return self.net(x, level, self.class_labels.to(x).repeat(len(x), 1))
+            rows = (
+                self.class_labels.repeat(len(x), 1)
+                if told is None
+                else F.one_hot(told, self.class_labels.shape[1])
+            )
+            return self.net(x, level, rows.to(x))

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from scoreopt_defense._checks import check_choice
@@ -82,7 +83,9 @@ def denoiser(name: str | Any, *, path: str | Path | None = None) -> Denoiser:
         why = "says where the model is" if _is_file(name) else "ships with the package"
         raise ValueError(f"path must be None for {name!r}, which {why}")
     net, about = _load("denoiser", name)
-    return EDMDenoiser(net, sigma_range=tuple(about["sigma_range"]))
+    classes = about["config"].get("num_classes", 0)
+    no_label = torch.zeros(1, classes) if classes else None
+    return EDMDenoiser(net, sigma_range=tuple(about["sigma_range"]), class_labels=no_label)
 
 
 def classifier(name: str) -> nn.Module:

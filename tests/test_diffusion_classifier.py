@@ -1,0 +1,126 @@
+"""The classifier that is a denoiser: with Gaussian classes its decision has a formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tolerances import rounding
+from torch import Tensor, nn
+from toys import bent, gaussian, mid_images, shrinkage
+
+from scoreopt_defense.denoisers import ClassConditionalDenoiser, EDMDenoiser
+from scoreopt_defense.diffusion_classifier import DiffusionClassifier, quantiles
+
+CLASSES, STD = 3, 0.5
+MEANS = torch.tensor([-0.4, 0.1, 0.5], dtype=torch.float64)
+
+
+class GaussianClasses(ClassConditionalDenoiser):
+    """Each class's images are normal about its own picture: D is known."""
+
+    def __init__(self) -> None:
+        super().__init__(sigma_range=(0.01, 10.0))
+        generator = torch.Generator().manual_seed(1)
+        self.pictures = MEANS.reshape(-1, 1, 1, 1) + 0.1 * torch.randn(
+            CLASSES, 3, 8, 8, generator=generator, dtype=torch.float64
+        )
+
+    def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        mean = self.pictures[self.labels(x_t)]
+        return mean + shrinkage(sigma, STD) * (x_t - mean)
+
+
+def images_of_all_classes(count: int) -> Tensor:
+    """In [0, 1], brighter and brighter, with more noise than the classes lie apart."""
+    generator = torch.Generator().manual_seed(2)
+    shape = count, 3, 8, 8
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    levels = torch.linspace(0.3, 0.8, count, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    return (levels + 0.25 * noise).clamp(0, 1)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("levels", [1, 5])
+def test_with_gaussian_classes_it_decides_by_bayes_rule(levels, deterministic):
+    r"""The nearest picture; :math:`\|(1-k)(m_y - x) \pm k\sigma\epsilon\|^2` has that sum."""
+    denoiser, x = GaussianClasses(), images_of_all_classes(60)
+    model = DiffusionClassifier(denoiser, CLASSES, levels=levels, deterministic=deterministic)
+    logits = model(x)
+    distance = (2 * x[:, None] - 1 - denoiser.pictures).square().sum((2, 3, 4))
+    assert len(distance.argmin(1).unique()) == CLASSES
+    assert torch.equal(logits.argmax(1), distance.argmin(1))
+    slope = sum((s**2 + 0.25) / (0.5 * s) ** 2 * (1 - shrinkage(s, STD)) ** 2 for s in model.sigmas)
+    lead, expected = (part - part[:, :1] for part in (logits, -slope / levels * distance))
+    # sums over 192 pixels, of squares below 100 over sigma^2 of 0.027 and more
+    tolerance = rounding(torch.float64, 64 * 192, 100 / min(model.sigmas) ** 2)
+    torch.testing.assert_close(lead, expected, rtol=0, atol=tolerance)
+
+
+def test_its_gradient_is_that_of_plain_autograd_and_goes_to_the_images():
+    x = images_of_all_classes(4).requires_grad_()
+    denoiser = GaussianClasses()
+    model = DiffusionClassifier(denoiser, CLASSES, levels=2, sigma=(0.3, 0.6))
+    (got,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    slope = sum((s**2 + 0.25) / (0.5 * s) ** 2 * (1 - shrinkage(s, STD)) ** 2 for s in model.sigmas)
+    want = 2 * 2 * slope / 2 * (denoiser.pictures[1] - (2 * x - 1))  # of the [0, 1] scale
+    torch.testing.assert_close(got, want.detach(), rtol=0, atol=rounding(torch.float64, 64, 1000))
+
+
+def test_its_noise_is_fixed_or_fresh_and_no_image_depends_on_its_neighbours():
+    fixed, x = DiffusionClassifier(GaussianClasses(), CLASSES, levels=2), images_of_all_classes(3)
+    assert torch.equal(fixed(x), fixed(x))
+    alone = torch.cat([fixed(one) for one in x.split(1)])
+    torch.testing.assert_close(fixed(x), alone, rtol=rounding(torch.float64, 1000), atol=0)
+    fresh = DiffusionClassifier(GaussianClasses(), CLASSES, levels=2, deterministic=False)
+    assert not torch.equal(fresh(x), fresh(x))
+    assert torch.equal(fresh(x, seed=3), fresh(x, seed=3))
+
+
+@pytest.mark.parametrize("ends", [(0.027, 3.3), (0.5, 5.0), (0.3, 0.3)])
+def test_levels_part_the_law_evenly_within_its_ends(ends):
+    levels = torch.tensor(quantiles(*ends, 401), dtype=torch.float64)
+    low, high = ends
+    assert low <= levels[0] <= levels[-1] <= high
+    assert (levels.diff() >= 0).all()
+    middle = (low * high) ** 0.5
+    assert levels[200].item() == pytest.approx(middle)
+    within = (levels.log() - levels[200].log()).abs() <= torch.tensor(high / low).log() / 4
+    if low < high:  # one standard deviation either way
+        assert within.double().mean().item() == pytest.approx(0.6827, abs=2 / 401)
+
+
+class Told(nn.Module):
+    """What it was told, in every pixel."""
+
+    def forward(self, x_t: Tensor, sigma: Tensor, class_labels: Tensor) -> Tensor:
+        places = torch.arange(1.0, 1 + class_labels.shape[1])
+        return (class_labels * places).sum(1).reshape(-1, 1, 1, 1).expand_as(x_t)
+
+
+def test_an_edm_network_is_told_another_class_or_none():
+    denoiser = EDMDenoiser(Told(), class_labels=torch.zeros(1, 4))
+    x = mid_images(2, dtype=torch.float32)
+    assert denoiser(x, 0.3).unique().tolist() == [0]
+    assert denoiser.with_class_label(2)(x, 0.3).unique().tolist() == [3]
+    each = denoiser.with_class_label(torch.tensor([3, 0]))(x, 0.3)
+    assert each[:, 0, 0, 0].tolist() == [4, 1]
+    assert denoiser(x, 0.3).unique().tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: DiffusionClassifier(gaussian(), 3), TypeError, "denoiser must be a ClassCond"),
+        (lambda: DiffusionClassifier(bent(), 1), ValueError, "classes must be a whole number"),
+        (lambda: DiffusionClassifier(bent(), 2, levels=0), ValueError, "levels must be a whole"),
+        (lambda: DiffusionClassifier(bent(), 2, sigma=(1, 9)), ValueError, "sigma must be within"),
+        (
+            lambda: DiffusionClassifier(bent(), 2)(mid_images()),
+            ValueError,
+            "class_label must be None",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
