@@ -47,6 +47,7 @@ MAIN: dict[str, dict[str, Any]] = {
     "scoreopt-o": purified("ScoreOpt", preset=f"{NAME}/O"),
     "scoreopt-n": purified("ScoreOpt", preset=f"{NAME}/N"),
     "scoreopt-n-before-at": purified("ScoreOpt", f"{NAME}-at", preset=f"{NAME}/N"),
+    "lm": purified("ScoreOpt", preset=f"{NAME}/lm"),
     # of Table 11; its file is named by the variable RESNET
     "resnet": {"classifier": RESNET},
     "scoreopt-n-before-resnet": purified("ScoreOpt", RESNET, preset=f"{NAME}/N"),
@@ -56,6 +57,7 @@ MAIN: dict[str, dict[str, Any]] = {
     "menet": {"classifier": NAME, "purifier": "MENet"},
     "diffpure": purified("DiffPure", overrides={"sigma": 0.25, "steps": 10}),
     "gdmp": purified("GDMP", overrides={"sigma": 0.25, "steps": 9, "rounds": 1}),
+    "pursamere": purified("PurSAMERE", overrides={"bank": 2}),
     "adp": purified("ADP", overrides={"sigma": 0.15, "level": 0.15, "steps": 5, "share": 0.3}),
 }
 # of Table 12, each for the threat that it names there, and of Figures 2 and 3

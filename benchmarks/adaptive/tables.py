@@ -23,6 +23,7 @@ ROWS = {
     "one-shot": "one-shot",
     "menet": "ME-Net's preprocessing",
     "scoreopt-o": "ScoreOpt-O",
+    "lm": "LM",
     "scoreopt-n": "ScoreOpt-N",
     "scoreopt-n-before-at": "ScoreOpt-N before adversarial training",
     "resnet": "another's ResNet-56, undefended",
@@ -33,6 +34,7 @@ ROWS = {
     "diffpure": "DiffPure",
     "gdmp": "GDMP",
     "adp": "ADP",
+    "pursamere": "PurSAMERE",
 }
 
 

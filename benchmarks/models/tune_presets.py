@@ -62,6 +62,9 @@ GRIDS: dict[str, dict[str, list[Point]]] = {
             ("ADP", {"sigma": level, "level": level, "steps": 5, "share": share})
             for level, share in itertools.product([0.15, 0.25, 0.5], [0.1, 0.3])
         ],
+        "PurSAMERE": product(
+            "PurSAMERE", sigma=[0.15, 0.25], lr=[0.02, 0.04], rho=[0.0, 0.5], bank=[2], steps=[5]
+        ),
     },
 }
 
