@@ -43,7 +43,7 @@ class DiffusionClassifier(nn.Module):
 
     Args:
         denoiser: of a class-conditional network.
-        classes: how many it was told of; labels are 0 to ``classes - 1``.
+        classes: how many it was told of, unless it says so; labels are 0 to ``classes - 1``.
         levels: K.
         sigma: (low, high), to which two standard deviations of the levels' log-normal law reach, on
             the [-1, 1] scale; by default EDM's (0.027, 3.3), as far as the denoiser is valid. The
@@ -61,7 +61,7 @@ class DiffusionClassifier(nn.Module):
         >>> from scoreopt_defense import data, pretrained
         >>> x, y, _ = data.mnist(n=2)
         >>> denoiser = pretrained.denoiser("mnist-tiny-labelled")
-        >>> DiffusionClassifier(denoiser, classes=10, levels=4)(x).shape
+        >>> DiffusionClassifier(denoiser, levels=4)(x).shape
         torch.Size([2, 10])
 
     Reference:
@@ -72,7 +72,7 @@ class DiffusionClassifier(nn.Module):
     def __init__(
         self,
         denoiser: ClassConditionalDenoiser,
-        classes: int,
+        classes: int | None = None,
         *,
         levels: int = 16,
         sigma: tuple[float, float] | None = None,
@@ -88,7 +88,7 @@ class DiffusionClassifier(nn.Module):
             )
         check_flag("deterministic", deterministic)
         self.denoiser = denoiser
-        self.classes = check_count("classes", classes, least=2)
+        self.classes = check_count("classes", classes or denoiser.label_dim, least=2)
         least, most = denoiser.sigma_range
         ends = sigma or (max(least, _EDM[0]), min(most, _EDM[1]))
         self.sigmas = quantiles(

@@ -105,6 +105,7 @@ def test_an_edm_network_is_told_another_class_or_none():
     each = denoiser.with_class_label(torch.tensor([3, 0]))(x, 0.3)
     assert each[:, 0, 0, 0].tolist() == [4, 1]
     assert denoiser(x, 0.3).unique().tolist() == [0]
+    assert DiffusionClassifier(denoiser, levels=1)(x).shape == (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -114,11 +115,7 @@ def test_an_edm_network_is_told_another_class_or_none():
         (lambda: DiffusionClassifier(bent(), 1), ValueError, "classes must be a whole number"),
         (lambda: DiffusionClassifier(bent(), 2, levels=0), ValueError, "levels must be a whole"),
         (lambda: DiffusionClassifier(bent(), 2, sigma=(1, 9)), ValueError, "sigma must be within"),
-        (
-            lambda: DiffusionClassifier(bent(), 2)(mid_images()),
-            ValueError,
-            "class_label must be None",
-        ),
+        (lambda: DiffusionClassifier(bent()), ValueError, "classes must be .* got 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, error, message):

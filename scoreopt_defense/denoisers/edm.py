@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from scoreopt_defense.denoisers.labels import ClassConditionalDenoiser
@@ -85,20 +84,13 @@ class EDMDenoiser(ClassConditionalDenoiser):
             channels=channels or getattr(net, "img_channels", None),
         )
         self.net = net
+        self.label_dim = 0 if class_labels is None else class_labels.shape[1]
         self.register_buffer("class_labels", class_labels, persistent=False)
 
     def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         with network_precision(self.net, x_t, sigma.flatten()) as (x, level):
-            told = self.labels(x)
             if self.class_labels is None:
-                if told is not None:
-                    raise ValueError(
-                        "class_label must be None for a network that was told no class_labels"
-                    )
                 return self.net(x, level)
-            rows = (
-                self.class_labels.repeat(len(x), 1)
-                if told is None
-                else F.one_hot(told, self.class_labels.shape[1])
-            )
-            return self.net(x, level, rows.to(x))
+            if self.class_label is None:
+                return self.net(x, level, self.class_labels.to(x).repeat(len(x), 1))
+            return self.net(x, level, self.one_hot(x))

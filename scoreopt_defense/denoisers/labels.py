@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scoreopt_defense.denoisers.base import Denoiser
@@ -23,9 +24,14 @@ class ClassConditionalDenoiser(Denoiser):
         class_label: one label for all images, or one an image, shape ``(B,)``; None for an
             unconditional network.
 
+    Attributes:
+        label_dim: classes that the network knows; 0 where it has none, or does not say.
+
     Raises:
         ValueError: from a call, if there is neither one label nor one an image.
     """
+
+    label_dim: int = 0
 
     def __init__(
         self,
@@ -55,3 +61,12 @@ class ClassConditionalDenoiser(Denoiser):
                 f"{len(x)}"
             )
         return labels.long().expand(len(x)).clone()  # a network may write into them
+
+    def one_hot(self, x: Tensor) -> Tensor | None:
+        """Labels as NVIDIA's networks take them, shape ``(B, label_dim)``: of no label zeros."""
+        if not self.label_dim:
+            return None
+        labels = self.labels(x)
+        if labels is None:
+            return x.new_zeros(len(x), self.label_dim)
+        return F.one_hot(labels, self.label_dim).to(x.dtype)

@@ -105,15 +105,6 @@ class PreconditionedDenoiser(ClassConditionalDenoiser):
         """The network itself, F."""
         return self.net(x, c_noise, self.one_hot(x))
 
-    def one_hot(self, x: Tensor) -> Tensor | None:
-        """Labels as the network takes them, shape ``(B, label_dim)``."""
-        if not self.label_dim:
-            return None
-        labels = self.labels(x)
-        if labels is None:
-            return x.new_zeros(len(x), self.label_dim)
-        return F.one_hot(labels, self.label_dim).to(x.dtype)
-
     def scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """c_skip, c_out, c_in and c_noise, each of the shape of ``sigma``."""
         one = torch.ones_like(sigma)

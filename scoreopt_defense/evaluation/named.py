@@ -17,6 +17,7 @@ from scoreopt_defense._foreign import contained, said
 from scoreopt_defense._optional import optional
 from scoreopt_defense._text import where
 from scoreopt_defense.data import Preprocessing
+from scoreopt_defense.diffusion_classifier import DiffusionClassifier
 from scoreopt_defense.evaluation.plan.tasks import Suite
 from scoreopt_defense.evaluation.suite.adaptive import Adaptive
 from scoreopt_defense.evaluation.suite.quick import Quick
@@ -41,6 +42,7 @@ SUITES: Mapping[str, type[Adaptive | Quick]] = {"quick": Quick, "adaptive": Adap
 #: How a classifier may be named, besides the names that ship.
 CLASSIFIERS = (
     "file:<file>",
+    "diffusion:<denoiser>",
     "robustbench:[<dataset>/<threat model>/]<name>",
     "timm:<name>",
     "timm:local-dir:<folder>",
@@ -54,8 +56,9 @@ def classifier(name: str) -> nn.Module:
 
     Args:
         name: one of ``pretrained.names("classifier")``; or by its prefix: ``file:`` as in
-            :func:`scoreopt_defense.pretrained.classifier`; ``robustbench:``, of CIFAR-10 and Linf
-            unless the name says so; ``timm:`` (``timm:local-dir:<folder>`` for what timm saved) and
+            :func:`scoreopt_defense.pretrained.classifier`; ``diffusion:`` and a denoiser that knows
+            classes, for a :class:`~scoreopt_defense.DiffusionClassifier`; ``robustbench:``, of
+            CIFAR-10 and Linf unless the name says so; ``timm:`` (``timm:local-dir:<folder>`` for what timm saved) and
             ``torchvision:``, which download weights and are given their normalisation;
             ``python:package.module:function`` is called without arguments and returns any module.
 
@@ -226,6 +229,7 @@ def _torchvision(name: str) -> nn.Module:
 
 
 _KINDS: dict[str, Callable[[str], nn.Module]] = {
+    "diffusion": lambda name: DiffusionClassifier(pretrained.denoiser(name)),
     "robustbench": _robustbench,
     "timm": _timm,
     "torchvision": _torchvision,

@@ -95,8 +95,8 @@ class Defence(Section):
     """A classifier, to whose size images are resized and cropped, and what purifies them before."""
 
     classifier: str
-    """A name that ships, ``file:FILE``, ``timm:NAME``, ``torchvision:NAME``, ``robustbench:NAME``,
-    or ``python:MODULE:FUNCTION``, which is called."""
+    """A name that ships, ``file:FILE``, ``diffusion:DENOISER``, ``timm:NAME``,
+    ``torchvision:NAME``, ``robustbench:NAME``, or ``python:MODULE:FUNCTION``, which is called."""
     resize: Count | None = None
     """What the classifier is given: this shorter side, in pixels."""
     crop: Count | None = None
