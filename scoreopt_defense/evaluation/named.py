@@ -58,8 +58,9 @@ def classifier(name: str) -> nn.Module:
         name: one of ``pretrained.names("classifier")``; or by its prefix: ``file:`` as in
             :func:`scoreopt_defense.pretrained.classifier`; ``diffusion:`` and a denoiser that knows
             classes, for a :class:`~scoreopt_defense.DiffusionClassifier`; ``robustbench:``, of
-            CIFAR-10 and Linf unless the name says so; ``timm:`` (``timm:local-dir:<folder>`` for what timm saved) and
-            ``torchvision:``, which download weights and are given their normalisation;
+            CIFAR-10 and Linf unless the name says so; ``timm:`` (``timm:local-dir:<folder>`` for
+            what timm saved) and ``torchvision:``, which download weights and are given their
+            normalisation;
             ``python:package.module:function`` is called without arguments and returns any module.
 
     Raises:
