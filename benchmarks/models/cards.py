@@ -80,7 +80,8 @@ ABOUT = {
         "test": "the other 1,000 of those digits",
         "licence": "MIT for the weights; MNIST itself is CC BY-SA 3.0",
         "limits": "images other than digits of 28 x 28 pixels, and claims about the robust "
-        "diffusion classifier. An image costs 320 passes of the network, and its class shows at high noise.",
+        "diffusion classifier. An image costs 320 passes of the network, and its class shows at "
+        "high noise.",
         "commands": [
             "python examples/train_denoiser.py mnist --out runs/first --no-flip --shift 2 "
             "--widths 32 64 --images 300000 --batch 128 --holdout 200 --precision bfloat16 "
