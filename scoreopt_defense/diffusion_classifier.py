@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_count, check_flag, check_images, check_sigma
-from scoreopt_defense.denoisers import ClassConditionalDenoiser
+from scoreopt_defense.denoisers import ClassConditionalDenoiser, Denoiser
 from scoreopt_defense.noise import Noise, Stream
 from scoreopt_defense.objectives import denoising_error
 from scoreopt_defense.steps.recomputation import recompute
@@ -71,7 +71,7 @@ class DiffusionClassifier(nn.Module):
 
     def __init__(
         self,
-        denoiser: ClassConditionalDenoiser,
+        denoiser: Denoiser,
         classes: int | None = None,
         *,
         levels: int = 16,
@@ -87,7 +87,7 @@ class DiffusionClassifier(nn.Module):
                 f"that takes labels, got {type(denoiser).__name__}"
             )
         check_flag("deterministic", deterministic)
-        self.denoiser = denoiser
+        self.denoiser: ClassConditionalDenoiser = denoiser
         self.classes = check_count("classes", classes or denoiser.label_dim, least=2)
         least, most = denoiser.sigma_range
         ends = sigma or (max(least, _EDM[0]), min(most, _EDM[1]))
