@@ -43,7 +43,7 @@ _FRONTIER: dict[str, dict[str, Any]] = {
 
 # Likelihood maximisation (LM), as the authors' code has it: ScoreOpt-O but for each image's own
 # noise level. Five Adam steps of 0.1 on [-1, 1]; the mean squared error there is the Diff loss, up
-# to a factor that Adam takes out; their clamp to an l2 ball of 200 never acts.
+# to a factor that Adam takes out but for its epsilon; their clamp to an l2 ball of 200 never acts.
 # Chen et al., ICML 2024; https://github.com/huanranchen/DiffusionClassifier (EDMLM.py).
 _LM: dict[str, tuple[float, int, tuple[float, float]]] = {
     "rdc/lm": (0.1, 5, (0.40, 0.60)),
