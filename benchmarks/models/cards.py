@@ -28,6 +28,7 @@ from scoreopt_defense.noise import seeded
 
 SIGMAS = (0.15, 0.25, 0.5, 1.0)
 SPEED_BATCH = 64
+OF_DENOISER = 200  # images, where each costs a classifier hundreds of passes
 ATTACKED = 2000  # images under attack: an interval of 2 % either way
 CARDS = Path(scoreopt_defense.__file__).parent / "pretrained" / "cards"
 
@@ -161,19 +162,22 @@ def images_per_second(call: Callable[[Tensor], Tensor], x: Tensor) -> int:
     return round(len(x) / statistics.median(seconds))
 
 
-def throughput(denoiser: nn.Module, classifier: nn.Module, x: Tensor) -> dict[str, int]:
+def throughput(networks: dict[str, nn.Module], x: Tensor) -> dict[str, int]:
     """Images a second, by what is computed."""
+    denoiser = networks["denoiser"]
 
     def input_gradient(x: Tensor) -> Tensor:
         leaf = x.clone().requires_grad_()
         return torch.autograd.grad(denoiser(leaf, 0.25).square().sum(), leaf)[0]
 
     forward = torch.no_grad()
-    return {
+    speed = {
         "denoiser": images_per_second(forward(lambda x: denoiser(x, 0.25)), x),
         "denoiser with input gradient": images_per_second(input_gradient, x),
-        "classifier": images_per_second(forward(classifier.forward), x),
     }
+    if "classifier" in networks:
+        speed["classifier"] = images_per_second(forward(networks["classifier"].forward), x)
+    return speed
 
 
 def main() -> None:
@@ -198,7 +202,8 @@ def main() -> None:
         low, high = denoiser.sigma_range
         levels = [s for s in SIGMAS if low <= s <= high]
         measured["psnr"] = {s: quality(denoiser, images.x, s, args.seed) for s in levels}
-    measured["accuracy"] = accuracy(classifier, images)
+    few = data.load(args.source, n=OF_DENOISER, seed=args.seed) if of_denoiser else images
+    measured["accuracy"] = accuracy(classifier, few)
     if attack := about.get("attack"):
         some = data.load(args.source, n=ATTACKED, seed=args.seed, order="index")
         measured["robust_accuracy"] = robust_accuracy(classifier, some, attack, args.seed)
@@ -206,7 +211,7 @@ def main() -> None:
     sizes = {kind: sum(p.numel() for p in net.parameters()) for kind, net in networks.items()}
     measured["parameters"] = sizes
     if denoiser:  # a classifier alone is as fast as the one that it began as
-        speed = throughput(denoiser, classifier, images.x[:SPEED_BATCH])
+        speed = throughput(networks, images.x[:SPEED_BATCH])
         measured["images_per_second"] = speed
     write(f"model_card_{args.name}", weights=weights(args.name), **measured, seed=args.seed,
           trained=args.trained)  # fmt: skip

@@ -30,6 +30,7 @@ CHECKSUMS = {
     "denoiser": {
         "cifar10-tiny": "54a48c4a597c9b5986e38630e427da4c4584d2052df4266b667f759ce5181d88",
         "mnist-tiny": "a374ee5d2a24a4b35dc5c778534db43aa6ccfcec813ed1778d9b66cf2d5b5516",
+        "mnist-tiny-labelled": "fa1228c95491247c5e4a778aac5b16597e1176cb3d5a8462f3b6de1832b0f9cc",
     },
 }
 

@@ -86,7 +86,7 @@ def test_an_unknown_name_lists_the_known_ones(load):
 
 
 def test_the_kinds_are_named():
-    assert pretrained.names("denoiser") == ["cifar10-tiny", "mnist-tiny"]
+    assert pretrained.names("denoiser") == ["cifar10-tiny", "mnist-tiny", "mnist-tiny-labelled"]
     assert pretrained.names("classifier") == ["cifar10-tiny", "cifar10-tiny-at", "mnist-tiny"]
     with pytest.raises(ValueError, match=r"kind must be one of \['classifier', 'denoiser'\]"):
         pretrained.names("weights")
