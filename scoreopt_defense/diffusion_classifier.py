@@ -96,6 +96,7 @@ class DiffusionClassifier(nn.Module):
         )
         self.sigma_data = sigma_data
         self.deterministic = deterministic
+        self.training = False
         self._stream = Stream(0 if deterministic and seed is None else seed)
 
     def forward(self, x: Tensor, *, seed: int | None = None) -> Tensor:

@@ -105,7 +105,9 @@ def test_an_edm_network_is_told_another_class_or_none():
     each = denoiser.with_class_label(torch.tensor([3, 0]))(x, 0.3)
     assert each[:, 0, 0, 0].tolist() == [4, 1]
     assert denoiser(x, 0.3).unique().tolist() == [0]
-    assert DiffusionClassifier(denoiser, levels=1)(x).shape == (2, 4)
+    model = DiffusionClassifier(denoiser, levels=1)
+    assert model(x).shape == (2, 4)
+    assert not model.training
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,9 @@ def test_scoreopt_recovers_most_of_what_a_transferred_attack_took(
     assert accuracy(model, adversarial, images.y) > 0.75
 
 
-@pytest.mark.parametrize("name", pretrained.names("classifier"))
+@pytest.mark.parametrize(
+    "name", sorted({*pretrained.names("classifier"), *pretrained.names("denoiser")})
+)
 def test_each_network_has_a_card(name):
     card = pretrained.card(name)
     assert card.startswith(f"# {name}\n")
