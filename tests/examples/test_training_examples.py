@@ -171,6 +171,18 @@ def test_an_exported_denoiser_carries_its_card(archive, tmp_path, monkeypatch):
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
 
 
+def test_a_denoiser_of_labels_is_told_one_or_none(archive, tmp_path, monkeypatch):
+    run(monkeypatch, "train_denoiser", archive, tmp_path, "--labels")
+    denoiser = pretrained.denoiser(f"file:{tmp_path / 'denoiser.safetensors'}")
+    assert denoiser.label_dim == 2
+    x_t = torch.rand(2, 3, 8, 8)
+    told = [denoiser.with_class_label(label)(x_t, 0.5) for label in (None, 0, 1)]
+    assert torch.equal(told[0], denoiser(x_t, 0.5))
+    assert not any(torch.equal(told[i - 1], told[i]) for i in range(3))
+    both = denoiser.with_class_label(torch.tensor([0, 1]))(x_t, 0.5)
+    torch.testing.assert_close(both, torch.stack([told[1][0], told[2][1]]))
+
+
 @every_script
 def test_an_exported_network_loads_by_its_place(script, archive, tmp_path, monkeypatch):
     run(monkeypatch, script, archive, tmp_path)
