@@ -10,6 +10,7 @@ from toys import bent, gaussian, mid_images, shrinkage
 
 from scoreopt_defense.denoisers import ClassConditionalDenoiser, EDMDenoiser
 from scoreopt_defense.diffusion_classifier import DiffusionClassifier, quantiles
+from scoreopt_defense.evaluation.named import classifier
 
 CLASSES, STD = 3, 0.5
 MEANS = torch.tensor([-0.4, 0.1, 0.5], dtype=torch.float64)
@@ -87,6 +88,14 @@ def test_levels_part_the_law_evenly_within_its_ends(ends):
     within = (levels.log() - levels[200].log()).abs() <= torch.tensor(high / low).log() / 4
     if low < high:  # one standard deviation either way
         assert within.double().mean().item() == pytest.approx(0.6827, abs=2 / 401)
+
+
+def test_a_configuration_names_it_by_its_denoiser():
+    model = classifier("diffusion:mnist-tiny-labelled")
+    assert isinstance(model, DiffusionClassifier)
+    assert (model.classes, model.denoiser.sigma_range) == (10, (0.2, 5.0))
+    with pytest.raises(ValueError, match=r"classes must be .* got 0"):
+        classifier("diffusion:mnist-tiny")
 
 
 class Told(nn.Module):
