@@ -23,7 +23,7 @@ def purify(
     purifier: Annotated[
         str,
         typer.Option(
-            help="ScoreOpt, OneShot, DiffPure, GDMP, ADP, MENet, JPEG, BitDepth or "
+            help="ScoreOpt, OneShot, DiffPure, GDMP, ADP, Langevin, MENet, JPEG, BitDepth or "
             "python:MODULE:FUNCTION, which returns one."
         ),
     ] = "ScoreOpt",
