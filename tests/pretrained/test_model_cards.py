@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from benchmarks.common.results_file import RESULTS
-from benchmarks.models.cards import ABOUT, accuracy, quality, robust_accuracy
+from benchmarks.models.about import ABOUT
+from benchmarks.models.cards import accuracy, quality, robust_accuracy
 from scoreopt_defense import DefendedModel, attacks, data, pretrained
 
 CIFAR10 = os.environ.get("CIFAR10")
