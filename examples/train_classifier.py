@@ -3,6 +3,7 @@
     python examples/train_classifier.py mnist --out runs/mnist-classifier --no-flip
     python examples/train_classifier.py path/to/cifar --out runs/cifar-classifier --shift 4
     python examples/train_classifier.py path/to/cifar --out runs/cifar-at --adversarial 8/255
+    python examples/train_classifier.py path/to/cifar --out runs/cifar-menet --menet 0.8 1
 
 Run the same command again after a kill and it goes on where it was, on the same loss curve.
 """
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training import add_arguments, export, load_training_images, settings_of, train
 
+from scoreopt_defense import MENet
 from scoreopt_defense._optional import optional
 from scoreopt_defense.attacks import PGD
 from scoreopt_defense.noise import seeded
@@ -62,6 +64,24 @@ def attacked(
         return attack(x, y)
 
 
+def completed(x: Tensor, keep: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """The images that ME-Net's network is trained on: completed from some of their pixels.
+
+    Args:
+        x: images in [0, 1], shape ``(B, C, H, W)``.
+        keep: lowest and highest share of pixels that are kept, above 0 and at most 1; one is drawn
+            for all of the batch.
+        generator: of that draw and of the masks.
+
+    Reference:
+        Yang et al., ICML 2019, who train on shares from 0.8 to 1, among others.
+    """
+    low, high = keep
+    share = low + (high - low) * torch.rand((), generator=generator).item()
+    with torch.autocast(x.device.type, enabled=False):
+        return MENet(keep=share)(x, seed=int(torch.randint(2**31, (), generator=generator)))
+
+
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500) -> float:
     """Share of images, shape (n, C, H, W) in [0, 1], whose largest logit is at their label."""
@@ -84,6 +104,10 @@ def main() -> None:
         "--adversarial", type=radius, metavar="EPS",
         help="train on images attacked within this l-infinity radius, such as 8/255",
     )  # fmt: skip
+    parser.add_argument(
+        "--menet", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="train on images completed from this share of their pixels, drawn for each batch",
+    )  # fmt: skip
     args = parser.parse_args()
     settings = settings_of(args)
     images, held_out = load_training_images(settings)
@@ -97,6 +121,8 @@ def main() -> None:
     }  # fmt: skip
 
     def loss_of(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        if args.menet:
+            x = completed(x, args.menet, generator)
         if args.adversarial:
             x = attacked(model, x, y, eps=args.adversarial, generator=generator)
         return F.cross_entropy(model(x).float(), y, label_smoothing=args.label_smoothing)
@@ -104,7 +130,10 @@ def main() -> None:
     def measure(model: nn.Module) -> dict[str, float]:
         if not settings.holdout:
             return {}
-        found = {"accuracy": accuracy(model, held_out.x, held_out.y)}
+        x = held_out.x
+        if args.menet:
+            x = completed(x, args.menet, torch.Generator().manual_seed(settings.seed))
+        found = {"accuracy": accuracy(model, x, held_out.y)}
         if args.adversarial:  # falls to nothing where the one step has been learnt instead
             device = next(model.parameters()).device
             x, y = held_out.x[:ATTACKED].to(device), held_out.y[:ATTACKED].to(device)
@@ -119,6 +148,8 @@ def main() -> None:
                 "training_images": settings.images, "seed": settings.seed}  # fmt: skip
         if args.adversarial:
             card["adversarial"] = args.adversarial
+        if args.menet:
+            card["menet"] = args.menet
         export(averaged, args.out / "classifier.safetensors", card)
 
 

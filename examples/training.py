@@ -1,4 +1,4 @@
-"""The training loop that train_denoiser.py and train_classifier.py share.
+"""The training loop that the scripts of this folder share.
 
 Every random draw of step k comes from a generator seeded by (seed, k), so a run that was killed and
 resumed is bit for bit the run that was not.
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -177,6 +178,20 @@ def export(model: nn.Module, path: Path, card: dict[str, object]) -> None:
         for name, value in model.state_dict().items()
     }
     save_file(weights, path, metadata={"card": json.dumps(card, sort_keys=True)})
+
+
+def load(file: str | Path, network: Callable[..., nn.Module]) -> nn.Module:
+    """What :func:`export` wrote, of a network of one's own: in float32 and eval mode, frozen.
+
+    Args:
+        file: of weights that you trust: its card says how large a network is made.
+        network: called with what the card has as ``config``.
+    """
+    with safe_open(file, "pt") as opened:
+        config = json.loads(opened.metadata()["card"])["config"]
+    net = network(**config)
+    net.load_state_dict(load_file(file))
+    return net.float().eval().requires_grad_(False)
 
 
 def _initial_weights(path: Path) -> dict[str, Tensor]:

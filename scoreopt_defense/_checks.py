@@ -158,7 +158,7 @@ def _wrong_scale(low: float, high: float) -> str:
 
 
 def check_sigma(
-    sigma: object, *, valid: tuple[float, float] = (0.0, math.inf)
+    sigma: object, *, valid: tuple[float, float] = (0.0, math.inf), name: str = "sigma"
 ) -> tuple[float, float]:
     """A noise level or a (low, high) range of them as a range, within ``valid``."""
     try:
@@ -167,13 +167,13 @@ def check_sigma(
             raise TypeError  # float() would take them
         low, high = (float(end) for end in ends)
     except (TypeError, ValueError):
-        raise ValueError(f"sigma must be a number or a (low, high) pair, got {sigma!r}") from None
+        raise ValueError(f"{name} must be a number or a (low, high) pair, got {sigma!r}") from None
     if not 0 < low <= high < math.inf:
-        raise ValueError(f"sigma must satisfy 0 < low <= high, got {sigma!r}")
+        raise ValueError(f"{name} must satisfy 0 < low <= high, got {sigma!r}")
     if low < valid[0] or high > valid[1]:
         raise ValueError(
-            f"sigma must be within [{valid[0]:g}, {valid[1]:g}], the noise levels this denoiser is "
-            f"valid for, got {low if low == high else (low, high)}"
+            f"{name} must be within [{valid[0]:g}, {valid[1]:g}], the noise levels this denoiser "
+            f"is valid for, got {low if low == high else (low, high)}"
         )
     return low, high
 

@@ -8,6 +8,7 @@ from scoreopt_defense import (
     JPEG,
     BitDepth,
     DiffPure,
+    Langevin,
     MENet,
     OneShot,
     PurSAMERE,
@@ -37,6 +38,7 @@ PURIFIERS = {
     ),
     "GDMP": lambda prior, **kw: GDMP(prior, steps=2, rounds=2, sigma=SIGMA, **kw),
     "ADP": lambda prior, **kw: ADP(prior, steps=3, level=0.3, sigma=SIGMA, **kw),
+    "Langevin": lambda prior, **kw: Langevin(prior, steps=3, level=0.3, step_size=0.1, **kw),
     "PurSAMERE": lambda prior, **kw: PurSAMERE(
         prior, steps=2, bank=2, lr=0.02, sigma=SIGMA, **{"deterministic": False} | kw
     ),

@@ -27,6 +27,7 @@ from scoreopt_defense.evaluation.record.export import to_json
 from scoreopt_defense.evaluation.run.progress import progress
 
 NAME, RESNET = "cifar10-tiny", "python:benchmarks.paper.third_party:resnet"
+OWN = "python:benchmarks.adaptive.literature"
 
 
 def purified(kind: str, classifier: str = NAME, **settings: Any) -> dict[str, Any]:
@@ -88,7 +89,19 @@ BESIDE: dict[str, dict[str, Any]] = {
         for k in (20, 40, 80, 100)
     },
 }
-ROWS = MAIN | BESIDE
+# of Tables 1, 2 and 7, and DISCO; but for ME-Net, of files that training scripts write to runs/
+LITERATURE: dict[str, dict[str, Any]] = {
+    "menet-trained": {"classifier": f"{NAME}-menet", "purifier": "MENet"},
+    "ebm": {
+        "classifier": NAME,
+        "purifier": "Langevin",
+        "denoiser": "file:runs/cifar-ebm/energy.safetensors",
+        "overrides": {"level": 0.05, "step_size": 0.05, "steps": 20, "denoise": True},
+    },
+    "pixeldefend": {"classifier": NAME, "purifier": f"{OWN}:pixel_defend"},
+    "disco": {"classifier": NAME, "purifier": f"{OWN}:disco"},
+}
+ROWS = MAIN | BESIDE | LITERATURE
 THREATS: dict[str, dict[str, Any]] = {
     "linf": {"norm": "linf", "eps": "8/255"},
     "l2": {"norm": "l2", "eps": 0.5},

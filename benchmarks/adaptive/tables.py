@@ -35,6 +35,10 @@ ROWS = {
     "gdmp": "GDMP",
     "adp": "ADP",
     "pursamere": "PurSAMERE",
+    "menet-trained": "ME-Net",
+    "ebm": "Langevin dynamics of an energy",
+    "pixeldefend": "PixelDefend",
+    "disco": "DISCO",
 }
 
 

@@ -342,7 +342,8 @@ def _row_of(section: Mapping[str, Any]) -> str | None:
 def _in_full(section: Mapping[str, Any]) -> dict[str, Any]:
     """A defence with every setting of its purifier, be it given, of its preset or the default."""
     named = {key: value for key, value in section.items() if key not in ("preset", "overrides")}
-    return named | ({"settings": settings_of(section)} if "purifier" in section else {})
+    known = section.get("purifier") in purifiers.KINDS  # a function's has what it was made with
+    return named | {"settings": settings_of(section) if known else section.get("overrides", {})}
 
 
 def settings_of(section: Mapping[str, Any]) -> purifiers.PurifierSettings:

@@ -10,6 +10,7 @@ from benchmarks.common.table_text import results
 from benchmarks.paper.cells import Cell, cells, settings_of, specification
 from benchmarks.paper.speed import gpu_hours, overheads
 from scoreopt_defense.attacks import Attack, attack
+from scoreopt_defense.purifiers import KINDS
 
 #: The gradient to a network's input over its forward pass, in operations: of each that
 #: ``speed.py paper`` counts it is 1.00 to 1.01, as weights are given none.
@@ -77,7 +78,7 @@ def _attacked(used: Attack, purified: float, denoiser: float, classifier: float)
 def _passes(section: Any) -> float:
     """Of the denoiser, a purification; a gradient step is a forward and a backward one."""
     kind = section.get("purifier", "none")
-    if kind == "none":
+    if kind not in KINDS:  # none, or a function's, which has a network of its own
         return 0
     settings = settings_of(section)
     if kind == "ScoreOpt":

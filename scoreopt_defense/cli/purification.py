@@ -23,8 +23,8 @@ def purify(
     purifier: Annotated[
         str,
         typer.Option(
-            help="ScoreOpt, OneShot, DiffPure, GDMP, ADP, MENet, JPEG, BitDepth or "
-            "python:MODULE:FUNCTION, which returns one."
+            help="ScoreOpt, OneShot, DiffPure, GDMP, ADP, Langevin, PurSAMERE, MENet, JPEG, "
+            "BitDepth or python:MODULE:FUNCTION, which returns one."
         ),
     ] = "ScoreOpt",
     preset: Annotated[

@@ -16,6 +16,7 @@ from scoreopt_defense.denoisers.diffusers import (
     of_pipeline,
 )
 from scoreopt_defense.denoisers.edm import EDMDenoiser
+from scoreopt_defense.denoisers.energy import EnergyDenoiser
 from scoreopt_defense.denoisers.gaussian import GaussianDenoiser
 from scoreopt_defense.denoisers.guided_diffusion import GuidedDiffusionDenoiser
 from scoreopt_defense.denoisers.k_diffusion import KDiffusionDenoiser
@@ -40,6 +41,7 @@ __all__ = [
     "DiffusersDDPMDenoiser",
     "DiffusersEDMDenoiser",
     "EDMDenoiser",
+    "EnergyDenoiser",
     "GaussianDenoiser",
     "GuidedDiffusionDenoiser",
     "KDiffusionDenoiser",

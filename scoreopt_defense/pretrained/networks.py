@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scoreopt_defense.denoisers.edm import edm_scalings
 
-__all__ = ["TinyResNet", "TinyUNet"]
+__all__ = ["TinyEnergy", "TinyResNet", "TinyUNet"]
 
 
 class _FiLMBlock(nn.Module):
@@ -130,6 +130,57 @@ class TinyUNet(nn.Module):
         for i in reversed(range(len(self.ups))):
             h = self.decoder[i](self.ups[i](h) + skips[i], emb)
         return F.pixel_shuffle(self.head(h), 2)
+
+
+class _EnergyBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.conv2(F.silu(self.conv1(F.silu(h))))
+
+
+class TinyEnergy(nn.Module):
+    r"""A small convolutional energy of images, the negative log density of images noised by s.
+
+    .. math:: U_\theta(x) = \frac{1}{2 s^2} \| F_\theta(x) \|_2^2
+
+    :math:`F_\theta` works on 2x2 pixel-unshuffled images. Its activations are smooth, so that the
+    energy's gradient has one too; it has no normalisation: images of a batch never mix.
+
+    Args:
+        channels: image channels.
+        widths: features of each level; each level after the first halves height and width.
+        blocks: residual blocks a level.
+        sigma: s, images in [-1, 1].
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 3,
+        widths: Sequence[int] = (32, 64, 96),
+        blocks: int = 1,
+        sigma: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.img_channels = channels
+        self.sigma = sigma
+        levels: list[nn.Module] = [nn.Conv2d(4 * channels, widths[0], 3, padding=1)]
+        for i, width in enumerate(widths):
+            if i:
+                levels.append(nn.Conv2d(widths[i - 1], width, 3, stride=2, padding=1))
+            levels.extend(_EnergyBlock(width) for _ in range(blocks))
+        self.features = nn.Sequential(*levels)
+        self.head = nn.Conv2d(widths[-1], widths[-1], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies, shape (B,), of images of shape (B, C, H, W) in [-1, 1], H and W even."""
+        h = self.head(self.features(F.pixel_unshuffle(x, 2)))
+        return h.square().sum((1, 2, 3)) / (2 * self.sigma**2)
 
 
 def _conv_bn(width_in: int, width_out: int, stride: int = 1) -> nn.Sequential:

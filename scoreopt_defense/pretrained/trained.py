@@ -1,4 +1,4 @@
-"""Loads the files of weights that examples/train_denoiser.py and train_classifier.py write.
+"""Loads the files of weights that the training scripts of examples/ write.
 
 The networks that ship with the package are such files too. The header of one holds a card in JSON:
 the kind of network, its arguments, and what else is known of it.
@@ -15,7 +15,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from scoreopt_defense.pretrained.networks import TinyResNet, TinyUNet
+from scoreopt_defense.pretrained.networks import TinyEnergy, TinyResNet, TinyUNet
 
 __all__ = ["load"]
 
@@ -58,6 +58,7 @@ _RULES: dict[str, dict[str, Rule]] = {
         **{"embedding": _whole(1, 4096), "sigma_data": _number(0, 100)},
         "num_classes": _whole(0, 100_000),
     },
+    "energy": _SHARED | {"sigma": _number(0, 100)},
     "classifier": _SHARED
     | {
         **{"num_classes": _whole(1, 100_000), "stem": _whole(1, 4096)},
@@ -67,9 +68,15 @@ _RULES: dict[str, dict[str, Rule]] = {
 # The shapes of the weights tell a default that was wrong, except of these.
 _REQUIRED = {
     "denoiser": {"channels", "sigma_data"},
+    "energy": {"channels", "sigma"},
     "classifier": {"channels", "mean", "std"},
 }
-_NETWORKS: dict[str, Callable[..., nn.Module]] = {"denoiser": TinyUNet, "classifier": TinyResNet}
+_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "denoiser": TinyUNet,
+    "energy": TinyEnergy,
+    "classifier": TinyResNet,
+}
+_LOADS = {"denoiser": ("denoiser", "energy"), "classifier": ("classifier",)}
 
 
 def load(kind: str, path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -79,7 +86,7 @@ def load(kind: str, path: Path) -> tuple[nn.Module, dict[str, Any]]:
     and the weights must be those of the network that they describe, before there is one.
 
     Args:
-        kind: ``"denoiser"`` or ``"classifier"``.
+        kind: ``"denoiser"``, which an energy network is too, or ``"classifier"``.
         path: of a safetensors file.
 
     Raises:
@@ -92,7 +99,7 @@ def load(kind: str, path: Path) -> tuple[nn.Module, dict[str, Any]]:
         with safetensors.safe_open(str(path), framework="pt") as file:
             card = _checked(kind, json.loads((file.metadata() or {}).get("card", "null")))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _build(_NETWORKS[kind], card["config"], weights), card
+        return _build(_NETWORKS[card["kind"]], card["config"], weights), card
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is no {kind} of train_{kind}.py, which exports {kind}.safetensors when a run "
@@ -103,8 +110,10 @@ def load(kind: str, path: Path) -> tuple[nn.Module, dict[str, Any]]:
 def _checked(kind: str, card: Any) -> dict[str, Any]:
     if not isinstance(card, dict) or card.get("kind") not in list(_RULES):
         raise ValueError("its card must be a JSON object that names a kind of network")
-    if card["kind"] != kind:
-        raise ValueError(f"it has a {card['kind']}: load it by pretrained.{card['kind']}")
+    if card["kind"] not in _LOADS[kind]:
+        other = next(other for other, kinds in _LOADS.items() if card["kind"] in kinds)
+        raise ValueError(f"it is of kind {card['kind']!r}: load it by pretrained.{other}")
+    kind = card["kind"]
     config, rules = card.get("config"), _RULES[kind]
     if not isinstance(config, dict):
         raise ValueError("its config must be a JSON object")

@@ -9,6 +9,7 @@ from scoreopt_defense.purifiers.bit_depth import BitDepth, BitDepthSettings
 from scoreopt_defense.purifiers.diffpure import DiffPure, DiffPureSettings
 from scoreopt_defense.purifiers.gdmp import GDMP, GDMPSettings
 from scoreopt_defense.purifiers.jpeg import JPEG, JPEGSettings
+from scoreopt_defense.purifiers.langevin import Langevin, LangevinSettings
 from scoreopt_defense.purifiers.menet import MENet, MENetSettings
 from scoreopt_defense.purifiers.one_shot import OneShot, OneShotSettings
 from scoreopt_defense.purifiers.pursamere import PurSAMERE, PurSAMERESettings
@@ -21,7 +22,10 @@ from scoreopt_defense.purifiers.without_network import WithoutNetwork, WithoutNe
 KINDS: Mapping[str, type[Purifier]] = MappingProxyType(
     {
         kind.__name__: kind
-        for kind in (ScoreOpt, OneShot, DiffPure, GDMP, ADP, PurSAMERE, MENet, JPEG, BitDepth)
+        for kind in (
+            *(ScoreOpt, OneShot, DiffPure, GDMP, ADP, Langevin, PurSAMERE),
+            *(MENet, JPEG, BitDepth),
+        )
     }
 )
 
@@ -37,6 +41,8 @@ __all__ = [
     "GDMPSettings",
     "JPEG",
     "JPEGSettings",
+    "Langevin",
+    "LangevinSettings",
     "MENet",
     "MENetSettings",
     "OneShot",

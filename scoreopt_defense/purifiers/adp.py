@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from scoreopt_defense._checks import check_count, check_positive, check_sigma
-from scoreopt_defense.denoisers import Denoiser
 from scoreopt_defense.gradients import Runner, as_it_is
 from scoreopt_defense.noise import Noise
 from scoreopt_defense.purifiers.base import Purifier
@@ -101,16 +100,6 @@ class ADP(Purifier):
     Settings: ClassVar[type[PurifierSettings]] = ADPSettings
 
     settings: ADPSettings
-
-    def _check(self, settings: PurifierSettings, denoiser: Denoiser) -> None:
-        super()._check(settings, denoiser)
-        assert isinstance(settings, ADPSettings)
-        low, high = denoiser.sigma_range
-        if not low <= settings.level <= high:
-            raise ValueError(
-                f"level must be within [{low:g}, {high:g}], the noise levels this denoiser is "
-                f"valid for, got {settings.level}"
-            )
 
     def purify(self, x_a: Tensor, noise: Noise, run: Runner = as_it_is) -> Tensor:
         return adp(x_a, run(self.ascend), noise, self.settings.sigma, self.settings.steps)

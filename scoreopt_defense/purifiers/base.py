@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from scoreopt_defense._checks import check_count, check_images, check_sigma, looks_rescaled
+from scoreopt_defense._checks import check_count, check_images, looks_rescaled
 from scoreopt_defense._transforms import refuse_transforms
 from scoreopt_defense.denoisers import Denoiser, of_pipeline
 from scoreopt_defense.gradients import Gradient, Runner, as_it_is
@@ -24,7 +24,7 @@ from scoreopt_defense.purifiers.batching import (
     precision,
     recorded_bytes,
 )
-from scoreopt_defense.purifiers.settings import PurifierSettings, check_gradient, level_of, modes
+from scoreopt_defense.purifiers.settings import PurifierSettings, check_settings, level_of, modes
 from scoreopt_defense.settings import Frozen
 from scoreopt_defense.sizes import resized
 
@@ -119,10 +119,10 @@ class Purifier(Frozen, ABC):
 
     def _check(self, settings: PurifierSettings, denoiser: Denoiser) -> None:
         """Refuse settings that do not fit this denoiser or this algorithm."""
-        if (sigma := level_of(settings)) is not None:
-            check_sigma(sigma, valid=denoiser.sigma_range)
-        kind = type(self)
-        check_gradient(settings, kind=kind.__name__, differentiable=kind.differentiable)
+        kind, valid = type(self), denoiser.sigma_range
+        check_settings(
+            settings, valid=valid, kind=kind.__name__, differentiable=kind.differentiable
+        )
 
     @property
     def modes(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from scoreopt_defense._checks import check_choice, check_count, check_flag
+from scoreopt_defense._checks import check_choice, check_count, check_flag, check_sigma
 from scoreopt_defense._half_precision import half_precision
 from scoreopt_defense.gradients import GRADIENTS, Gradient, NoGradient, OneShotGradient
 from scoreopt_defense.settings import Options, Settings, name_of
@@ -16,7 +16,7 @@ from scoreopt_defense.settings import Options, Settings, name_of
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["PER_IMAGE", "PurifierSettings", "check_gradient", "level_of", "modes"]
+__all__ = ["PER_IMAGE", "PurifierSettings", "check_settings", "level_of", "modes"]
 
 #: What ``deterministic`` is where each image of a batch has a fixed draw of its own.
 PER_IMAGE = "per-image"
@@ -128,8 +128,19 @@ def modes(settings: PurifierSettings, *, differentiable: bool) -> tuple[str, ...
     return tuple(name for name, kind in kinds.items() if _needs(kind) in has)
 
 
-def check_gradient(settings: PurifierSettings, *, kind: str, differentiable: bool) -> None:
-    """The gradient mode asks for no more than a purifier of that kind has; see :func:`modes`."""
+def check_settings(
+    settings: PurifierSettings, *, valid: tuple[float, float], kind: str, differentiable: bool
+) -> None:
+    """They fit a denoiser and a purifier.
+
+    Args:
+        valid: what ``sigma`` and ``level``, where there are such, must be within.
+        kind: the purifier's class, of which the gradient mode asks for no more than it has.
+        differentiable: see :func:`modes`.
+    """
+    for name in ("sigma", "level"):
+        if (levels := getattr(settings, name, None)) is not None:
+            check_sigma(levels, valid=valid, name=name)
     needs = _needs(type(settings.gradient))
     if needs not in _has(settings, differentiable):
         why = {

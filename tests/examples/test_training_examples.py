@@ -17,8 +17,8 @@ import torch
 from safetensors import safe_open
 from tolerances import depth_of, rounding
 
-from scoreopt_defense import ScoreOpt, data, pretrained
-from scoreopt_defense.pretrained.networks import TinyResNet, TinyUNet
+from scoreopt_defense import Langevin, MENet, ScoreOpt, data, pretrained
+from scoreopt_defense.pretrained.networks import TinyEnergy, TinyResNet, TinyUNet
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("matplotlib")
@@ -26,10 +26,16 @@ pytest.importorskip("matplotlib")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = {
     "train_denoiser": ["--widths", "4", "6", "--blocks", "1"],
+    "train_ebm": ["--widths", "4", "6"],
+    "train_pixelcnn": ["--width", "4", "--layers", "1"],
+    "train_disco": [
+        *("--classifier", "cifar10-tiny", "--attack-steps", "1"),
+        *("--width", "4", "--blocks", "1", "--hidden", "6"),
+    ],
     "train_classifier": ["--widths", "6", "8", "--stem", "4", "--blocks", "2", "--cutout", "3"],
 }
 every_script = pytest.mark.parametrize("script", SCRIPTS)
-ADVERSARIAL = ["--adversarial", "8/255"]
+ADVERSARIAL, MENET = ["--adversarial", "8/255"], ["--menet", "0.8", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,7 @@ def run(monkeypatch, script, source, out, *options):
         str(source), "--out", str(out), "--images", "56", "--batch", "8", "--holdout", "6",
         "--shift", "1", "--device", "cpu", *SCRIPTS[script], *options,
     ]  # fmt: skip
-    if "--adversarial" in options:
+    if "--adversarial" in options or script == "train_disco":
         pytest.importorskip("torchattacks")
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
@@ -65,7 +71,11 @@ def weights(out):
 
 
 @pytest.mark.parametrize(
-    ("script", "options"), [*((name, []) for name in SCRIPTS), ("train_classifier", ADVERSARIAL)]
+    ("script", "options"),
+    [
+        *((name, []) for name in SCRIPTS),
+        *(("train_classifier", options) for options in (ADVERSARIAL, MENET)),
+    ],
 )
 @pytest.mark.parametrize("stops", [(3,), (1, 2, 6)], ids=str)
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
@@ -120,6 +130,9 @@ OTHER_SETTINGS = [
     ("train_classifier", ["--weight-decay", "0.5"]),
     ("train_classifier", ["--label-smoothing", "0.3"]),
     ("train_classifier", ADVERSARIAL),
+    ("train_classifier", MENET),
+    ("train_ebm", ["--noise", "0.1", "1"]),
+    ("train_disco", ["--eps", "0.1"]),
 ]
 
 
@@ -183,17 +196,24 @@ def test_a_denoiser_of_labels_is_told_one_or_none(archive, tmp_path, monkeypatch
     torch.testing.assert_close(both, torch.stack([told[1][0], told[2][1]]))
 
 
-@every_script
+@pytest.mark.parametrize("script", ["train_denoiser", "train_ebm", "train_classifier"])
 def test_an_exported_network_loads_by_its_place(script, archive, tmp_path, monkeypatch):
     run(monkeypatch, script, archive, tmp_path)
-    kind = script.removeprefix("train_")
-    loaded = getattr(pretrained, kind)(f"file:{tmp_path / kind}.safetensors")
+    (file,) = tmp_path.glob("*.safetensors")
+    kind = "classifier" if script == "train_classifier" else "denoiser"
+    loaded = getattr(pretrained, kind)(f"file:{file}")
     tensors, metadata = weights(tmp_path)
-    network = {"denoiser": TinyUNet, "classifier": TinyResNet}[kind]
+    network = {"denoiser": TinyUNet, "energy": TinyEnergy, "classifier": TinyResNet}[file.stem]
     expected = network(**json.loads(metadata["card"])["config"]).eval()
     expected.load_state_dict(tensors)
     x = torch.rand(2, 3, 8, 8)
-    if kind == "denoiser":
+    if file.stem == "energy":
+        assert (loaded.sigma_range, loaded.channels) == ((0.0, 0.05), 3)
+        leaf = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(expected(leaf).sum(), leaf)
+        got, want = loaded(x, 0.05), x - 0.05**2 * slope
+        assert Langevin(loaded, level=0.05, steps=1)(x).shape == x.shape
+    elif kind == "denoiser":
         assert (loaded.sigma_range, loaded.channels) == ((0.05, 1.0), 3)
         got, want = loaded(x, 0.3), expected(x, torch.full((2,), 0.3))
         assert ScoreOpt(loaded, steps=1, seed=0)(x).shape == x.shape
@@ -376,3 +396,94 @@ def test_cutout_blanks_one_square_about_any_pixel(side):
         assert (span == side).float().mean() == pytest.approx(share, abs=spread)
     assert cut[:, 0].any(0).all()
     assert not x.any()
+
+
+def test_the_multiscale_loss_is_the_error_in_units_of_the_noise():
+    """No slope: all of the noise is left. That of a Gaussian's energy, all noised alike: Wiener's.
+
+    Of images of variance v, noised by sigma, E[x | x_t] leaves v / (v + sigma^2) of the noise's.
+    """
+    from train_ebm import multiscale_loss
+
+    class Energy(torch.nn.Module):
+        sigma = 0.3
+
+        def __init__(self, curvature):
+            super().__init__()
+            self.curvature = curvature
+
+        def forward(self, x):
+            return self.curvature * x.square().sum((1, 2, 3)) / 2
+
+    rng = torch.Generator().manual_seed(0)
+    variance = 0.25
+    x = (variance**0.5 * torch.randn(400, 1, 8, 8, generator=rng) + 1) / 2
+    sigma = torch.full((400,), Energy.sigma)
+    spread = 4 * (2 / x.numel()) ** 0.5
+    best = 1 / (variance + Energy.sigma**2)
+    for curvature, want in ((0.0, 1.0), (best, variance * best)):
+        found = multiscale_loss(Energy(curvature), x, sigma, rng)
+        assert found.item() == pytest.approx(want, abs=spread)
+
+
+def test_what_menets_network_is_trained_on_is_completed_by_menet():
+    from train_classifier import completed
+
+    x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    first, again, other = (
+        completed(x, keep, torch.Generator().manual_seed(1))
+        for keep in ((0.7, 0.7), (0.7, 0.7), (0.9, 0.9))
+    )
+    draws = torch.Generator().manual_seed(1)
+    torch.rand((), generator=draws)
+    seed = int(torch.randint(2**31, (), generator=draws))
+    assert torch.equal(first, MENet(keep=0.7)(x, seed=seed))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_pixel_is_told_of_those_before_it_alone():
+    from train_pixelcnn import PixelCNN
+
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 8, 8, requires_grad=True)
+    logits = PixelCNN(channels=3, width=4, layers=2)(x)
+    assert logits.shape == (1, 256, 3, 8, 8)
+    (slope,) = torch.autograd.grad(logits[0, :, :, 4, 3].sum(), x)
+    before = torch.arange(64).reshape(8, 8) < 4 * 8 + 3
+    assert (slope[0, :, ~before] == 0).all()
+    assert (slope[0, :, 3, 2:5] != 0).all()
+    assert (slope[0, :, 4, 2] != 0).all()
+
+
+@pytest.mark.parametrize("eps", [0, 16])
+def test_pixel_defend_takes_the_likeliest_value_within_eps(eps, archive, tmp_path, monkeypatch):
+    pytest.importorskip("art")
+    from train_pixelcnn import pixel_defend
+
+    run(monkeypatch, "train_pixelcnn", archive, tmp_path)
+    purifier = pixel_defend(tmp_path / "pixelcnn.safetensors", eps=eps)
+    assert purifier.modes == ("bpda",)
+    levels = torch.randint(256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    levels[0, :, 0, :2] = torch.tensor([0, 255])  # where a ball ends at the scale's
+    net = purifier.purification.net
+    every = torch.arange(256).reshape(1, -1, 1, 1, 1)
+    outside = (every - levels[:, None]).abs() > eps
+    want = net(levels / 255).masked_fill(outside, -math.inf).argmax(1)
+    found = purifier(levels / 255)
+    assert torch.equal((255 * found).round().long(), want)
+
+
+def test_disco_is_a_purifier_that_autograd_goes_through(archive, tmp_path, monkeypatch):
+    from train_disco import Disco, disco
+
+    run(monkeypatch, "train_disco", archive, tmp_path)
+    purifier = disco(tmp_path / "disco.safetensors")
+    assert purifier.modes == ("bpda", "exact", "smoothed")
+    tensors, metadata = weights(tmp_path)
+    net = Disco(**json.loads(metadata["card"])["config"])
+    net.load_state_dict(tensors)
+    x = torch.rand(2, 3, 8, 8)
+    # from [0, 1] to [-1, 1] and back, before and after
+    tolerance = rounding(torch.float32, 4 + depth_of(net))
+    torch.testing.assert_close(purifier(x), net(x), rtol=0, atol=tolerance)

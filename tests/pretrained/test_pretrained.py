@@ -86,8 +86,12 @@ def test_an_unknown_name_lists_the_known_ones(load):
 
 
 def test_the_kinds_are_named():
-    assert pretrained.names("denoiser") == ["cifar10-tiny", "mnist-tiny", "mnist-tiny-labelled"]
-    assert pretrained.names("classifier") == ["cifar10-tiny", "cifar10-tiny-at", "mnist-tiny"]
+    assert pretrained.names("denoiser") == [
+        "cifar10-tiny", "mnist-tiny", "mnist-tiny-ebm", "mnist-tiny-labelled",
+    ]  # fmt: skip
+    assert pretrained.names("classifier") == [
+        "cifar10-tiny", "cifar10-tiny-at", "cifar10-tiny-menet", "mnist-tiny",
+    ]  # fmt: skip
     with pytest.raises(ValueError, match=r"kind must be one of \['classifier', 'denoiser'\]"):
         pretrained.names("weights")
 

@@ -13,21 +13,23 @@ from safetensors.torch import save_file
 from training import export
 
 from scoreopt_defense import pretrained
-from scoreopt_defense.pretrained.networks import TinyResNet, TinyUNet
+from scoreopt_defense.pretrained.networks import TinyEnergy, TinyResNet, TinyUNet
 
 UNET = {"channels": 2, "widths": [4, 6], "blocks": 1, "sigma_data": 0.3}
 RESNET = {
     **{"channels": 2, "num_classes": 3, "stem": 4, "widths": [6, 8], "blocks": 1},
     **{"mean": [0.4, 0.6], "std": [0.2, 0.1]},
 }
-NETWORKS = {"denoiser": TinyUNet, "classifier": TinyResNet}
+ENERGY = {"channels": 2, "widths": [4, 6], "blocks": 1, "sigma": 0.3}
+NETWORKS = {"denoiser": TinyUNet, "energy": TinyEnergy, "classifier": TinyResNet}
 LOADERS = {"denoiser": pretrained.denoiser, "classifier": pretrained.classifier}
-every_kind = pytest.mark.parametrize("kind", NETWORKS)
+LOADERS["energy"] = pretrained.denoiser
+every_kind = pytest.mark.parametrize("kind", ["denoiser", "classifier"])
 
 
 def trained(kind: str) -> torch.nn.Module:
     """A network none of whose layers is still zero."""
-    net = NETWORKS[kind](**{"denoiser": UNET, "classifier": RESNET}[kind])
+    net = NETWORKS[kind](**{"denoiser": UNET, "energy": ENERGY, "classifier": RESNET}[kind])
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return net.half().float().eval()  # as exported
@@ -36,6 +38,8 @@ def trained(kind: str) -> torch.nn.Module:
 def card_of(kind: str) -> dict:
     if kind == "denoiser":
         return {"kind": kind, "config": UNET, "sigma_range": [0.1, 2.0], "seed": 0}
+    if kind == "energy":
+        return {"kind": kind, "config": ENERGY, "seed": 0}
     return {"kind": kind, "config": RESNET, "classes": ["a", "b", "c"], "seed": 0}
 
 
@@ -104,6 +108,9 @@ CARDS = [
     ("denoiser", "{", "Expecting"),
     ("denoiser", "[" * 100_000, "recursion"),
     ("denoiser", "1" * 5000, "digits|card must be"),
+    ("energy", with_config("energy", sigma=0), "sigma must be a number above 0"),
+    ("energy", with_config("energy", blocks=2), "not the weights of this TinyEnergy"),
+    ("energy", without("energy", "sigma"), r"missing .*\['sigma'\]"),
     ("classifier", with_config("classifier", num_classes=10**9), "num_classes must be a whole"),
     ("classifier", with_config("classifier", num_classes=4), "not the weights of this TinyResNet"),
     ("classifier", with_config("classifier", mean=[0.5] * 3), "mean must have 1 or 2 values"),
@@ -146,11 +153,16 @@ def test_weights_must_be_exactly_those_of_the_configuration(kind, change, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("kind", "other"), [("denoiser", "classifier"), ("classifier", "denoiser")]
+    ("kind", "other", "loader"),
+    [
+        ("denoiser", "classifier", "classifier"),
+        ("classifier", "denoiser", "denoiser"),
+        ("classifier", "energy", "denoiser"),
+    ],
 )
-def test_the_other_kind_names_the_function_that_loads_it(kind, other, tmp_path):
+def test_the_other_kind_names_the_function_that_loads_it(kind, other, loader, tmp_path):
     path = write(tmp_path / "net.safetensors", other, card_of(other))
-    with pytest.raises(ValueError, match=rf"has a {other}: load it by pretrained\.{other}"):
+    with pytest.raises(ValueError, match=rf"of kind '{other}': load it by pretrained\.{loader}"):
         LOADERS[kind](f"file:{path}")
 
 

@@ -47,9 +47,9 @@ def test_each_mode_it_names_gives_a_gradient_and_each_other_is_refused(name):
             assert found.isfinite().all()
             assert found.abs().max() > 0
         else:
-            with pytest.raises(ValueError, match=rf"gradient='{mode}' needs .*\['bpda'\]"):
+            with pytest.raises(ValueError, match=rf"gradient='{mode}' needs .*\['bpda'"):
                 purifier.with_gradient(mode)
-            with pytest.raises(ValueError, match=rf"gradient='{mode}' needs .*\['bpda'\]"):
+            with pytest.raises(ValueError, match=rf"gradient='{mode}' needs .*\['bpda'"):
                 BASELINES[name](bent(), gradient=mode)
     with pytest.raises(RuntimeError, match=r"set to gradient='none'.*bpda"):
         purifier.with_gradient("none")(x).sum().backward()

@@ -1,0 +1,26 @@
+"""Purifiers of the literature from files that the training scripts of examples/ wrote here.
+
+python examples/train_pixelcnn.py TRAIN --out runs/cifar-pixelcnn
+python examples/train_disco.py TRAIN --out runs/cifar-disco --classifier cifar10-tiny
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from scoreopt_defense import ThirdParty
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+import train_disco
+import train_pixelcnn
+
+
+def pixel_defend() -> ThirdParty:
+    """PixelDefend within 16/255, as its authors have it against attacks of 8/255."""
+    return train_pixelcnn.pixel_defend("runs/cifar-pixelcnn/pixelcnn.safetensors", eps=16)
+
+
+def disco() -> ThirdParty:
+    """DISCO, trained against attacks on the classifier that it stands before."""
+    return train_disco.disco("runs/cifar-disco/disco.safetensors")
