@@ -343,6 +343,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attack_search_long": partial(attack_search, "attack_search_long"),
     "attack_search_80": partial(attack_search, "attack_search_80"),
     "attack_search_grafted": partial(attack_search, "attack_search_grafted"),
+    "attack_search_momentum": partial(attack_search, "attack_search_momentum"),
     "attack_search_lm": partial(attack_search, "attack_search_lm"),
     "attack_search_20_steps": partial(attack_search, "attack_search_20_steps"),
     "half_precision": half_precision,
