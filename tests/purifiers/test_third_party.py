@@ -235,7 +235,7 @@ def test_the_suite_meets_it_with_all_that_can_be_tried(surrogate):
     small = {"suites": {"adaptive": Adaptive(**SMALL)}, "judging": Judging(purifications=2)}
     result = evaluate({"theirs": model}, images(4), batch=4, **small)
     stages = {task.label for task in result.plan.of_suite("adaptive", "theirs", "attack").values()}
-    assert {"transfer PGD", "momentum PGD, bpda", "momentum PGD, exact"} <= stages
+    assert {"transfer PGD", "momentum PGD, bpda", "momentum PGD, exact, longer"} <= stages
     assert ("momentum PGD at the surrogate" in stages) is surrogate
     assert ("momentum PGD, one-shot" in stages) is surrogate
     assert not any("smoothed" in stage for stage in stages)  # there is no optimiser to smooth
