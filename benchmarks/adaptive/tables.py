@@ -168,6 +168,8 @@ def adaptive_momentum() -> str:
     rows = []
     for path in sorted(RESULTS.glob("suite_*_l*.json")):
         name = path.stem.removeprefix("suite_")
+        if not (RESULTS / f"adaptive_{name}.json").exists():
+            continue
         row, _, norm = name.rpartition("_")
         now, before = (results(f"{of}_{name}")["suites"]["adaptive"][row]
                        for of in ("suite", "adaptive"))  # fmt: skip
