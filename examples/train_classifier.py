@@ -144,13 +144,9 @@ def main() -> None:
 
     averaged = train(TinyResNet(**config), images, settings, args, loss_of, measure)
     if averaged is not None:
-        card = {"kind": "classifier", "config": config, "classes": images.classes,
-                "training_images": settings.images, "seed": settings.seed}  # fmt: skip
-        if args.adversarial:
-            card["adversarial"] = args.adversarial
-        if args.menet:
-            card["menet"] = args.menet
-        export(averaged, args.out / "classifier.safetensors", card)
+        trained_on = {"adversarial": args.adversarial, "menet": args.menet}
+        about = {name: value for name, value in trained_on.items() if value}
+        export(averaged, args.out, "classifier", config, settings, classes=images.classes, **about)
 
 
 if __name__ == "__main__":

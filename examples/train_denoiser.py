@@ -83,9 +83,7 @@ def main() -> None:
 
     averaged = train(net, images, settings, args, loss_of, measure)
     if averaged is not None:
-        card = {"kind": "denoiser", "config": config, "sigma_range": args.sigma,
-                "training_images": settings.images, "seed": settings.seed}  # fmt: skip
-        export(averaged, args.out / "denoiser.safetensors", card)
+        export(averaged, args.out, "denoiser", config, settings, sigma_range=args.sigma)
 
 
 if __name__ == "__main__":

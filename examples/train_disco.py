@@ -113,9 +113,8 @@ def main() -> None:
 
     averaged = train(Disco(**config), images, settings, args, loss_of, measure)
     if averaged is not None:
-        card = {"kind": "disco", "config": config, "classifier": args.classifier, "eps": args.eps,
-                "training_images": settings.images, "seed": settings.seed}  # fmt: skip
-        export(averaged, args.out / "disco.safetensors", card)
+        about = {"classifier": args.classifier, "eps": args.eps}
+        export(averaged, args.out, "disco", config, settings, **about)
 
 
 if __name__ == "__main__":

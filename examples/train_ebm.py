@@ -80,9 +80,7 @@ def main() -> None:
 
     averaged = train(TinyEnergy(**config), images, settings, args, loss_of, measure)
     if averaged is not None:
-        card = {"kind": "energy", "config": config, "training_images": settings.images,
-                "seed": settings.seed}  # fmt: skip
-        export(averaged, args.out / "energy.safetensors", card)
+        export(averaged, args.out, "energy", config, settings)
 
 
 if __name__ == "__main__":

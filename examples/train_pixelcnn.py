@@ -139,9 +139,7 @@ def main() -> None:
 
     averaged = train(PixelCNN(**config), images, settings, args, loss_of, measure)
     if averaged is not None:
-        card = {"kind": "pixelcnn", "config": config, "training_images": settings.images,
-                "seed": settings.seed}  # fmt: skip
-        export(averaged, args.out / "pixelcnn.safetensors", card)
+        export(averaged, args.out, "pixelcnn", config, settings)
 
 
 if __name__ == "__main__":

@@ -171,13 +171,25 @@ def train(
     return averaged if stop == steps else None
 
 
-def export(model: nn.Module, path: Path, card: dict[str, object]) -> None:
-    """Write half-precision weights as safetensors with ``card`` as JSON in its header."""
+def export(
+    model: nn.Module, out: Path, kind: str, config: dict[str, object], settings: Settings,
+    **about: object,
+) -> None:  # fmt: skip
+    """Write half-precision weights to ``out/<kind>.safetensors``, a card as JSON in its header.
+
+    Args:
+        config: what the network was made with.
+        about: what else the card has.
+    """
+    card = {"kind": kind, "config": config, "training_images": settings.images,
+            "seed": settings.seed} | about  # fmt: skip
     weights = {
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for name, value in model.state_dict().items()
     }
-    save_file(weights, path, metadata={"card": json.dumps(card, sort_keys=True)})
+    save_file(
+        weights, out / f"{kind}.safetensors", metadata={"card": json.dumps(card, sort_keys=True)}
+    )
 
 
 def load(file: str | Path, network: Callable[..., nn.Module]) -> nn.Module:
