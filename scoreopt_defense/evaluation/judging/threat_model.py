@@ -22,6 +22,7 @@ __all__ = [
     "named_bound",
     "norm_of",
     "reaches",
+    "threat_of",
     "usual_eps",
 ]
 
@@ -149,6 +150,11 @@ def usual_eps(norm: object, shape: Sequence[int] = ()) -> float | None:
         0.3
     """
     return _USUAL[tuple(shape) == (1, 28, 28)].get(str(norm))
+
+
+def threat_of(norm: str, eps: float | None, x: Tensor) -> dict[str, Any]:
+    """What attacks on such images are made with; without an eps, the :func:`usual_eps`."""
+    return {"norm": norm, "eps": usual_eps(norm, x.shape[1:]) if eps is None else eps}
 
 
 def named_bound(attack: Any) -> tuple[str, float] | None:

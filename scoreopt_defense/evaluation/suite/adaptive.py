@@ -15,7 +15,7 @@ from scoreopt_defense.attacks.bounded import LARGEST
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging.asking import answer, answers
 from scoreopt_defense.evaluation.judging.fresh import placed
-from scoreopt_defense.evaluation.judging.threat_model import usual_eps
+from scoreopt_defense.evaluation.judging.threat_model import threat_of
 from scoreopt_defense.evaluation.plan.tasks import (
     CLEAN,
     Attack,
@@ -115,8 +115,7 @@ class Adaptive(Settings, Suite):
         """See :class:`~scoreopt_defense.evaluation.plan.tasks.Suite`."""
         check_reachable(model)
         is_random = _is_random(model, x) if self.random is None else self.random
-        eps = usual_eps(self.norm, x.shape[1:]) if self.eps is None else self.eps
-        threat: dict[str, Any] = {"norm": self.norm, "eps": eps}
+        threat = threat_of(self.norm, self.eps, x)
         budget = _Budget(self, threat, model, is_random, _classes(model, x))
         tasks: dict[str, Task] = {
             "no attack": Attack(attack=Clean(), confirm=self.confirm, draws=CLEAN)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scoreopt_defense._checks import check_choice, check_count, check_positive
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging.asking import answer
-from scoreopt_defense.evaluation.judging.threat_model import usual_eps
+from scoreopt_defense.evaluation.judging.threat_model import threat_of
 from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Judge, Suite, Task, Worst
 from scoreopt_defense.evaluation.record.statistics import majority
 from scoreopt_defense.evaluation.suite.probes import check_reachable, gradient_modes
@@ -108,8 +108,7 @@ class EveryGradient(Settings, Suite):
         """See :class:`~scoreopt_defense.evaluation.plan.tasks.Suite`."""
         check_reachable(model)
         library = importlib.import_module("scoreopt_defense.attacks")
-        eps = usual_eps(self.norm, x.shape[1:]) if self.eps is None else self.eps
-        threat: dict[str, Any] = {"norm": self.norm, "eps": eps}
+        threat = threat_of(self.norm, self.eps, x)
         tasks: dict[str, Task] = {"no attack": Attack(attack=Clean())}
         for shown in _gradients(model):
             tasks[shown] = Attack(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from scoreopt_defense._checks import check_choice, check_count, check_positive
 from scoreopt_defense.attacks.bounded import LARGEST
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.evaluation.judging.threat_model import usual_eps
+from scoreopt_defense.evaluation.judging.threat_model import threat_of
 from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Judge, Probe, Suite, Task, Worst
 from scoreopt_defense.evaluation.suite.probes import (
     Bare,
@@ -73,11 +73,10 @@ class Quick(Settings, Suite):
         """See :class:`~scoreopt_defense.evaluation.plan.tasks.Suite`."""
         check_reachable(model)
         library = importlib.import_module("scoreopt_defense.attacks")
-        eps = usual_eps(self.norm, x.shape[1:]) if self.eps is None else self.eps
-        threat: dict[str, Any] = {"norm": self.norm, "eps": eps}
+        threat = threat_of(self.norm, self.eps, x)
         shared = threat | {"autocast": self.autocast}
         best = strongest_mode(model)
-        transfer = library.attack(f"transfer-pgd-{self.norm}", eps=eps)
+        transfer = library.attack(f"transfer-pgd-{self.norm}", eps=threat["eps"])
         attacks: dict[str, Any] = {}
         if isinstance(model, DefendedModel):
             attacks["transfer PGD"] = transfer
