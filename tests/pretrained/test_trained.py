@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from training import export
+from training import Settings, export
 
 from scoreopt_defense import pretrained
 from scoreopt_defense.pretrained.networks import TinyEnergy, TinyResNet, TinyUNet
@@ -43,12 +43,23 @@ def card_of(kind: str) -> dict:
     return {"kind": kind, "config": RESNET, "classes": ["a", "b", "c"], "seed": 0}
 
 
+def exported(kind: str, out: Path) -> torch.nn.Module:
+    """What a training script writes to ``out``, of a network of ``trained``."""
+    net, card = trained(kind), card_of(kind)
+    settings = Settings(
+        **{"source": "mnist", "init": None, "holdout": 0, "images": 1, "batch": 1, "lr": 0.1},
+        **{"weight_decay": 0.0, "ema": 0.9, "flip": False, "shift": 0, "cutout": 0},
+        **{"precision": "float32", "seed": card.pop("seed")},
+    )
+    export(net, out, card.pop("kind"), card.pop("config"), settings, **card)
+    return net
+
+
 @every_kind
 def test_what_was_exported_is_what_loads(kind, tmp_path):
-    net = trained(kind)
-    export(net, tmp_path / "net.safetensors", card_of(kind))
+    net = exported(kind, tmp_path)
     state = torch.random.get_rng_state()
-    loaded = LOADERS[kind](f"file:{tmp_path / 'net.safetensors'}")
+    loaded = LOADERS[kind](f"file:{tmp_path / f'{kind}.safetensors'}")
     assert torch.equal(state, torch.random.get_rng_state())
     assert not any(module.training for module in loaded.modules())
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
@@ -168,8 +179,8 @@ def test_the_other_kind_names_the_function_that_loads_it(kind, other, loader, tm
 
 @every_kind
 def test_files_of_other_things_are_a_plain_error(kind, tmp_path):
-    export(trained(kind), tmp_path / "net.safetensors", card_of(kind))
-    whole = (tmp_path / "net.safetensors").read_bytes()
+    exported(kind, tmp_path)
+    whole = (tmp_path / f"{kind}.safetensors").read_bytes()
     save_file({"a": torch.zeros(1)}, tmp_path / "other")
     torch.save({"averaged": trained(kind).state_dict()}, tmp_path / "checkpoint.pt")
     for name, content in {
