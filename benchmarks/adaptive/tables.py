@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks.common.results_file import RESULTS
-from benchmarks.common.table_text import budget, less, markdown, percent, points, results, shares
+from benchmarks.common.table_text import less, markdown, percent, points, results, shares
 from benchmarks.speed.frontier import point_of
 from scoreopt_defense.data.choosing import drawn
+from scoreopt_defense.evaluation.record.differences import Difference
 from scoreopt_defense.evaluation.record.statistics import proportion
 
 _TEST_IMAGES = 5000  # of the JPEG re-encoding
@@ -40,14 +41,31 @@ ROWS = {
     "pixeldefend": "PixelDefend",
     "disco": "DISCO",
 }
+#: Rows that answer the same image alike.
+DETERMINISTIC = {
+    *("undefended", "adversarial-training", "resnet"), *("pursamere", "pixeldefend", "disco"),
+}  # fmt: skip
+
+
+def measured(name: str, suites: Sequence[str] = ("suite", "adaptive")) -> dict[str, Any] | None:
+    """What the adaptive suite left of ``<row>_<norm>``: as it is, else as it was before."""
+    there = (of for of in suites if (RESULTS / f"{of}_{name}.json").exists())
+    of = next(there, None)
+    return results(f"{of}_{name}") if of else None
+
+
+def suite_of(name: str, suites: Sequence[str] = ("suite", "adaptive")) -> dict[str, Any] | None:
+    """The suite's own part of what was :func:`measured`."""
+    export = measured(name, suites)
+    return export and export["suites"]["adaptive"][name.partition("_")[0]]
 
 
 def _adaptive(norm: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """What was measured in a norm: the row's name, its export, and its suite's part of that."""
     found = []
     for row, name in ROWS.items():
-        if (RESULTS / f"adaptive_{row}_{norm}.json").exists():
-            export = results(f"adaptive_{row}_{norm}")
+        if (RESULTS / f"suite_{row}_{norm}.json").exists():
+            export = results(f"suite_{row}_{norm}")
             found.append((name, export, export["suites"]["adaptive"][row]))
     return found
 
@@ -58,12 +76,6 @@ def clean(export: dict[str, Any]) -> dict[str, float]:
     return clean
 
 
-def _budget(export: dict[str, Any]) -> str:
-    """Steps and samples of a row's attacks by gradients."""
-    attacks = export["plan"]["attacks"]
-    return budget(next(attacks[a] for a in attacks if a.startswith("adaptive/APGD")))
-
-
 def _worst_cases(norm: str) -> str:
     rows = []
     for name, export, suite in _adaptive(norm):
@@ -71,10 +83,10 @@ def _worst_cases(norm: str) -> str:
         rows.append(
             [name, percent(clean(export)), f"**{percent(suite['accuracy'])}**",
              percent(suite["majority"]), f"{100 * again['value']:.1f}", suite["checks"],
-             _budget(export)]
+             f"{_calls(suite):,.0f}"]
         )  # fmt: skip
     head = ["defence", "clean, %", "robust, %", "majority, %", "right 8 times, %", "checks",
-            "steps x samples"]  # fmt: skip
+            "calls of the denoiser"]  # fmt: skip
     return markdown(head, rows)
 
 
@@ -106,61 +118,29 @@ def adaptive_pairs() -> str:
     return markdown(["defence", "norm", *(f"less {other}" for other in COMPARED)], rows)
 
 
-def adaptive_budgets() -> str:
-    """What more samples took, of the rows that were run at fewer of them before."""
-    rows = []
-    for norm, said in NORMS.items():
-        for name, export, suite in _adaptive(norm):
-            (row,) = export["suites"]["adaptive"]
-            for path in sorted(RESULTS.glob(f"adaptive_{row}_{norm}_*x*.json")):
-                before = results(path.stem)["suites"]["adaptive"][row]
-                both = "right" in before and "right" in suite
-                rows.append(
-                    [name, said, path.stem.rpartition("_")[2].replace("x", " x "),
-                     percent(before["accuracy"]), _budget(export), percent(suite["accuracy"]),
-                     points(less(suite, before)) if both else "-"]
-                )  # fmt: skip
-    return markdown(
-        ["defence", "norm", "steps x samples", "robust, %", "then", "robust, %", "points"], rows
-    )
-
-
-def adaptive_confirmed() -> str:
-    """What it takes that an image leaves the queue by more purifications than it is judged by."""
-    rows = []
-    for path in sorted(RESULTS.glob("adaptive_*-confirmed.json")):
-        export, before = (results(n) for n in (path.stem, path.stem.removesuffix("-confirmed")))
-        (row,) = export["suites"]["adaptive"]
-        suite, alone = (of["suites"]["adaptive"][row] for of in (export, before))
-        said = next(said for norm, said in NORMS.items() if f"_{norm}" in path.stem)
-        rows.append(
-            [ROWS[row], said, _budget(export), str(suite["accuracy"]["n"]),
-             percent(alone["accuracy"]), percent(suite["accuracy"]), points(less(suite, alone))]
-        )  # fmt: skip
-    return markdown(
-        ["defence", "norm", "steps x samples", "images", "after 8, %", "after 8 and 32 more, %",
-         "points"], rows,
-    )  # fmt: skip
-
-
 def adaptive_stages() -> str:
-    """What each stage of the suite before momentum took, over all rows of random defences."""
+    """What each stage of the suite took, over all rows of random defences."""
+    return _stages("suite_*_l*.json")
+
+
+def adaptive_stages_before() -> str:
+    """Likewise of the suite before it was one of momentum."""
+    return _stages("adaptive_*.json")
+
+
+def _stages(files: str) -> str:
     found: dict[str, Counter[str]] = defaultdict(Counter)
-    for path in RESULTS.glob("adaptive_*.json"):
-        for suite in results(path.stem)["suites"]["adaptive"].values():
-            for stage in suite["stages"] if _is_random(suite) else ():
+    for path in RESULTS.glob(files):
+        for row, suite in results(path.stem)["suites"]["adaptive"].items():
+            for stage in suite["stages"] if row not in DETERMINISTIC else ():
                 label = stage["attack"].rpartition("/")[2]
                 found[label] += Counter({n: stage[n] for n in ("tried", "taken", "alone")})
     rows = [
         [label, *(f"{count[n]:,}" for n in ("tried", "taken", "alone"))]
         for label, count in sorted(found.items(), key=lambda item: -item[1]["taken"])
-        if label != "clean"
+        if label not in ("clean", "no attack")
     ]
     return markdown(["attack", "images met", "taken", "by it alone"], rows)
-
-
-def _is_random(suite: dict[str, Any]) -> bool:
-    return any("+EOT" in stage["attack"] for stage in suite["stages"])
 
 
 def adaptive_momentum() -> str:
@@ -173,22 +153,33 @@ def adaptive_momentum() -> str:
         row, _, norm = name.rpartition("_")
         now, before = (results(f"{of}_{name}")["suites"]["adaptive"][row]
                        for of in ("suite", "adaptive"))  # fmt: skip
-        paired = _restricted(before, len(now["right"].split()))
+        same = _restricted(before, len(now["right"].split()))
         rows.append(
-            [ROWS[row], NORMS[norm], percent(_accuracy(paired)), f"{_calls(before):,.0f}",
-             f"**{percent(now['accuracy'])}**", f"{_calls(now):,.0f}", points(less(now, paired))]
+            [ROWS[row], NORMS[norm], percent(_accuracy(same)), f"{_calls(before):,.0f}",
+             f"**{percent(now['accuracy'])}**", f"{_calls(now):,.0f}", points(less(now, same))]
         )  # fmt: skip
     head = ["defence", "norm", "before, %", "calls", "now, %", "calls", "points"]
     return markdown(head, rows)
 
 
-def _restricted(suite: dict[str, Any], count: int) -> dict[str, Any]:
+def paired(a: dict[str, Any], b: dict[str, Any]) -> Difference | None:
+    """One less another over the images of the fewer, which the more met too; None without records.
+
+    Both are of images drawn by seed 0.
+    """
+    if "right" not in a or "right" not in b:
+        return None
+    count = min(len(of["right"].split()) for of in (a, b))
+    return less(_restricted(a, count), _restricted(b, count))
+
+
+def _restricted(of: dict[str, Any], count: int) -> dict[str, Any]:
     """Its first so many images as they were drawn, of 5,000 by seed 0, in order of their index."""
-    right = suite["right"].split()
+    right = of["right"].split()
     order = np.sort(drawn(_TEST_IMAGES, len(right), 0)).searchsorted(
         np.sort(drawn(_TEST_IMAGES, count, 0))
     )
-    return suite | {"right": " ".join(right[place] for place in order)}
+    return of | {"right": " ".join(right[place] for place in order)}
 
 
 def _accuracy(suite: dict[str, Any]) -> dict[str, float]:
@@ -285,8 +276,8 @@ def decomposition() -> str:
 ADAPTIVE_TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
-        adaptive_linf, adaptive_l2, adaptive_pairs, adaptive_budgets, adaptive_confirmed,
-        adaptive_stages, adaptive_momentum, adaptive_found_by, adaptive_failed, frontier_presets,
+        adaptive_linf, adaptive_l2, adaptive_pairs, adaptive_stages, adaptive_stages_before,
+        adaptive_momentum, adaptive_found_by, adaptive_failed, frontier_presets,
         decomposition,
     )
 }  # fmt: skip

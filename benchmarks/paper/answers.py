@@ -7,8 +7,9 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from benchmarks.adaptive.tables import ROWS, clean
-from benchmarks.common.table_text import less, markdown, points, results
+from benchmarks.adaptive.tables import ROWS, clean, paired, suite_of
+from benchmarks.adaptive.tables import measured as left
+from benchmarks.common.table_text import markdown, points
 from benchmarks.paper.cells import Row, rows, specification
 from benchmarks.paper.cost import downloads, hours
 from benchmarks.paper.drawing import (
@@ -19,8 +20,6 @@ from benchmarks.paper.drawing import (
     measured,
     percent,
     slopes,
-    suite_of,
-    worst_case,
 )
 from scoreopt_defense.evaluation.record.differences import Difference
 
@@ -65,7 +64,7 @@ def _headline(table: str) -> list[str]:
     said = printed + ("" if printed and "%" in printed else " %") if printed else spec["claim"]
     cell = row.cells[column]
     written = measured(table, "cpu")
-    ours, worst = keyed(written).get(cell.key), worst_case(cell, written["worst"])
+    ours, worst = keyed(written).get(cell.key), cell.worst and suite_of(cell.worst)
     return [
         f"{name}: {column}", said,
         percent(ours["accuracy"]) + " %" if ours else NOT_YET,
@@ -94,11 +93,13 @@ def verdict_rows() -> list[tuple[Any, ...]]:
     ours = keyed(written)
     for row in rows("table01", "cpu"):
         cell = row.cells.get("robust")
-        worst = worst_case(cell, written["worst"]) if cell else None
-        if cell and cell.worst and worst and "difference" in worst:
-            alone = clean(results(f"adaptive_{cell.worst}"))
-            shares = alone, ours[cell.key]["accuracy"], worst["accuracy"]
-            found.append((ROWS[cell.worst.rpartition("_")[0]], *shares, worst["difference"]))
+        export = left(cell.worst) if cell and cell.worst else None
+        if cell is None or export is None or cell.key not in ours:
+            continue
+        worst, bpda = suite_of(str(cell.worst)), ours[cell.key]
+        if worst and (gap := paired(bpda, worst)):
+            shares = clean(export), bpda["accuracy"], worst["accuracy"]
+            found.append((ROWS[str(cell.worst).rpartition("_")[0]], *shares, gap))
     return sorted(found, key=lambda row: -row[3]["value"])
 
 
@@ -157,30 +158,34 @@ def _gap(
 ) -> Difference | None:
     """One (table, row, column) less another; None until both are measured.
 
-    Of the worst cases that stand beside the two, if so asked.
+    Of the worst cases that stand beside the two, if so asked: by one suite, as it is if that met
+    both.
     """
-    return _between(_measured(*a, group, worst=worst), _measured(*b, group, worst=worst))
+    if not worst:
+        return _between(_figures(*a, group), _figures(*b, group))
+    cells = [_row(table, name, group).cells[column] for table, name, column in (a, b)]
+    for suite in ("suite", "adaptive"):
+        found = [suite_of(str(cell.worst), [suite]) for cell in cells]
+        if all(found):
+            return _between(*found)
+    return None
 
 
-def _measured(
-    table: str, name: str, column: str, group: str, *, worst: bool = False
-) -> dict[str, Any] | None:
-    """What is written of a cell, or of the worst case beside it, if images can be paired by it."""
-    cell, written = _row(table, name, group).cells[column], measured(table, "cpu")
-    key = f"{cell.worst}|{cell.attack}"
-    found = written["worst"].get(key) if worst else keyed(written).get(cell.key)
-    return found if found and "right" in found and found["accuracy"] else None
+def _figures(table: str, name: str, column: str, group: str = "") -> dict[str, Any] | None:
+    """What is written of a cell."""
+    return keyed(measured(table, "cpu")).get(_row(table, name, group).cells[column].key)
 
 
 def _between(a: dict[str, Any] | None, b: dict[str, Any] | None) -> Difference | None:
-    return None if a is None or b is None else less(a, b)
+    return paired(a, b) if a and b and a["accuracy"] and b["accuracy"] else None
 
 
 def _at(name: str, row: str, other: str) -> Difference | None:
     """A row of the adaptive benchmark less another, both at one budget, in l-infinity."""
 
     def suite(row: str) -> dict[str, Any] | None:
-        return suite_of(f"{row}_linf-at-{name}") or suite_of(f"{row}_linf")
+        before = ["adaptive"]
+        return suite_of(f"{row}_linf-at-{name}", before) or suite_of(f"{row}_linf", before)
 
     return _between(suite(row), suite(other))
 
@@ -258,7 +263,7 @@ def _replicates() -> Lines:
             ends = ((table, f"{curve}, replicates {n}", "robust") for n in (most, 1))
             yield f"{_short(table)}, {curve}: {most} replicates less 1", _gap(*ends)
     ten = "table02", "Diffusion-based purification, steps 10", "robust"
-    gap = _between(_measured(*ten, ""), _measured(*ten, "1 replicate"))
+    gap = _between(*(_figures(*ten, group) for group in ("", "1 replicate")))
     yield "Table 2, DiffPure of 10 steps: 4 replicates, votes of 50, less 1, votes of 10", gap
 
 

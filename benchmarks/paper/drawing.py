@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from benchmarks.adaptive.tables import paired, suite_of
 from benchmarks.common import table_text
 from benchmarks.common.results_file import RESULTS
 from benchmarks.common.table_text import markdown, points
 from benchmarks.common.timing import slope
-from benchmarks.paper.cells import Cell, Row, rows, specification
+from benchmarks.paper.cells import Row, rows, specification
 from scoreopt_defense._optional import optional
 
 NOT_YET, NOT_RUN = "not run yet", "not run"
@@ -21,7 +22,7 @@ WORST = "worst case"
 def measured(table: str, scale: str) -> dict[str, Any]:
     """What was exported of a table; no cells if nothing was."""
     path = RESULTS / f"paper_{table}_{scale}.json"
-    nothing: dict[str, Any] = {"cells": [], "worst": {}, "rows": []}
+    nothing: dict[str, Any] = {"cells": [], "rows": []}
     return nothing | (json.loads(path.read_text()) if path.exists() else {})
 
 
@@ -40,7 +41,7 @@ def table(name: str, scale: str = "cpu") -> str:
     if spec.get("kind") == "timing":
         return _timing(name, scale)
     written = measured(name, scale)
-    found, worst = keyed(written), written["worst"]
+    found = keyed(written)
     every, columns = rows(name, scale), list(spec["columns"])
     has_group = any(row.group for row in every)
     printed = [c for c in columns if any(row.published.get(c) for row in every)]
@@ -55,7 +56,7 @@ def table(name: str, scale: str = "cpu") -> str:
         for column in columns:
             line.append(_cell(spec, row, column, found))
             if column in beside:
-                line += _beside(row, column, found, worst)
+                line += _beside(row, column, found)
         lines.append(line)
     return markdown(head, lines)
 
@@ -82,37 +83,20 @@ def _ours(
     return found.get(cell.key) if cell else None
 
 
-def _beside(
-    row: Row, column: str, found: Mapping[tuple[str, str], dict[str, Any]],
-    worst: Mapping[str, Any],
-) -> list[str]:  # fmt: skip
+def _beside(row: Row, column: str, found: Mapping[tuple[str, str], dict[str, Any]]) -> list[str]:
     """The adaptive suite's figure of the same defence, and ours less it."""
     cell = row.cells.get(column)
     if cell is None or cell.worst is None:
         return ["-", "-"]
-    about = worst_case(cell, worst)
+    about, ours = suite_of(cell.worst), _ours(row, column, found)
     if about is None:
         return [NOT_YET, NOT_YET]
-    ours = _ours(row, column, found)
     if ours is None or ours["accuracy"] is None:
         return [percent(about["accuracy"]), NOT_YET]
-    if "difference" in about:
-        return [percent(about["accuracy"]), points(about["difference"])]
-    gap = 100 * (ours["accuracy"]["value"] - about["accuracy"]["value"])
-    return [percent(about["accuracy"]), f"{gap:+.1f}"]
-
-
-def worst_case(cell: Cell, worst: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What was exported beside a cell; else the adaptive benchmark's own file, unpaired."""
-    return worst.get(f"{cell.worst}|{cell.attack}") or suite_of(cell.worst)
-
-
-def suite_of(worst: str | None) -> dict[str, Any] | None:
-    """A worst case of the adaptive benchmark's own, by its file's name."""
-    path = RESULTS / f"adaptive_{worst}.json"
-    if worst is None or not path.exists():
-        return None
-    return json.loads(path.read_text())["suites"]["adaptive"][worst.rpartition("_")[0]]
+    if gap := paired(ours, about):
+        return [percent(about["accuracy"]), points(gap)]
+    unpaired = 100 * (ours["accuracy"]["value"] - about["accuracy"]["value"])
+    return [percent(about["accuracy"]), f"{unpaired:+.1f}"]
 
 
 def budgets(name: str, scale: str = "cpu") -> str:

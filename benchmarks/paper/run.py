@@ -16,20 +16,17 @@ for it takes ten times as long for it as for float32: say ``--float32`` there.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import precision
-from benchmarks.common.results_file import RESULTS, rounded, write
-from benchmarks.common.table_text import less
+from benchmarks.common.results_file import write
 from benchmarks.paper import drawing as paper_drawing
 from benchmarks.paper import timing as paper_timing
 from benchmarks.paper.cells import SCALES, TABLES, Cell, cells, specification
-from scoreopt_defense import data, pretrained
+from scoreopt_defense import pretrained
 from scoreopt_defense._memory import keep_freed_memory
 from scoreopt_defense.evaluation.evaluate import evaluate_plan
 from scoreopt_defense.evaluation.record.export import right_counts
@@ -78,7 +75,7 @@ def _view(scale: str, cell: Cell) -> str:
 
 
 def export(table: str, args: argparse.Namespace) -> Path:
-    """Write what is recorded of a table's cells, and the adaptive benchmark's figures beside.
+    """Write what is recorded of a table's cells.
 
     Raises:
         SystemExit: if that is nothing: a file of it would say that the table was run.
@@ -87,7 +84,7 @@ def export(table: str, args: argparse.Namespace) -> Path:
     record = Store(args.runs) if (args.runs / RECORD).exists() else Store()
     views = record.views()
     plan: dict[str, dict[str, Any]] = {part: {} for part in known}
-    found, worst = [], {}
+    found = []
     for cell in cells(table, args.scale, **_settings(args)):
         part = "defences" if _ships(cell) else "others"
         figures = exported.get(cell.key)
@@ -104,14 +101,12 @@ def export(table: str, args: argparse.Namespace) -> Path:
         plan[part][cell.defence] = known[part][cell.defence]
         plan["attacks"][cell.attack] = dict(known["attacks"][cell.attack])
         plan["attacks"][cell.attack].pop("autocast", None)  # each cell has its own precision
-        if cell.worst and (beside := _worst(cell, figures, args.source)):
-            worst[f"{cell.worst}|{cell.attack}"] = beside
     record.close()
     if not found:
         raise SystemExit(f"nothing of {table} is recorded in {args.runs}")
     return write(
         f"paper_{table}_{args.scale}", table=table, scale=args.scale, plan=plan,
-        cells=found, worst=worst,
+        cells=found,
     )  # fmt: skip
 
 
@@ -162,34 +157,6 @@ def _criterion(judging: Mapping[str, Any]) -> dict[str, Any]:
     criterion = named.pop("name")
     of_steps = {} if criterion == "final" else {"criterion": criterion, **named}
     return {"purifications": judging["purifications"], **of_steps}
-
-
-def _worst(cell: Cell, figures: dict[str, Any], source: str | None) -> dict[str, Any] | None:
-    """The adaptive benchmark's figure of the same defence, and ours less it.
-
-    Over the images that both met where those and its record are at hand, ``right`` being of the
-    cell's images; else of means over each's own.
-    """
-    file = RESULTS / f"adaptive_{cell.worst}.json"
-    if not file.exists():
-        return None
-    written = json.loads(file.read_text())
-    suite = written["suites"]["adaptive"][str(cell.worst).rpartition("_")[0]]
-    about = {"accuracy": suite["accuracy"], "checks": suite["checks"]}
-    if source and "right" in suite:
-        counts = suite["right"].split()
-        met = dict(zip(_pixels(source, len(counts)), counts))
-        right = [met.get(image, "-") for image in _pixels(source, cell.images)]
-        if figures["accuracy"] and suite["accuracy"] and set(right) != {"-"}:
-            about |= {"of": suite["of"], "right": " ".join(right)}
-            about["difference"] = rounded(less(figures, about))
-    return about
-
-
-@cache
-def _pixels(source: str, images: int) -> list[bytes]:
-    """Each image that a run of so many meets, to know it by."""
-    return [image.numpy().tobytes() for image in data.load(source, n=images, order="index").x]
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -18,6 +18,7 @@ pytest.importorskip("pydantic")
 pytest.importorskip("torchattacks")
 
 from benchmarks.adaptive.run import LITERATURE, MAIN, ROWS, changed
+from benchmarks.adaptive.tables import paired
 from benchmarks.common import results_file
 from benchmarks.common.table_text import less, shares
 from benchmarks.paper import cells as paper_cells
@@ -28,6 +29,7 @@ from benchmarks.paper import run as paper_tables
 from benchmarks.paper import timing as paper_timing
 from benchmarks.paper.cells import SCALES, TABLES, cells, rows, specification
 from scoreopt_defense import Fitted, data
+from scoreopt_defense.data.choosing import drawn
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.evaluation import Store, named
 from scoreopt_defense.evaluation import config as configuration
@@ -157,7 +159,7 @@ def small(tmp_path, monkeypatch):
     scale = SCALES["paper"]
     changed = {"images": (2, 2), "trials": (1, 1), "confirm": 2, "rest": {}, "budgets": SHORT}
     monkeypatch.setitem(SCALES, "paper", dataclasses.replace(scale, **changed))
-    for module in (results_file, paper_tables, paper_drawing):
+    for module in (results_file, paper_drawing):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     return tmp_path
 
@@ -275,33 +277,17 @@ def test_attacks_compute_in_float32_where_that_is_said(scale):
         assert all("autocast" not in section for section in cell.attacks.values())
 
 
-def test_a_worst_case_is_paired_over_the_images_that_both_met(tmp_path, monkeypatch):
-    """A cell's images are some of the adaptive benchmark's, in an order of their own."""
-    monkeypatch.setattr(paper_tables, "RESULTS", tmp_path)
-    suite = {"accuracy": {"value": 0.5}, "checks": "passed", "of": 2, "right": "2 1 0 1"}
-    written = {"suites": {"adaptive": {"scoreopt-n": suite}}}
-    (tmp_path / "adaptive_scoreopt-n_linf.json").write_text(json.dumps(written))
-    images = {4: [0.0, 0.1, 0.2, 0.3], 3: [0.2, 0.9, 0.0], 2: [0.2, 0.0], 1: [0.9]}
-
-    def load(source, n, order):
-        x = torch.tensor(images[n]).reshape(-1, 1, 1, 1)
-        return data.Images(x, torch.zeros(n, dtype=torch.long), ("one",))
-
-    monkeypatch.setattr(paper_tables.data, "load", load)
-    (cell, *_) = (c for c in cells("table01", "cpu", images=2) if c.worst == "scoreopt-n_linf")
-    figures = {"right": "4 4", "of": 4, "accuracy": {"value": 1.0}}
-    about = paper_tables._worst(cell, figures, "images")
-    assert about["right"] == "0 2"
-    assert about["difference"]["value"] == 0.5
-    more = dataclasses.replace(cell, images=3)  # of which it met two
-    about = paper_tables._worst(more, figures | {"right": "4 1 2"}, "images")
-    assert about["right"] == "0 - 2"
-    assert about["difference"]["value"] == 0.25
-    alone = dataclasses.replace(cell, images=1)  # one that the benchmark did not meet
-    assert "difference" not in paper_tables._worst(alone, figures | {"right": "4"}, "images")
-    failed = figures | {"right": "4 -", "accuracy": None}
-    assert "difference" not in paper_tables._worst(cell, failed, "images")
-    assert "difference" not in paper_tables._worst(cell, figures, None)
+def test_a_worst_case_is_paired_over_the_images_that_both_met():
+    """Fewer images are the first ones drawn, in the order of their index like the more."""
+    more, fewer = (drawn(5000, n, 0).tolist() for n in (4, 2))
+    right = dict(zip(more, (2, 1, 0, 1), strict=True))
+    suite = {"right": " ".join(str(right[i]) for i in sorted(more)), "of": 2}
+    cell = {"right": " ".join("4" for _ in fewer), "of": 4}
+    assert fewer == more[:2]
+    assert paired(cell, suite).value == 1 - (2 + 1) / 4
+    assert paired(suite, cell).value == (2 + 1) / 4 - 1
+    assert paired(suite, suite).value == 0
+    assert paired(cell, {"accuracy": {"value": 0.5}}) is None
 
 
 @pytest.mark.parametrize("table", ["table07", "table08", "table11", "table12", "figure3"])
@@ -386,11 +372,12 @@ def test_a_row_shows_the_clean_accuracy_of_its_own_run(tmp_path, monkeypatch):
     monkeypatch.setattr(results_file, "RESULTS", tmp_path)
     runs = list(dict.fromkeys(cell.run for cell in cells("table11", "cpu")))
     shown = {run: f"{11 + place}.0" for place, run in enumerate(runs)}
-    results_file.write("paper_table11_cpu", worst={}, cells=[
+    results_file.write("paper_table11_cpu", cells=[
         {"run": cell.run, "defence": cell.defence, "attack": cell.attack,
          "accuracy": {"value": float(shown[cell.run]) / 100, "low": 0.0, "high": 1.0}}
         for cell in cells("table11", "cpu")
     ])  # fmt: skip
     _, _, *lines = paper_drawing.table("table11", "cpu").splitlines()
     for row, line in zip(rows("table11", "cpu"), lines, strict=True):
-        assert not row.cells or line.count(shown[row.cells["standard"].run]) == len(row.cells)
+        of_run = shown[row.cells["standard"].run] if row.cells else "-"
+        assert not row.cells or line.count(f"| {of_run} (") == len(row.cells)
