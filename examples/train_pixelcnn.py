@@ -102,7 +102,7 @@ class PixelDefence(nn.Module):
             def get_activations(_, *args: object, **kwargs: object) -> np.ndarray:
                 with torch.no_grad():
                     logits = self.net((levels / (LEVELS - 1)).to(x))
-                return logits.softmax(1).movedim(1, -1).flatten(1).cpu().numpy()
+                return logits.float().softmax(1).movedim(1, -1).flatten(1).cpu().numpy()
 
         estimator = Distributions(self.net, None, tuple(x.shape[1:]), LEVELS, device_type="cpu")
         defence = preprocessors.PixelDefend(eps=self.eps, pixel_cnn=estimator)
