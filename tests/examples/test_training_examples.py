@@ -472,6 +472,9 @@ def test_pixel_defend_takes_the_likeliest_value_within_eps(eps, archive, tmp_pat
     want = net(levels / 255).masked_fill(outside, -math.inf).argmax(1)
     found = purifier(levels / 255)
     assert torch.equal((255 * found).round().long(), want)
+    with torch.autocast("cpu", torch.bfloat16):  # as attacks ask, of what NumPy has no type for
+        moved = purifier(levels / 255) * 255 - levels
+    assert moved.abs().max() <= eps + 1e-3
 
 
 def test_disco_is_a_purifier_that_autograd_goes_through(archive, tmp_path, monkeypatch):
