@@ -144,7 +144,10 @@ def _stages(files: str) -> str:
 
 
 def adaptive_momentum() -> str:
-    """The suite of momentum, less what it was before, over the same images."""
+    """The suite of momentum, less what it was before, over the same images.
+
+    Where a former file has no record an image, its accuracy is of its own 128, unpaired.
+    """
     rows = []
     for path in sorted(RESULTS.glob("suite_*_l*.json")):
         name = path.stem.removeprefix("suite_")
@@ -153,10 +156,13 @@ def adaptive_momentum() -> str:
         row, _, norm = name.rpartition("_")
         now, before = (results(f"{of}_{name}")["suites"]["adaptive"][row]
                        for of in ("suite", "adaptive"))  # fmt: skip
-        same = _restricted(before, len(now["right"].split()))
+        same, gap = before["accuracy"], "-"
+        if "right" in before:
+            same = _accuracy(_restricted(before, len(now["right"].split())))
+            gap = points(paired(now, before))
         rows.append(
-            [ROWS[row], NORMS[norm], percent(_accuracy(same)), f"{_calls(before):,.0f}",
-             f"**{percent(now['accuracy'])}**", f"{_calls(now):,.0f}", points(less(now, same))]
+            [ROWS[row], NORMS[norm], percent(same), f"{_calls(before):,.0f}",
+             f"**{percent(now['accuracy'])}**", f"{_calls(now):,.0f}", gap]
         )  # fmt: skip
     head = ["defence", "norm", "before, %", "calls", "now, %", "calls", "points"]
     return markdown(head, rows)
