@@ -64,10 +64,17 @@ def _adaptive(norm: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """What was measured in a norm: the row's name, its export, and its suite's part of that."""
     found = []
     for row, name in ROWS.items():
-        if (RESULTS / f"suite_{row}_{norm}.json").exists():
-            export = results(f"suite_{row}_{norm}")
-            found.append((name, export, export["suites"]["adaptive"][row]))
+        if export := measured(f"{row}_{norm}"):
+            suite = export["suites"]["adaptive"][row]
+            found.append((name if _is_now(suite) else f"{name} {_BEFORE}", export, suite))
     return found
+
+
+_BEFORE = "(suite before)"
+
+
+def _is_now(suite: dict[str, Any]) -> bool:
+    return not any("PGD+EOT" in s["attack"] or "/PGD, " in s["attack"] for s in suite["stages"])
 
 
 def clean(export: dict[str, Any]) -> dict[str, float]:
@@ -81,12 +88,12 @@ def _worst_cases(norm: str) -> str:
     for name, export, suite in _adaptive(norm):
         again = next(s for s in suite["survival"] if s["resubmissions"] == 8)
         rows.append(
-            [name, percent(clean(export)), f"**{percent(suite['accuracy'])}**",
-             percent(suite["majority"]), f"{100 * again['value']:.1f}", suite["checks"],
-             f"{_calls(suite):,.0f}"]
+            [name, str(suite["accuracy"]["n"]), percent(clean(export)),
+             f"**{percent(suite['accuracy'])}**", percent(suite["majority"]),
+             f"{100 * again['value']:.1f}", suite["checks"], f"{_calls(suite):,.0f}"]
         )  # fmt: skip
-    head = ["defence", "clean, %", "robust, %", "majority, %", "right 8 times, %", "checks",
-            "calls of the denoiser"]  # fmt: skip
+    head = ["defence", "images", "clean, %", "robust, %", "majority, %", "right 8 times, %",
+            "checks", "calls"]  # fmt: skip
     return markdown(head, rows)
 
 
@@ -105,10 +112,10 @@ COMPARED = ("one-shot", "ScoreOpt-N", "DiffPure", "adversarial training")
 
 
 def adaptive_pairs() -> str:
-    """Worst cases less others' of the same images; where a file has no record an image, none."""
+    """Worst cases less others' of the same images, of what the suite as it is met."""
     rows = []
     for norm, said in NORMS.items():
-        suites = {name: suite for name, _, suite in _adaptive(norm) if "right" in suite}
+        suites = {name: suite for name, _, suite in _adaptive(norm) if _is_now(suite)}
         for name, suite in suites.items():
             pairs = [
                 points(less(suite, suites[other])) if other in suites and other != name else "-"
