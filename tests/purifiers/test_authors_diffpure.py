@@ -122,8 +122,9 @@ def of_diffpure(load, net: nn.Module, monkeypatch):
     args = SimpleNamespace(sample_step=1, t=TIME, rand_t=False, use_bm=True, log_dir="")
     theirs = bare(runner.RevGuidedDiffusion, args=args, rev_vpsde=sde, device="cpu", betas=BETAS)
 
-    def purified(x: Tensor, path: Given) -> Tensor:
-        monkeypatch.setattr(runner.torchsde, "BrownianInterval", lambda **_: path)
+    def purified(x: Tensor, path: Given | None = None) -> Tensor:
+        if path is not None:
+            monkeypatch.setattr(runner.torchsde, "BrownianInterval", lambda **_: path)
         return (theirs.image_editing_sample(2 * x - 1, bs_id=2) + 1) / 2
 
     return purified
@@ -146,7 +147,7 @@ def of_diffbreak(load, net: nn.Module, monkeypatch):
         effective_size=8, batch_size=4,
     )  # fmt: skip
 
-    def purified(x: Tensor, path: Given) -> Tensor:
+    def purified(x: Tensor, path: Given | None = None) -> Tensor:
         found = theirs(2 * x - 1, t_start=TIME / 1000, adjoint=False, bm=path)
         return (found + 1) / 2
 
@@ -175,3 +176,13 @@ def test_their_reverse_sde_is_ours_but_for_the_size_of_a_step(of, load, monkeypa
 
     last = (0.1 * STEP) ** 0.5
     assert distance(SEED) < 2 * last < distance(SEED + 1) / 4
+
+
+@pytest.mark.parametrize("of", [of_diffpure, of_diffbreak])
+def test_what_they_draw_is_seeded_by_the_call(of, load, monkeypatch):
+    """A Brownian path's generator starts at NumPy's."""
+    pytest.importorskip("torchsde")
+    x = mid_images()
+    theirs = ThirdParty(of(load, Told().eval(), monkeypatch), differentiable=False)
+    assert torch.equal(theirs(x, seed=1), theirs(x, seed=1))
+    assert not torch.equal(theirs(x, seed=1), theirs(x, seed=2))
