@@ -1,7 +1,7 @@
 """DiffPure is its authors' sampler, and DiffBreak's; both run from clones and are never copied.
 
-Set DIFFPURE to a clone of NVlabs/DiffPure, DIFFBREAK to one of andrekassis/DiffBreak. Their
-networks are random and small here.
+Set DIFFPURE to a clone of NVlabs/DiffPure, DIFFBREAK to one of andrekassis/DiffBreak. The SDE needs
+torchsde, and DiffBreak torchdiffeq too. Their networks are random and small here.
 """
 
 from __future__ import annotations
