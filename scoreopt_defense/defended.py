@@ -114,8 +114,9 @@ class DefendedModel(Frozen):
         size = self.purifier.chunk(x)
         if self.purifier.settings.max_batch is None or samples * len(x) <= size:
             return self._logits(x)
-        if any(getattr(part, "training", False) for part in self.classifier.modules()):
-            # a second pass would update running statistics again, and draw other dropout
+        parts = self.classifier.modules()
+        if any(getattr(part, "training", False) or hasattr(part, "_stream") for part in parts):
+            # a second pass would update running statistics again, and draw other noise
             return torch.cat([self._logits(chunk) for chunk in x.split(size)])
         # a checkpointed chunk keeps no activations, so that max_batch bounds memory here too; a
         # compiler takes no context that sets generators

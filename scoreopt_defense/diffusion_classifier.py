@@ -8,7 +8,13 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import check_count, check_flag, check_images, check_sigma
+from scoreopt_defense._checks import (
+    check_count,
+    check_flag,
+    check_images,
+    check_positive,
+    check_sigma,
+)
 from scoreopt_defense.denoisers import ClassConditionalDenoiser, Denoiser
 from scoreopt_defense.noise import Noise, Stream
 from scoreopt_defense.objectives import denoising_error
@@ -35,6 +41,11 @@ class DiffusionClassifier(nn.Module):
 
     It can be differentiated with respect to images, at the memory of one pass of the denoiser; a
     call is 2 K passes a class.
+
+    .. warning:: A class leads by tens of nats, and by more the larger the images: in float32 the
+       cross-entropy has no gradient there, which looks like robustness. Attacks of this library
+       divide such logits (:func:`~scoreopt_defense.attacks.losses.divisors`). Of another library's
+       take a loss that is free of the logits' scale, such as the difference-of-logits ratio.
 
     Weights are those of the authors' code. Ours, to keep the cost down: its grid of 1,000 levels
     (126 in the example) under EDM's log-normal density, whose standard deviation is 1 / 1.2 there
@@ -88,16 +99,23 @@ class DiffusionClassifier(nn.Module):
             )
         check_flag("deterministic", deterministic)
         self.denoiser: ClassConditionalDenoiser = denoiser
-        self.classes = check_count("classes", classes or denoiser.label_dim, least=2)
+        known = denoiser.label_dim
+        self.classes = check_count(
+            "classes", known if classes is None else classes, least=2, most=known or None
+        )
         least, most = denoiser.sigma_range
         ends = sigma or (max(least, _EDM[0]), min(most, _EDM[1]))
         self.sigmas = quantiles(
             *check_sigma(ends, valid=(least, most)), check_count("levels", levels)
         )
-        self.sigma_data = sigma_data
+        self.sigma_data = check_positive("sigma_data", sigma_data)
         self.deterministic = deterministic
+        if deterministic and seed is None:
+            seed = 0
+        self.seed = seed if seed is None else check_count("seed", seed, least=0)
         self.training = False
-        self._stream = Stream(0 if deterministic and seed is None else seed)
+        # only fresh noise has a stream, which a judge starts anew: fixed noise is the defence's own
+        self._stream = None if deterministic else Stream(self.seed)
 
     def forward(self, x: Tensor, *, seed: int | None = None) -> Tensor:
         """Logits, shape ``(B, classes)``.
@@ -108,7 +126,8 @@ class DiffusionClassifier(nn.Module):
         """
         check_images(x, channels=self.denoiser.channels)
         if seed is None:
-            seed = self._stream.start if self.deterministic else self._stream.next_call()
+            seed = self._stream.next_call() if self._stream else self.seed
+        seed = check_count("seed", seed, least=0)
         noise = Noise.of_batch(seed, len(x), shared=self.deterministic, device=x.device)
         x, s = 2 * x - 1, self.sigma_data
         told = [self.denoiser.with_class_label(y) for y in range(self.classes)]
@@ -120,6 +139,13 @@ class DiffusionClassifier(nn.Module):
             errors = [recompute(mean_error)(x, denoiser, sigma, shift) for denoiser in told]
             logits = logits - weight / len(self.sigmas) * torch.stack(errors, 1)
         return logits
+
+    def extra_repr(self) -> str:
+        low, high = self.sigmas[0], self.sigmas[-1]
+        return (
+            f"classes={self.classes}, levels={len(self.sigmas)} from {low:g} to {high:g}, "
+            f"sigma_data={self.sigma_data:g}, deterministic={self.deterministic}, seed={self.seed}"
+        )
 
 
 def mean_error(x: Tensor, denoiser: nn.Module, sigma: float, shift: Tensor) -> Tensor:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from tolerances import rounding
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from toys import bent, gaussian, mid_images, shrinkage
 
+from scoreopt_defense import BitDepth, DefendedModel
 from scoreopt_defense.denoisers import ClassConditionalDenoiser, EDMDenoiser
 from scoreopt_defense.diffusion_classifier import DiffusionClassifier, quantiles
+from scoreopt_defense.evaluation.judging.fresh import reseeded
 from scoreopt_defense.evaluation.named import classifier
+from scoreopt_defense.evaluation.plan.fingerprint import described, json_digest
 
 CLASSES, STD = 3, 0.5
 MEANS = torch.tensor([-0.4, 0.1, 0.5], dtype=torch.float64)
@@ -77,6 +83,43 @@ def test_its_noise_is_fixed_or_fresh_and_no_image_depends_on_its_neighbours():
     assert torch.equal(fresh(x, seed=3), fresh(x, seed=3))
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_judge_starts_fresh_noise_anew_and_leaves_fixed_noise_the_defence_that_was_attacked(
+    deterministic,
+):
+    model = DiffusionClassifier(GaussianClasses(), CLASSES, levels=2, deterministic=deterministic)
+    x = images_of_all_classes(3)
+    one, other = (reseeded(model, seed)(x) for seed in (1, 2))
+    assert torch.equal(one, other) is deterministic
+
+
+def test_a_record_tells_apart_what_has_the_same_weights():
+    settings = ({}, {"levels": 3}, {"seed": 3}, {"deterministic": False}, {"sigma_data": 0.4})
+    made = [DiffusionClassifier(GaussianClasses(), CLASSES, **given) for given in settings]
+    assert len({json_digest(described(model)) for model in made}) == len(settings)
+
+
+class BentClasses(GaussianClasses):
+    """Not linear, so that a gradient depends on the noise."""
+
+    def denoise(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        return super().denoise(x_t, sigma) + sigma * x_t.sin()
+
+
+def test_fresh_noise_in_chunks_has_the_gradient_of_its_own_draws():
+    fresh = partial(DiffusionClassifier, BentClasses(), CLASSES, levels=2, deterministic=False)
+    x = mid_images().requires_grad_()
+    purifier = BitDepth(bits=1, max_batch=2)
+    (got,) = torch.autograd.grad(DefendedModel(fresh(seed=1), purifier)(x)[:, 1].sum(), x)
+    model, purified = fresh(seed=1), purifier(x.detach()).requires_grad_()
+    logits = torch.cat([model(part) for part in purified.split(2)])
+    (want,) = torch.autograd.grad(logits[:, 1].sum(), purified)
+    torch.testing.assert_close(got, want, rtol=0, atol=rounding(torch.float64, 64, 1000))
+    again = checkpoint(fresh(), x, use_reentrant=False)
+    with pytest.raises(RuntimeError, match="a backward pass makes this call"):
+        again.sum().backward()
+
+
 @pytest.mark.parametrize("ends", [(0.027, 3.3), (0.5, 5.0), (0.3, 0.3)])
 def test_levels_part_the_law_evenly_within_its_ends(ends):
     levels = torch.tensor(quantiles(*ends, 401), dtype=torch.float64)
@@ -106,6 +149,11 @@ class Told(nn.Module):
         return (class_labels * places).sum(1).reshape(-1, 1, 1, 1).expand_as(x_t)
 
 
+def told(**settings) -> DiffusionClassifier:
+    denoiser = EDMDenoiser(Told(), class_labels=torch.zeros(1, 4))
+    return DiffusionClassifier(denoiser, **settings)
+
+
 def test_an_edm_network_is_told_another_class_or_none():
     denoiser = EDMDenoiser(Told(), class_labels=torch.zeros(1, 4))
     x = mid_images(2, dtype=torch.float32)
@@ -127,6 +175,10 @@ def test_an_edm_network_is_told_another_class_or_none():
         (lambda: DiffusionClassifier(bent(), 2, levels=0), ValueError, "levels must be a whole"),
         (lambda: DiffusionClassifier(bent(), 2, sigma=(1, 9)), ValueError, "sigma must be within"),
         (lambda: DiffusionClassifier(bent()), ValueError, "classes must be .* got 0"),
+        (lambda: told(classes=0), ValueError, "classes must be .* at least 2, got 0"),
+        (lambda: told(classes=5), ValueError, "classes must be .* at most 4, got 5"),
+        (lambda: told(sigma_data=0), ValueError, "sigma_data must be a finite number above 0"),
+        (lambda: told(seed=-1), ValueError, "seed must be a whole number of at least 0, got -1"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, error, message):

@@ -29,6 +29,9 @@ class EnergyDenoiser(Denoiser):
         sigma: s, on the [-1, 1] scale: the noise of its training images.
         channels: image channels; by default ``net.img_channels``, or any.
 
+    Raises:
+        ValueError: from a call, if there is not one energy an image.
+
     Example:
         >>> import torch
         >>> denoiser = EnergyDenoiser(lambda x: x.square().sum((1, 2, 3)) / 2, sigma=0.5)
@@ -53,5 +56,11 @@ class EnergyDenoiser(Denoiser):
         kept = nullcontext() if recorded else unwatched()
         with torch.enable_grad(), kept, network_precision(self.net, x_t, sigma) as (x, _):
             x = x if recorded else x.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.net(x).sum(), x, create_graph=recorded)
+            energies = self.net(x)
+            if energies.numel() != len(x):
+                raise ValueError(
+                    f"an energy network must return one energy an image, shape ({len(x)},), got "
+                    f"{tuple(energies.shape)}"
+                )
+            (slope,) = torch.autograd.grad(energies.sum(), x, create_graph=recorded)
         return x_t - sigma**2 * slope

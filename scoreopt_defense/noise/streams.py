@@ -7,6 +7,7 @@ import secrets
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import get_worker_info
 
 __all__ = ["Stream", "derive"]
@@ -33,7 +34,18 @@ class Stream:
         self._process = os.getpid()
 
     def next_call(self) -> int:
-        """Seed of the next call, 0 to 2**64 - 1."""
+        """Seed of the next call, 0 to 2**64 - 1.
+
+        Raises:
+            RuntimeError: if a backward pass makes the call.
+        """
+        if torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "a backward pass makes this call, as torch.utils.checkpoint does where it carries "
+                "one out again, and would draw other noise: give it a seed, as in "
+                "checkpoint(model, x, seed=0, use_reentrant=False), another in each step, or make "
+                "it deterministic=True"
+            )
         if self._seed is None and self._process != os.getpid():
             self._begin()
         self._calls = calls = self._calls + 1

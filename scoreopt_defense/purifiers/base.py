@@ -253,13 +253,6 @@ class Purifier(Frozen, ABC):
     def _next_seed(self) -> int:
         if self.settings.deterministic:
             return self._stream.start
-        if torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1:
-            raise RuntimeError(
-                "a backward pass makes this call, as torch.utils.checkpoint does where it carries "
-                "one out again, and would draw other noise: give it a seed, as in "
-                "checkpoint(model, x, seed=0, use_reentrant=False), another in each step, or make "
-                "it deterministic=True"
-            )
         return self._stream.next_call()
 
     def _others_seed(self, derived: Callable[[], int]) -> int | None:

@@ -56,7 +56,9 @@ class Langevin(Purifier):
     denoiser, of an energy a forward and a backward pass. Nothing is clamped between steps.
 
     The authors average the logits of many chains, 150 of them where a decision counts, and attack
-    by BPDA: ``DefendedModel(..., votes=150)``, and ``EOT`` for the attack.
+    by BPDA: ``DefendedModel(..., votes=150)``, and ``EOT`` for the attack. Their network returns
+    :math:`\tau^2 / 2` times U, 5e-5 of it, so that a step subtracts its gradient as it is; through
+    a network that is linear between kinks, as theirs, the exact gradient is BPDA's.
 
     Args:
         denoiser: the prior.

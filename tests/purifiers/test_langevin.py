@@ -79,6 +79,14 @@ def test_the_score_of_an_energy_is_its_slope_at_every_level_and_none_is_above_it
         Langevin(denoiser, level=0.3)
 
 
+@pytest.mark.parametrize("shape", [(), (4, 3, 8, 8), (5,)])
+def test_an_energy_of_a_batch_or_a_pixel_is_refused(shape):
+    """A mean over the batch would make each image's step smaller, the more images there are."""
+    net = EnergyDenoiser(lambda x: x.mean() + torch.zeros(shape, dtype=x.dtype), sigma=0.2)
+    with pytest.raises(ValueError, match=r"one energy an image, shape \(4,\), got"):
+        net(mid_images(), 0.2)
+
+
 def test_a_small_energy_network_keeps_images_apart_and_has_a_second_derivative():
     torch.manual_seed(0)
     net = TinyEnergy(widths=(4, 6), sigma=0.1).double().eval()

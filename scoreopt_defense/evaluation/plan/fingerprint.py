@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense.defended import DefendedModel
+from scoreopt_defense.diffusion_classifier import DiffusionClassifier
 from scoreopt_defense.sizes import Fitted
 
 __all__ = ["as_json", "described", "digest", "json_digest", "key_of", "of_attack"]
@@ -37,6 +38,7 @@ def described(model: nn.Module) -> dict[str, Any]:
         "module": type(model).__qualname__,
         "training": any(getattr(part, "training", False) for part in model.modules()),
         "weights": _weights(model),
+        **({"settings": model.extra_repr()} if isinstance(model, DiffusionClassifier) else {}),
         **_code_of_modules(model),
     }
 
