@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from scoreopt_defense._optional import optional
 from scoreopt_defense.cli.edm import convert
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _say_warning(message: Warning | str, *where: object) -> None:
+def _say_warning(message: Warning | str, *where: Any, **file: Any) -> None:
     """A line, without the place in the code."""
     say(f"scoreopt: {message}", error=True)
 
