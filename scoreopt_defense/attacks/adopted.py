@@ -80,18 +80,23 @@ class Adopted:
     eps: float | None
 
     @property
+    def name(self) -> str:
+        """Its class's."""
+        return type(self.theirs).__name__
+
+    @property
     def libraries(self) -> tuple[str, ...]:
         """Whose versions tell results apart."""
         return (self.library,)
 
     def as_dict(self) -> dict[str, Any]:
         """The library, its class, and its settings: numbers and words."""
-        about = {"library": self.library, "attack": type(self.theirs).__name__}
+        about = {"library": self.library, "attack": self.name}
         return about | {"norm": self.norm, "eps": self.eps, "settings": dict(_said(self.theirs))}
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """As :meth:`scoreopt_defense.attacks.Attacking.run`."""
-        checked = Checked(y, of=type(self.theirs).__name__, classes=2, scale_free=False)
+        checked = Checked(y, of=self.name, classes=2, scale_free=False)
         seen = Around(EOT(model, 1).eval(), checked)
         with torch.enable_grad(), default_dtype(torch.float32):
             return getattr(self, f"_{self.library}")(seen, x.clone(), y.clone())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from scoreopt_defense._optional import optional
 from scoreopt_defense.cli.edm import convert
@@ -26,13 +28,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _say_warning
+            return _run(arguments)
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
         say(f"scoreopt: {error}", error=True)
         return 1
     except KeyboardInterrupt as error:
         say(f"scoreopt: {error or 'stopped'}", error=True)
         return 130
+
+
+def _say_warning(message: Warning | str, *where: Any, **file: Any) -> None:
+    """A line, without the place in the code."""
+    say(f"scoreopt: {message}", error=True)
 
 
 def _run(arguments: list[str]) -> int:

@@ -54,7 +54,9 @@ app = typer.Typer(
 )
 for _command, _example in _EXAMPLES.items():
     _name = _command.__name__.replace("_", "-")
-    app.command(_name, epilog=f"Such as: {_example}")(_command)
+    # its lines joined, which Typer would break where they end in the source
+    _said = "\n\n".join(" ".join(p.split()) for p in (_command.__doc__ or "").split("\n\n"))
+    app.command(_name, help=_said, epilog=f"Such as: {_example}")(_command)
 
 
 def run(arguments: list[str]) -> int:

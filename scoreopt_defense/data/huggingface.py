@@ -13,6 +13,7 @@ from scoreopt_defense._pixels import Header, content_of
 from scoreopt_defense.data.cache import stamp
 from scoreopt_defense.data.files import Encoded
 from scoreopt_defense.data.preprocessing import Preprocessing
+from scoreopt_defense.pretrained.reach import hub_or_cache
 
 __all__ = ["HuggingFace", "opened"]
 
@@ -121,12 +122,13 @@ def opened(name: str, split: str) -> Any:
             return library.load_from_disk(name)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{name} is no data set that save_to_disk wrote: {error}") from error
-    try:
-        return library.load_dataset(name, split=split)
-    except ValueError:
-        if split != "test":
-            raise
-        return library.load_dataset(name, split="validation")
+    with hub_or_cache(f"hf:{name}"):
+        try:
+            return library.load_dataset(name, split=split)
+        except ValueError:
+            if split != "test":
+                raise
+            return library.load_dataset(name, split="validation")
 
 
 def _of_split(dataset: Mapping[str, Any], split: str) -> Any:

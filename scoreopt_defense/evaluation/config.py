@@ -139,8 +139,10 @@ class Config(Section):
         judging = Judging(criterion=criterion, purifications=self.judging.purifications)
         suites = {n: _suite(n, section) for n, section in self.suites.items()}
         if self.suite is not None:
-            with _named("suite", {"suite": self.suite}):
-                suites = {self.suite: named.suite(self.suite)} | suites
+            with _named("", {"suite": self.suite}):
+                usual = named.suite(self.suite)
+            label = self.suite.lower()
+            suites = {next((n for n in suites if n.lower() == label), label): usual} | suites
         try:
             return materials_of(
                 defences, images, attacks, judging, suites, checks=self.checks, before=before
@@ -235,7 +237,11 @@ def _named(key: str, value: Any) -> Iterator[None]:
     except (ImportError, OSError, ValueError, TypeError, RuntimeError) as error:
         said = f"{key} = {value!r}: {error}"
         if isinstance(value, Mapping):
-            said = f"{key}.{error}" if str(error).partition(" ")[0] in value else f"{key}: {error}"
+            said = (
+                f"{key}.{error}".lstrip(".")
+                if str(error).partition(" ")[0] in value
+                else f"{key}: {error}"
+            )
         kind = ImportError if isinstance(error, ImportError) else ConfigError
         raise kind(said) from error
 

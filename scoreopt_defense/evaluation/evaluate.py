@@ -73,11 +73,11 @@ def evaluate(
             worked on: a :class:`~scoreopt_defense.data.Source` or a ``torch.utils.data.Dataset``.
             Of a ``DataLoader`` it is the data set, in its order; one that draws or collates in
             another way than torch's own is read at once.
-        attacks: by name; or a list. Each is an object with ``run(model, x, y)``, which returns
-            images, and ``as_dict()``, a name of :data:`scoreopt_defense.attacks.ATTACKS`, or an
-            object of torchattacks, Foolbox or ART: see :func:`scoreopt_defense.attacks.adopt`. It
-            is held to its attributes ``norm`` (``"linf"``, ``"l2"``, ``"l1"``) and ``eps``; without
-            both it may return any image.
+        attacks: by name; or a list; or a single one. Each is an object with
+            ``run(model, x, y)``, which returns images, and ``as_dict()``, a name of
+            :data:`scoreopt_defense.attacks.ATTACKS`, or an object of torchattacks, Foolbox or ART:
+            see :func:`scoreopt_defense.attacks.adopt`. It is held to its attributes ``norm``
+            (``"linf"``, ``"l2"``, ``"l1"``) and ``eps``; without both it may return any image.
         out: folder of the record. What it has is not done again: a run goes on where it was
             stopped, another attack, defence, image or trial costs itself alone, and other runs may
             have the same record. By default the record is kept in memory.
@@ -102,8 +102,8 @@ def evaluate(
         threads: of each worker, 1024 at most; the last bits of sums depend on it.
         retry_failed: do again what ``out`` records as failed, and what began from it.
         wait: until no other process writes the record; without it that is an error.
-        progress: True for bars on a terminal, and lines in a notebook or a file; or an object that
-            is told of each unit. Silent by default.
+        progress: True for bars on a terminal, one of ``tqdm.auto`` in a notebook, and lines in a
+            file; or an object that is told of each unit. Silent by default.
 
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed, such as a defence

@@ -144,7 +144,7 @@ def _suites(suites: Mapping[str, Suite] | Iterable[str] | str) -> dict[str, Suit
 
 
 def _by_name(attacks: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
-    if isinstance(attacks, str):
+    if isinstance(attacks, str) or not isinstance(attacks, Iterable):
         attacks = [attacks]
     if not isinstance(attacks, Mapping):
         pairs = [(a if isinstance(a, str) else str(getattr(a, "name", type(a).__name__)), a)

@@ -35,6 +35,7 @@ CHECKSUMS = {
         "mnist-tiny-labelled": "fa1228c95491247c5e4a778aac5b16597e1176cb3d5a8462f3b6de1832b0f9cc",
     },
 }
+_SIDES = {"mnist": 28, "cifar10": 32}  # of the images of those that ship, in pixels
 
 
 def names(kind: str) -> list[str]:
@@ -88,6 +89,7 @@ def denoiser(name: str | Any, *, path: str | Path | None = None) -> Denoiser:
         why = "says where the model is" if _is_file(name) else "ships with the package"
         raise ValueError(f"path must be None for {name!r}, which {why}")
     net, about = _load("denoiser", name)
+    net.img_resolution = _SIDES.get(name.partition("-")[0])  # type: ignore[assignment]
     if about["kind"] == "energy":
         return EnergyDenoiser(net, sigma=about["config"]["sigma"])
     classes = about["config"].get("num_classes", 0)

@@ -82,12 +82,13 @@ def test_objects_of_three_libraries_stand_where_an_attack_of_ours_does():
     theirs = of_torchattacks("PGD", eps=EPS, steps=2)
     before = theirs.model
     model = DefendedModel(MODEL, OneShot(GaussianDenoiser(), sigma=0.25))
-    attacks = {"theirs": theirs, "foolbox": OBJECTS["foolbox"][0](), "art": OBJECTS["art"][0]()}
+    attacks = [theirs, OBJECTS["foolbox"][0](), OBJECTS["art"][0]()]
     result = evaluate(
         {"d": model}, images(4), attacks, judging=Judging(purifications=2), checks=False
     )
     assert not result.failures
-    assert [cell.attack for cell in result.cells] == ["clean", "theirs", "foolbox", "art"]
+    names = ["clean", "PGD", "L2ProjectedGradientDescentAttack", "ProjectedGradientDescent"]
+    assert [cell.attack for cell in result.cells] == names
     assert theirs.model is before
 
 

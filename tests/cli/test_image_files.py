@@ -199,6 +199,15 @@ def test_what_is_there_is_kept_unless_it_is_forced(tmp_path, capsys):
     assert capsys.readouterr().err == "2 purified\n"
 
 
+def test_a_warning_is_a_line_without_its_place_in_the_code(tmp_path, capsys):
+    Image.fromarray(np.tile(RGB, (4, 3, 1))[:16, :16]).save(tmp_path / "a.png")
+    given = ["purify", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--set", "steps=1"]
+    assert cli.main([*given, "--denoiser", "cifar10-tiny"]) == 0
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.startswith("scoreopt: the denoiser's network was made for images of 32 x 32 pixel")
+    assert rest == ["1 purified"]
+
+
 def test_all_are_read_before_the_first_is_purified(tmp_path):
     for name, content in (("a.png", PNG), ("b.png", b"no image")):
         (tmp_path / name).write_bytes(content)

@@ -185,6 +185,17 @@ def test_columns_are_of_data_sets_alone():
         data.source("mnist", columns=("image", "label"))
 
 
+def test_of_a_hub_that_does_not_answer_there_is_one_line(monkeypatch, caplog):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")  # where nobody listens
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    said = r"^127\.0\.0\.1 cannot be reached, and hf:nobody/nothing is not in the cache"
+    with pytest.raises(ConnectionError, match=said):
+        data.source("hf:nobody/nothing")
+    assert not caplog.records  # of no retries
+
+
 @pytest.mark.parametrize("content", [None, "{}", "["])
 def test_a_folder_that_is_none_is_named(content, tmp_path):
     if content is not None:

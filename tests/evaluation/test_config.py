@@ -197,7 +197,7 @@ def test_a_wrong_file_names_the_key_the_value_and_what_is_allowed(text, said, wr
             f"{IMAGES.replace('4', '9999')}{BARE}",
             r"images\.n must be between 1 and the 1000 .* 9999",
         ),
-        (f'suite = "x"\n{IMAGES}{BARE}', r"suite must be one of \['quick', 'adaptive'\], got 'x'"),
+        (f'suite = "x"\n{IMAGES}{BARE}', r"^suite must be one of \['quick', 'adaptive'\], got 'x'"),
         (f'device = "gpu"\n{IMAGES}{BARE}', 'device must be "cpu", "cuda", .*, got \'gpu\': '),
         (
             f"""{IMAGES}[defences.a]\nclassifier = "python:test_config:broken" """,
@@ -209,6 +209,21 @@ def test_what_cannot_be_had_names_its_key(text, said, written):
     config = load(written(text))
     with pytest.raises(ConfigError, match=said):
         config.materials()
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ('suite = "Quick"', ["quick"]),
+        ('suite = "Quick"\nsuites.quick.steps = 2', ["quick"]),
+        ('suite = "quick"\nsuites.Quick.steps = 2', ["Quick"]),
+    ],
+)
+def test_a_suite_in_any_case_is_one_suite(said, names, written):
+    materials = load(written(f"{said}\n{IMAGES}{BARE}")).materials()
+    assert list(materials.suites) == names
+    attack = materials.tasks[f"{names[0]}/momentum PGD, as-it-is"]["bare"].attack
+    assert attack.steps == (2 if "steps" in said else 80)
 
 
 def test_an_override_may_be_an_object_with_settings():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy_evaluation import images
+from toy_evaluation import Failing, images
 from toys import smooth_classifier
 
 from scoreopt_defense.attacks import attack
@@ -38,3 +38,12 @@ def test_what_there_was_no_time_to_try_is_no_less_than_it_takes(materials):
     assert told == ["clean on d"]
     assert [cell.guessed for cell in cut] == [False, True, True]
     assert all(c.classifier_calls >= w.classifier_calls for c, w in zip(cut, whole))
+
+
+def test_what_fails_takes_no_less_than_nothing():
+    model = smooth_classifier(torch.float32)
+    given = images(2)[0], torch.tensor([3, 3])  # which it fails on
+    materials = materials_of({"d": model}, given, {"bad": Failing()}, Judging())
+    _, failed = estimate(Plan.of(materials), materials)
+    assert failed.error.startswith("KeyError: ")
+    assert failed.classifier_calls >= 0

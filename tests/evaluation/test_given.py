@@ -13,6 +13,7 @@ from torch.utils.data import (
 from toy_evaluation import images
 from toys import smooth_classifier
 
+from scoreopt_defense.attacks import attack
 from scoreopt_defense.evaluation import evaluate
 from scoreopt_defense.evaluation import evaluate as evaluation
 from scoreopt_defense.evaluation.evaluate import materials_of
@@ -64,6 +65,7 @@ def test_a_list_of_images_of_two_sizes_is_refused():
         ({"attacks": {}}, []),
         ({"suites": {}}, []),
         ({"attacks": ["pgd-eot-linf"]}, []),
+        ({"attacks": attack("pgd-eot-linf")}, []),
     ],
 )
 def test_what_is_not_told_how_to_attack_attacks(said, suites, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.record.rows import UnitResult
 from scoreopt_defense.evaluation.run import progress as display
-from scoreopt_defense.evaluation.run.progress import Bars, Lines, Progress
+from scoreopt_defense.evaluation.run.progress import Bars, Lines, Progress, progress
 from scoreopt_defense.evaluation.run.unit import Outcome, lost
 
 
@@ -45,6 +46,15 @@ def test_the_time_left_goes_by_what_an_image_of_each_cell_took():
     took = {("slow", "m"): 50.0, ("quick", "m"): 30.0}
     foretold = 10 * 10.0 + 30 * 2.0 + 4 * (80.0 / 20)
     assert display._multiple(ahead, met, took) == pytest.approx(foretold / 80.0)
+
+
+def test_in_a_notebook_it_is_a_bar_of_all_units(monkeypatch, capsys):
+    pytest.importorskip("tqdm")
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    shown = progress()
+    run(None, progress=shown, trials=1)
+    assert (shown.bar.n, shown.bar.total) == (27, 27)
+    assert "27/27" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [1, 2])

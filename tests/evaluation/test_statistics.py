@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -51,6 +52,14 @@ def test_and_where_images_count_as_shares_of_their_purifications(shape):
 def test_a_share_outside_its_total_is_refused():
     with pytest.raises(ValueError, match="right must be between 0 and total, got 3 of 2"):
         proportion(3, 2)
+
+
+def test_a_share_is_a_float_that_keeps_its_interval():
+    share = proportion(8, 10)
+    assert isinstance(share, float)
+    assert (1 - share, np.mean([share, 0.4])) == pytest.approx((0.2, 0.6))
+    again = pickle.loads(pickle.dumps(share))
+    assert (again, again.low, again.high, again.n) == (share, share.low, share.high, 10)
 
 
 def test_deviation_over_trials():

@@ -162,6 +162,12 @@ def test_neither_network_mixes_images(classifier, denoiser, digits):
             torch.testing.assert_close(together, alone, rtol=0, atol=tolerance)
 
 
+def test_images_of_another_size_than_its_own_are_said():
+    x = torch.rand(1, 1, 32, 32)
+    with pytest.warns(UserWarning, match=r"made for images of 28 x 28 pixels, and is given 32"):
+        pretrained.denoiser("mnist-tiny")(x, 0.5)
+
+
 def test_images_of_a_size_it_cannot_halve_are_refused(denoiser):
     with pytest.raises(ValueError, match="image height and width must be multiples of 4"):
         OneShot(denoiser, sigma=0.5)(torch.rand(1, 1, 27, 28))

@@ -26,13 +26,13 @@ def _scipy() -> Any:
 
 
 @dataclass(frozen=True)
-class Proportion:
-    """A share of ``n`` images with its interval: a number but for its truth, which none has.
+class Proportion(float):
+    """A share of ``n`` images with its interval: a float that is true, of no image too.
 
     Example:
         >>> share = proportion(8, 10)
-        >>> float(share), share > 0.5, f"{share:.0%}", str(share)
-        (0.8, True, '80%', '80.0 [44.4, 97.5]')
+        >>> share == 0.8, 100 * share, f"{share:.0%}", str(share), bool(proportion(0, 10))
+        (True, 80.0, '80%', '80.0 [44.4, 97.5]', True)
     """
 
     value: float
@@ -40,20 +40,14 @@ class Proportion:
     high: float
     n: int
 
-    def __float__(self) -> float:
-        return self.value
+    def __new__(cls, value: float, low: float, high: float, n: int) -> Proportion:
+        return super().__new__(cls, value)
 
-    def __lt__(self, other: Any) -> bool:
-        return self.value < float(other)
+    def __getnewargs__(self) -> tuple[float, ...]:  # type: ignore[override]
+        return self.value, self.low, self.high, self.n
 
-    def __le__(self, other: Any) -> bool:
-        return self.value <= float(other)
-
-    def __gt__(self, other: Any) -> bool:
-        return self.value > float(other)
-
-    def __ge__(self, other: Any) -> bool:
-        return self.value >= float(other)
+    def __bool__(self) -> bool:  # where there is none, there is None
+        return True
 
     def __format__(self, spec: str) -> str:
         return format(self.value, spec) if spec else str(self)

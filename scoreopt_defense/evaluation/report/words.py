@@ -66,7 +66,7 @@ _CHECKS = {  # what follows where it holds, and where it does not
         "Attacks that see the gradient break no fewer images, so the gradient is of use",
         "Attacks that see no gradient break more images: it is masked, and other figures too high",
     ),
-    "nor than the classifier's images, moved onto its boundary": (
+    "the white box is no weaker than moving images over the classifier's border": (
         "The attack breaks no fewer images than moving them over the classifier's border does",
         "Moving images over the classifier's border breaks more: the attack's figure is too high",
     ),

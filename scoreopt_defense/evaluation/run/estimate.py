@@ -95,7 +95,7 @@ def estimate(
         """What an image takes: calls of both networks, and seconds."""
         found, judged = single[defence, attack], _spent(single[defence, CLEAN])
         times = cheap[attack][defence][1]
-        return judged + times * (_spent(found) - judged), found.error
+        return np.maximum(judged + times * (_spent(found) - judged), 0), found.error
 
     def guessed(defence: str, attack: str) -> np.ndarray:
         tried = {a: of_one(d, a)[0] for d, a in single if d == defence}
@@ -111,8 +111,8 @@ def estimate(
         spent, error = of_one(*cell) if cell in single else (guessed(*cell), None)
         denoiser, classifier, seconds = (images[cell] * spent).tolist()
         return Estimate(
-            *cell, units[cell], round(denoiser), round(classifier), saving * max(0.0, seconds),
-            error, guessed=cell not in single,
+            *cell, units[cell], round(denoiser), round(classifier), saving * seconds, error,
+            guessed=cell not in single,
         )  # fmt: skip
 
     return [foretold(unit) for unit in firsts]

@@ -168,12 +168,14 @@ def _bars(moved: Callable[[], None] = lambda: None) -> Any:
 
 
 def progress() -> Progress:
-    """Bars on a terminal that has rich, else lines; both on stderr."""
-    if sys.stderr.isatty():
-        try:
+    """Bars on a terminal that has rich, one in a notebook that has tqdm, else lines; on stderr."""
+    with suppress(ImportError):
+        if sys.stderr.isatty():
             return Bars()
-        except ImportError:
-            pass
+        if "ipykernel" in sys.modules:
+            from scoreopt_defense.evaluation.run.notebook import NotebookBar
+
+            return NotebookBar()
     return Lines()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._foreign import as_it_was, contained, said
+from scoreopt_defense._text import where
 from scoreopt_defense.attacks.protocols import Measuring, Nearest, Startable, can_start
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging import Judging, judge
@@ -85,7 +86,7 @@ def execute(
             if unit.images[0] >= CLEAN_KEPT and before is None and _are_clean(parts, x):
                 images = None
         except Exception as problem:  # whatever a library raises; the run goes on
-            images, error = None, said(problem)
+            images, error = None, f"{said(problem)}{where(problem)}"
     result = _result(
         unit, materials.images.labels, places=places, error=error,
         adversarial=None if images is None else digest_of(images),

@@ -224,7 +224,8 @@ class _OfSuite(_Checks):
             [("black box", "white-box"), ("transfer", "white-box")],
         )
         yield self.no_weaker(
-            "nor than the classifier's images, moved onto its boundary", [("boundary", "white-box")]
+            "the white box is no weaker than moving images over the classifier's border",
+            [("boundary", "white-box")],
         )
         attacks = [
             *("white-box", "half steps", "half EOT", "one restart", "restarts"),

@@ -48,8 +48,8 @@ class Summary(Checked):
             lines.append(", ".join([said, *sent]))
         else:
             lines.append("robust accuracy: not judged yet")
-        by = (f"{s.taken} by {s.label} ({s.alone} by it alone)" for s in self.taking)
-        lines.append(f"images taken: {'; '.join(by) or 'none'}")
+        by = (f"{s.taken} by {s.label} ({s.alone} by no other)" for s in self.taking)
+        lines.append(f"images broken: {'; '.join(by) or 'none'}")
         lines += [f"{c.status}: {c.name} ({c.figure})" for c in self.failing + self.not_run]
         lines += [f"not tried: {what} ({why})" for what, why in worst.untried.items()]
         lines += [f"failed: {label}, {n} images" for label, n in self.failed.items()]
