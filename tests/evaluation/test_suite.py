@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from scoreopt_defense.evaluation.report import run_page
 from scoreopt_defense.evaluation.run.estimate import estimate
 from scoreopt_defense.evaluation.suite.adaptive import Adaptive
 from scoreopt_defense.evaluation.suite.carry_over import Carried, Harm, carried, harms
-from scoreopt_defense.evaluation.suite.checklist import checklist
+from scoreopt_defense.evaluation.suite.checklist import _OfSuite, checklist
 
 for library in ("foolbox", "torchattacks"):
     pytest.importorskip(library)
@@ -752,6 +753,16 @@ class TestChecklist:
         for name in ("the loss falls over the purifier's steps", "clean accuracy is near"):
             others = [c for n, c in verdicts["plain"].items() if n.startswith(name)]
             assert [c.status for c in others] == ["not run"]
+
+    @pytest.mark.parametrize(("rises", "passed"), [(0, True), (8, None), (16, False)])
+    def test_a_descent_fails_where_the_loss_rises_not_where_noise_hides_that_it_falls(
+        self, rises: int, passed: bool | None
+    ) -> None:
+        before = dict.fromkeys(range(24), 1.0)
+        after = {place: 1.9 if place < rises else 0.5 for place in before}
+        found = {"loss before": before, "loss after": after}
+        check = _OfSuite.descent(SimpleNamespace(measured=lambda _: found))
+        assert check.passed is passed
 
     def test_what_too_few_images_cannot_fail_is_not_passed(self) -> None:
         suite = Adaptive(**SMALL | {"probed": 7})

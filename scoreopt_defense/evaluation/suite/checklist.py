@@ -250,7 +250,10 @@ class _OfSuite(_Checks):
             return Check(name, None, f"{gap.n} images are too few to say")
         mean = {when: np.mean([*of.values()]) for when, of in (("from", before), ("to", after))}
         said = " ".join(f"{word} {value:.4g}" for word, value in mean.items())
-        return Check(name, gap.high < 0, f"{said}, mean of {gap.n} images")
+        said += f", mean of {gap.n} images"
+        if gap.value < 0 <= gap.high:
+            return Check(name, None, f"{said}: too little to say")
+        return Check(name, gap.high < 0, said)
 
     def bare(self) -> Check:
         name = "clean accuracy is near the bare classifier's"
