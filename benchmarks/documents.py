@@ -29,7 +29,7 @@ from benchmarks.speed.tables import SPEED_TABLES
 
 SURROGATES = ("one-shot", "bpda")
 _SCOREOPT = ("ScoreOpt-N", "ScoreOpt-O")
-_SUITE = "the whole adaptive suite"
+_SUITE = "the adaptive suite before momentum"
 
 
 def demo() -> str:
