@@ -56,6 +56,12 @@ def suite_of(name: str, suites: Sequence[str] = ("suite", "adaptive")) -> dict[s
     return export and export["suites"]["adaptive"][name.partition("_")[0]]
 
 
+def of_one_suite(names: Sequence[str]) -> list[dict[str, Any] | None]:
+    """What one suite left of each: the suite as it is if that met all, else the suite before."""
+    found = [suite_of(name, ["suite"]) for name in names]
+    return found if all(found) else [suite_of(name, ["adaptive"]) for name in names]
+
+
 def _adaptive(norm: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """What was measured in a norm: the row's name, its export, and its suite's part of that."""
     found = []

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from benchmarks.adaptive.tables import ROWS, clean, paired, suite_of
+from benchmarks.adaptive.tables import ROWS, clean, of_one_suite, paired, suite_of
 from benchmarks.adaptive.tables import measured as left
 from benchmarks.common.table_text import markdown, points
 from benchmarks.paper.cells import Row, rows, specification
@@ -164,11 +164,7 @@ def _gap(
     if not worst:
         return _between(_figures(*a, group), _figures(*b, group))
     cells = [_row(table, name, group).cells[column] for table, name, column in (a, b)]
-    for suite in ("suite", "adaptive"):
-        found = [suite_of(str(cell.worst), [suite]) for cell in cells]
-        if all(found):
-            return _between(*found)
-    return None
+    return _between(*of_one_suite([str(cell.worst) for cell in cells]))
 
 
 def _figures(table: str, name: str, column: str, group: str = "") -> dict[str, Any] | None:

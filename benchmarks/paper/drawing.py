@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from benchmarks.adaptive.tables import paired, suite_of
+from benchmarks.adaptive.tables import of_one_suite, paired, suite_of
 from benchmarks.common import table_text
 from benchmarks.common.results_file import RESULTS
 from benchmarks.common.table_text import markdown, points
@@ -209,7 +209,7 @@ def _curve(axis: Any, of: list[Row], found: Mapping[Any, Any], spec: dict[str, A
         low, high = ([100 * share[end] for _, share in there] for end in ("low", "high"))
         axis.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
     axis.set_xscale("log" if vary != "eot" else "linear")
-    beside = [(row.at, suite_of(row.cells["robust"].worst)) for row in of]
-    worst = [(at, 100 * about["accuracy"]["value"]) for at, about in beside if about]
+    beside = of_one_suite([str(row.cells["robust"].worst) for row in of])
+    worst = [(row.at, 100 * about["accuracy"]["value"]) for row, about in zip(of, beside) if about]
     if worst and colour:  # of the same defence: other steps are another
         axis.plot(*zip(*worst), ":", marker="x", ms=5, color=colour, label=WORST)
