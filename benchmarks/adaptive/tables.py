@@ -166,11 +166,10 @@ def adaptive_momentum() -> str:
     rows = []
     for path in sorted(RESULTS.glob("suite_*_l*.json")):
         name = path.stem.removeprefix("suite_")
-        if not (RESULTS / f"adaptive_{name}.json").exists():
+        now, before = (suite_of(name, [of]) for of in ("suite", "adaptive"))
+        if now is None or before is None:
             continue
         row, _, norm = name.rpartition("_")
-        now, before = (results(f"{of}_{name}")["suites"]["adaptive"][row]
-                       for of in ("suite", "adaptive"))  # fmt: skip
         same, gap = before["accuracy"], "-"
         if "right" in before:
             same = _accuracy(_restricted(before, len(now["right"].split())))
