@@ -40,6 +40,14 @@ def test_what_there_was_no_time_to_try_is_no_less_than_it_takes(materials):
     assert all(c.classifier_calls >= w.classifier_calls for c, w in zip(cut, whole))
 
 
+def test_a_guess_does_not_take_a_query_for_all_that_an_image_is_judged_by():
+    attacks = {"PGD": PGD}
+    model = {"d": smooth_classifier(torch.float32)}
+    of = {n: materials_of(model, images(6), attacks, Judging(purifications=n)) for n in (8, 32)}
+    cells = [estimate(Plan.of(m), m, most=0.0)[1].classifier_calls for m in of.values()]
+    assert cells[1] - cells[0] == 6 * (32 - 8)  # what judging takes more
+
+
 def test_what_fails_takes_no_less_than_nothing():
     model = smooth_classifier(torch.float32)
     given = images(2)[0], torch.tensor([3, 3])  # which it fails on

@@ -24,6 +24,7 @@ __all__ = ["Estimate", "estimate"]
 
 
 _LEAST_STEPS = 4  # that an attack is tried with: of fewer, what it does once counts for too much
+_QUERY = 4  # judged purifications that a query of what was not tried takes, if no other takes more
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Estimate:
         denoiser_calls, classifier_calls: rows that the networks will see.
         error: of a cell that failed on its first image.
         guessed: whether there was no time to try it: it is then what its queries would take at the
-            highest rate of those that were tried on the defence.
+            highest rate of those that were tried on the defence, four purifications at least.
     """
 
     defence: str
@@ -104,7 +105,8 @@ def estimate(
         if not asked[attack]:
             return np.max([*tried.values()], axis=0)
         rates = [(spent - judged) / asked[a] for a, spent in tried.items() if asked[a]]
-        return judged + asked[attack] * np.max([*rates, judged], axis=0)
+        least = _QUERY * judged / plan.judging["purifications"]
+        return judged + asked[attack] * np.max([*rates, least], axis=0)
 
     def foretold(unit: Unit) -> Estimate:
         cell = unit.defence, unit.attack
