@@ -3,63 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from benchmarks.adaptive.figures import (
+    NORMS,
+    ROWS,
+    accuracy,
+    calls,
+    clean,
+    is_now,
+    measured,
+    paired,
+    restricted,
+    suite_of,
+)
 from benchmarks.common.results_file import RESULTS
-from benchmarks.common.table_text import budget, less, markdown, percent, points, results, shares
+from benchmarks.common.table_text import budget, less, markdown, percent, points, results
 from benchmarks.speed.frontier import point_of
-from scoreopt_defense.data.choosing import drawn
-from scoreopt_defense.evaluation.record.differences import Difference
-from scoreopt_defense.evaluation.record.statistics import proportion
-
-_TEST_IMAGES = 5000  # of the JPEG re-encoding
-NORMS = {"linf": "l-infinity 8/255", "l2": "l2 0.5"}
-#: The rows of the adaptive benchmark, as the documents call them.
-ROWS = {
-    "undefended": "undefended",
-    "adversarial-training": "adversarial training",
-    "one-shot": "one-shot",
-    "menet": "ME-Net's preprocessing",
-    "scoreopt-o": "ScoreOpt-O",
-    "lm": "LM",
-    "scoreopt-n": "ScoreOpt-N",
-    "scoreopt-n-before-at": "ScoreOpt-N before adversarial training",
-    "resnet": "another's ResNet-56, undefended",
-    "scoreopt-n-before-resnet": "ScoreOpt-N before another's ResNet-56",
-    "scoreopt-n-no-jacobian": "ScoreOpt-N of 2 steps without the Jacobian",
-    "scoreopt-n-no-jacobian-5": "ScoreOpt-N of 5 steps without the Jacobian",
-    "scoreopt-n-stopped": "ScoreOpt-N stopped early",
-    "diffpure": "DiffPure",
-    "gdmp": "GDMP",
-    "adp": "ADP",
-    "pursamere": "PurSAMERE",
-    "menet-trained": "ME-Net",
-    "ebm": "Langevin dynamics of an energy",
-    "pixeldefend": "PixelDefend",
-    "disco": "DISCO",
-}
-
-
-def measured(name: str, suites: Sequence[str] = ("suite", "adaptive")) -> dict[str, Any] | None:
-    """What the adaptive suite left of ``<row>_<norm>``: as it is, else as it was before."""
-    there = (of for of in suites if (RESULTS / f"{of}_{name}.json").exists())
-    of = next(there, None)
-    return results(f"{of}_{name}") if of else None
-
-
-def suite_of(name: str, suites: Sequence[str] = ("suite", "adaptive")) -> dict[str, Any] | None:
-    """The suite's own part of what was :func:`measured`."""
-    export = measured(name, suites)
-    return export and export["suites"]["adaptive"][name.partition("_")[0]]
-
-
-def of_one_suite(names: Sequence[str]) -> list[dict[str, Any] | None]:
-    """What one suite left of each: the suite as it is if that met all, else the suite before."""
-    found = [suite_of(name, ["suite"]) for name in names]
-    return found if all(found) else [suite_of(name, ["adaptive"]) for name in names]
 
 
 def _adaptive(norm: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -68,21 +29,11 @@ def _adaptive(norm: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     for row, name in ROWS.items():
         if export := measured(f"{row}_{norm}"):
             suite = export["suites"]["adaptive"][row]
-            found.append((name if _is_now(suite) else f"{name} {_BEFORE}", export, suite))
+            found.append((name if is_now(suite) else f"{name} {_BEFORE}", export, suite))
     return found
 
 
 _BEFORE = "(suite before)"
-
-
-def _is_now(suite: dict[str, Any]) -> bool:
-    return not any("PGD+EOT" in s["attack"] or "/PGD, " in s["attack"] for s in suite["stages"])
-
-
-def clean(export: dict[str, Any]) -> dict[str, float]:
-    """A row's accuracy without an attack."""
-    (clean,) = (cell["accuracy"] for cell in export["cells"] if cell["attack"] == "clean")
-    return clean
 
 
 def _worst_cases(norm: str) -> str:
@@ -92,7 +43,7 @@ def _worst_cases(norm: str) -> str:
         rows.append(
             [name, str(suite["accuracy"]["n"]), percent(clean(export)),
              f"**{percent(suite['accuracy'])}**", percent(suite["majority"]),
-             f"{100 * again['value']:.1f}", suite["checks"], f"{_calls(suite):,.0f}"]
+             f"{100 * again['value']:.1f}", suite["checks"], f"{calls(suite):,.0f}"]
         )  # fmt: skip
     head = ["defence", "images", "clean, %", "robust, %", "majority, %", "right 8 times, %",
             "checks", "calls"]  # fmt: skip
@@ -117,7 +68,7 @@ def adaptive_pairs() -> str:
     """Worst cases less others' of the same images, of what the suite as it is met."""
     rows = []
     for norm, said in NORMS.items():
-        suites = {name: suite for name, _, suite in _adaptive(norm) if _is_now(suite)}
+        suites = {name: suite for name, _, suite in _adaptive(norm) if is_now(suite)}
         for name, suite in suites.items():
             pairs = [
                 points(less(suite, suites[other])) if other in suites and other != name else "-"
@@ -172,44 +123,14 @@ def adaptive_momentum() -> str:
         row, _, norm = name.rpartition("_")
         same, gap = before["accuracy"], "-"
         if "right" in before:
-            same = _accuracy(_restricted(before, len(now["right"].split())))
+            same = accuracy(restricted(before, len(now["right"].split())))
             gap = points(paired(now, before))
         rows.append(
-            [ROWS[row], NORMS[norm], percent(same), f"{_calls(before):,.0f}",
-             f"**{percent(now['accuracy'])}**", f"{_calls(now):,.0f}", gap]
+            [ROWS[row], NORMS[norm], percent(same), f"{calls(before):,.0f}",
+             f"**{percent(now['accuracy'])}**", f"{calls(now):,.0f}", gap]
         )  # fmt: skip
     head = ["defence", "norm", "before, %", "calls", "now, %", "calls", "points"]
     return markdown(head, rows)
-
-
-def paired(a: dict[str, Any], b: dict[str, Any]) -> Difference | None:
-    """One less another over the images of the fewer, which the more met too; None without records.
-
-    Both are of images drawn by seed 0.
-    """
-    if "right" not in a or "right" not in b:
-        return None
-    count = min(len(of["right"].split()) for of in (a, b))
-    return less(_restricted(a, count), _restricted(b, count))
-
-
-def _restricted(of: dict[str, Any], count: int) -> dict[str, Any]:
-    """Its first so many images as they were drawn, of 5,000 by seed 0, in order of their index."""
-    right = of["right"].split()
-    order = np.sort(drawn(_TEST_IMAGES, len(right), 0)).searchsorted(
-        np.sort(drawn(_TEST_IMAGES, count, 0))
-    )
-    return of | {"right": " ".join(right[place] for place in order)}
-
-
-def _accuracy(suite: dict[str, Any]) -> dict[str, float]:
-    found = shares(suite)
-    return proportion(sum(found.values()), len(found)).as_dict()
-
-
-def _calls(suite: dict[str, Any]) -> float:
-    """Of the denoiser, an image: of all stages, the judging and the checks."""
-    return suite["denoiser_calls"] / suite["accuracy"]["n"]
 
 
 def adaptive_found_by() -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.adaptive.tables import ROWS as NAMES
-from benchmarks.adaptive.tables import clean
+from benchmarks.adaptive.figures import ROWS as NAMES
+from benchmarks.adaptive.figures import clean
 from benchmarks.common.results_file import RESULTS
 from benchmarks.common.table_text import markdown, percent, results
 from scoreopt_defense.evaluation.certification.bounds import still_right

@@ -7,8 +7,8 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from benchmarks.adaptive.tables import ROWS, clean, of_one_suite, paired, suite_of
-from benchmarks.adaptive.tables import measured as left
+from benchmarks.adaptive.figures import ROWS, clean, of_one_suite, paired, suite_of
+from benchmarks.adaptive.figures import measured as left
 from benchmarks.common.table_text import markdown, points
 from benchmarks.paper.cells import Row, rows, specification
 from benchmarks.paper.cost import downloads, hours

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from benchmarks.adaptive.tables import of_one_suite, paired, suite_of
+from benchmarks.adaptive.figures import of_one_suite, paired, suite_of
 from benchmarks.common import table_text
 from benchmarks.common.results_file import RESULTS
 from benchmarks.common.table_text import markdown, points

@@ -17,8 +17,8 @@ from torch import nn
 pytest.importorskip("pydantic")
 pytest.importorskip("torchattacks")
 
+from benchmarks.adaptive.figures import paired
 from benchmarks.adaptive.run import LITERATURE, MAIN, ROWS, changed
-from benchmarks.adaptive.tables import paired
 from benchmarks.common import results_file
 from benchmarks.common.table_text import less, shares
 from benchmarks.paper import cells as paper_cells
