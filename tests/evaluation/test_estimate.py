@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from toy_evaluation import Failing, images
@@ -38,6 +40,26 @@ def test_what_there_was_no_time_to_try_is_no_less_than_it_takes(materials):
     assert told == ["clean on d"]
     assert [cell.guessed for cell in cut] == [False, True, True]
     assert all(c.classifier_calls >= w.classifier_calls for c, w in zip(cut, whole))
+
+
+class Slow(torch.nn.Module):
+    """Takes as long for a batch as for an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = smooth_classifier(torch.float32)
+
+    def forward(self, x):
+        time.sleep(0.05)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("purifications", [1, 8])
+def test_what_a_batch_saves_is_of_the_attack_however_often_an_image_is_judged(purifications):
+    judging = Judging(purifications=purifications)
+    materials = materials_of({"d": Slow().eval()}, images(20), {"PGD": PGD}, judging)
+    _, pgd = estimate(Plan.of(materials, batch=20), materials)
+    assert pgd.seconds < 100 * 0.05 * 20 / 2  # an image alone, twenty times, is twice as much
 
 
 def test_a_guess_does_not_take_a_query_for_all_that_an_image_is_judged_by():

@@ -55,9 +55,11 @@ def estimate(
     most: float = math.inf,
     told: Callable[[str], object] = lambda _: None,
 ) -> list[Estimate]:
-    """Each cell on its first image, scaled up; and one whole unit, for what a batch saves.
+    """Each cell on its first image, scaled up; and two whole units, for what a batch saves.
 
-    Attacks of this library are tried with few steps of one sample, in whose number they are linear.
+    Attacks of this library are tried with few steps of one sample, in whose number they are linear,
+    and judged by one purification. A batch saves as much of every attack as of the first that asks
+    the denoiser, and of the judging as of the first defence's.
     Calls are exact for attacks that spend the same on every step of every image, but for what
     chooses among restarts. Those of a suite's tasks are an upper bound: as if each met every image,
     where an image that is taken leaves the queue, which saves far more than the purifications that
@@ -67,60 +69,114 @@ def estimate(
         most: seconds, after which no further cell is begun.
         told: is called with each unit that is tried, in words.
     """
-    begun = time.monotonic()
-    cheap = {
-        name: {defence: _cheap(task) for defence, task in of.items()}
-        for name, of in materials.tasks.items()
-    }
-    materials = replace(
-        materials, tasks={n: {d: task for d, (task, _) in of.items()} for n, of in cheap.items()}
-    )
-    firsts = [unit for unit in plan.units() if unit.trial == 0 and unit.images[0] == 0]
-    scaled = (unit for unit in firsts if cheap[unit.attack][unit.defence][1] > 1)
-    for unit in (firsts[0], *islice(scaled, most > 0)):  # first calls set networks and libraries up
-        _do(_of_one(unit), plan, materials)
-    single: dict[tuple[str, str], UnitResult] = {}
-    for unit in firsts:
-        if unit.attack == CLEAN or time.monotonic() - begun < most:
-            told(f"{unit.attack} on {unit.defence}")
-            single[unit.defence, unit.attack] = _do(_of_one(unit), plan, materials)
-    left = most - (time.monotonic() - begun)
-    saving = _saving(firsts, plan, materials, single, left)
+    tried = _Tried(plan, materials)
+    tried.all(most, told)
     units: Counter[tuple[str, str]] = Counter()
     images: Counter[tuple[str, str]] = Counter()  # probes meet the first ones alone
     for unit in plan.units():
         units[unit.defence, unit.attack] += 1
         images[unit.defence, unit.attack] += unit.size
 
-    def of_one(defence: str, attack: str) -> tuple[np.ndarray, str | None]:
-        """What an image takes: calls of both networks, and seconds."""
-        found, judged = single[defence, attack], _spent(single[defence, CLEAN])
-        times = cheap[attack][defence][1]
-        return np.maximum(judged + times * (_spent(found) - judged), 0), found.error
-
-    def guessed(defence: str, attack: str) -> np.ndarray:
-        tried = {a: of_one(d, a)[0] for d, a in single if d == defence}
-        asked = {a: _queries(plan, defence, a) for a in (*tried, attack)}
-        judged = tried[CLEAN]
-        if not asked[attack]:
-            return np.max([*tried.values()], axis=0)
-        rates = [(spent - judged) / asked[a] for a, spent in tried.items() if asked[a]]
-        least = _QUERY * judged / plan.judging["purifications"]
-        return judged + asked[attack] * np.max([*rates, least], axis=0)
-
     def foretold(unit: Unit) -> Estimate:
         cell = unit.defence, unit.attack
-        spent, error = of_one(*cell) if cell in single else (guessed(*cell), None)
-        denoiser, classifier, seconds = (images[cell] * spent).tolist()
+        denoiser, classifier, seconds = (images[cell] * tried.takes(*cell)).tolist()
+        found = tried.single.get(cell)
         return Estimate(
-            *cell, units[cell], round(denoiser), round(classifier), saving * seconds, error,
-            guessed=cell not in single,
+            *cell, units[cell], round(denoiser), round(classifier), seconds,
+            None if found is None else found.error, guessed=found is None,
         )  # fmt: skip
 
-    return [foretold(unit) for unit in firsts]
+    return [foretold(unit) for unit in tried.firsts]
 
 
-def _spent(result: UnitResult) -> np.ndarray:
+class _Tried:
+    """What was tried on the first image: calls of both networks and seconds, in arrays of three.
+
+    Attributes:
+        firsts: each cell's first unit.
+        single: what came of a cell's, judged by one purification.
+        judged: what judging an image takes, of each defence.
+        savings: an image's share of a batch's time, as a multiple of its time alone.
+    """
+
+    def __init__(self, plan: Plan, materials: Materials) -> None:
+        self.plan, self.materials = plan, materials
+        self.cheap = {
+            name: {defence: _cheap(task) for defence, task in of.items()}
+            for name, of in materials.tasks.items()
+        }
+        tasks = {n: {d: task for d, (task, _) in of.items()} for n, of in self.cheap.items()}
+        self.tries = replace(
+            materials, tasks=tasks, judging=materials.judging.replace(purifications=1)
+        )
+        self.firsts = [unit for unit in plan.units() if unit.trial == 0 and unit.images[0] == 0]
+        self.single: dict[tuple[str, str], UnitResult] = {}
+        self.judged: dict[str, np.ndarray] = {}
+        self.savings: dict[str, float] = {}
+
+    def all(self, most: float, told: Callable[[str], object]) -> None:
+        """Each cell on one image, until so many seconds are over."""
+        begun = time.monotonic()
+        scaled = (unit for unit in self.firsts if self.cheap[unit.attack][unit.defence][1] > 1)
+        # first calls set networks and libraries up
+        for unit in (self.firsts[0], *islice(scaled, most > 0)):
+            self.spent(unit, self.tries)
+        for unit in self.firsts:
+            left = most - (time.monotonic() - begun)
+            if unit.attack != CLEAN and left <= 0:
+                continue
+            told(f"{unit.attack} on {unit.defence}")
+            self.single[unit.defence, unit.attack] = found = self.spent(unit, self.tries)
+            part, of = "attack", self.tries
+            if unit.attack == CLEAN:
+                part, of = "judging", self.materials
+                found = self.spent(unit, of)
+                self.judged[unit.defence] = _numbers(found)
+            if part not in self.savings and _asked_more(found, self.single[unit.defence, CLEAN]):
+                self.save(part, unit, of, found.seconds, left / 2)  # the rest is for the others
+
+    def spent(self, unit: Unit, of: Materials, size: int = 1) -> UnitResult:
+        some = replace(unit, images=(unit.images[0], unit.images[0] + size))
+        return execute(some, of, threads=self.plan.threads).result
+
+    def save(self, part: str, unit: Unit, of: Materials, alone: float, most: float) -> None:
+        """Try a whole batch, if that takes no more seconds than these."""
+        size = min(self.plan.batch, self.plan.count)
+        if size * alone <= most and not (whole := self.spent(unit, of, size)).error:
+            self.savings[part] = whole.seconds / (size * alone)
+
+    def takes(self, defence: str, attack: str) -> np.ndarray:
+        """Of an image of a batch."""
+        known = (defence, attack) in self.single
+        attacking = (self.attacking if known else self.guessed)(defence, attack)
+        judging, attacks = (
+            np.array([1.0, 1.0, self.savings.get(part, 1.0)]) for part in ("judging", "attack")
+        )
+        return np.maximum(judging * self.judged[defence] + attacks * attacking, 0)
+
+    def attacking(self, defence: str, attack: str) -> np.ndarray:
+        """Of an image alone that is attacked as often as the plan says."""
+        found, once = self.single[defence, attack], self.single[defence, CLEAN]
+        return self.cheap[attack][defence][1] * (_numbers(found) - _numbers(once))
+
+    def guessed(self, defence: str, attack: str) -> np.ndarray:
+        """As :meth:`attacking`, of what was not tried."""
+        tried = {a: self.attacking(d, a) for d, a in self.single if d == defence}
+        asked = {a: _queries(self.plan, defence, a) for a in (*tried, attack)}
+        if not asked[attack]:
+            return np.max([*tried.values()], axis=0)
+        rates = [took / asked[a] for a, took in tried.items() if asked[a]]
+        least = _QUERY * self.judged[defence] / self.materials.judging.purifications
+        return asked[attack] * np.max([*rates, least], axis=0)
+
+
+def _asked_more(found: UnitResult, once: UnitResult) -> bool:
+    """Whether it asked the networks more than judging once does: the dear one, if there is one."""
+    calls = "denoiser_calls" if once.denoiser_calls else "classifier_calls"
+    return not found.error and getattr(found, calls) > getattr(once, calls)
+
+
+def _numbers(result: UnitResult) -> np.ndarray:
     return np.array([result.denoiser_calls, result.classifier_calls, result.seconds])
 
 
@@ -144,29 +200,3 @@ def _cheap(task: Task) -> tuple[Task, float]:
             attack = attack.replace(eot=1, steps=min(attack.steps, _LEAST_STEPS))
         times = task.attack.queries / attack.queries
     return replace(task, attack=attack, confirm=0), times
-
-
-def _do(unit: Unit, plan: Plan, materials: Materials) -> UnitResult:
-    return execute(unit, materials, threads=plan.threads).result
-
-
-def _of_one(unit: Unit) -> Unit:
-    return replace(unit, images=(unit.images[0], unit.images[0] + 1))
-
-
-def _saving(
-    firsts: list[Unit],
-    plan: Plan,
-    materials: Materials,
-    single: dict[tuple[str, str], UnitResult],
-    left: float,
-) -> float:
-    """An image's share of a unit's time, as a multiple of its time alone; 1 without the time."""
-    size = min(plan.batch, plan.count)
-    tried = [(u, single[u.defence, u.attack]) for u in firsts if (u.defence, u.attack) in single]
-    with_denoiser = [(u, r) for u, r in tried if r.denoiser_calls and not r.error]
-    unit, alone = min(with_denoiser or tried, key=lambda pair: pair[1].seconds)
-    if size * alone.seconds > left:
-        return 1.0
-    whole = _do(replace(unit, images=(0, size)), plan, materials)
-    return whole.seconds / (size * alone.seconds) if not whole.error else 1.0
