@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from scoreopt_defense import ThirdParty
+from scoreopt_defense import DiffusionClassifier, ThirdParty, pretrained
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 import train_disco
@@ -24,3 +24,9 @@ def pixel_defend() -> ThirdParty:
 def disco() -> ThirdParty:
     """DISCO, trained against attacks on the classifier that it stands before."""
     return train_disco.disco("runs/cifar-disco/disco.safetensors")
+
+
+def diffusion_classifier() -> DiffusionClassifier:
+    """Of digits, at 2 levels in place of 16: 40 passes an image."""
+    denoiser = pretrained.denoiser("mnist-tiny-labelled")
+    return DiffusionClassifier(denoiser, levels=2, sigma=(0.5, 5.0))

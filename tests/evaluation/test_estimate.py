@@ -62,6 +62,19 @@ def test_what_a_batch_saves_is_of_the_attack_however_often_an_image_is_judged(pu
     assert pgd.seconds < 100 * 0.05 * 20 / 2  # an image alone, twenty times, is twice as much
 
 
+def test_what_a_batch_saves_of_one_defence_it_need_not_save_of_another():
+    class OneByOne(Slow):
+        def forward(self, x):
+            return torch.cat([super(OneByOne, self).forward(one) for one in x.split(1)])
+
+    models = {"a batch": Slow().eval(), "one by one": OneByOne().eval()}
+    materials = materials_of(models, images(8), {"PGD": PGD.replace(eot=1)}, Judging())
+    cells = {
+        c.defence: c for c in estimate(Plan.of(materials, batch=8), materials) if c.attack == "PGD"
+    }
+    assert cells["one by one"].seconds > 3 * cells["a batch"].seconds
+
+
 def test_a_guess_does_not_take_a_query_for_all_that_an_image_is_judged_by():
     attacks = {"PGD": PGD}
     model = {"d": smooth_classifier(torch.float32)}

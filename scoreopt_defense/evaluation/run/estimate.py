@@ -58,8 +58,8 @@ def estimate(
     """Each cell on its first image, scaled up; and two whole units, for what a batch saves.
 
     Attacks of this library are tried with few steps of one sample, in whose number they are linear,
-    and judged by one purification. A batch saves as much of every attack as of the first that asks
-    the denoiser, and of the judging as of the first defence's.
+    and judged by one purification. A batch saves as much of every attack on a defence as of the
+    first that asks its denoiser.
     Calls are exact for attacks that spend the same on every step of every image, but for what
     chooses among restarts. Those of a suite's tasks are an upper bound: as if each met every image,
     where an image that is taken leaves the queue, which saves far more than the purifications that
@@ -96,7 +96,8 @@ class _Tried:
         firsts: each cell's first unit.
         single: what came of a cell's, judged by one purification.
         judged: what judging an image takes, of each defence.
-        savings: an image's share of a batch's time, as a multiple of its time alone.
+        savings: an image's share of a batch's time, as a multiple of its time alone, of a defence's
+            judging and its attacks.
     """
 
     def __init__(self, plan: Plan, materials: Materials) -> None:
@@ -112,7 +113,7 @@ class _Tried:
         self.firsts = [unit for unit in plan.units() if unit.trial == 0 and unit.images[0] == 0]
         self.single: dict[tuple[str, str], UnitResult] = {}
         self.judged: dict[str, np.ndarray] = {}
-        self.savings: dict[str, float] = {}
+        self.savings: dict[tuple[str, str], float] = {}
 
     def all(self, most: float, told: Callable[[str], object]) -> None:
         """Each cell on one image, until so many seconds are over."""
@@ -127,9 +128,9 @@ class _Tried:
                 continue
             told(f"{unit.attack} on {unit.defence}")
             self.single[unit.defence, unit.attack] = found = self.spent(unit, self.tries)
-            part, of = "attack", self.tries
+            part, of = (unit.defence, "attack"), self.tries
             if unit.attack == CLEAN:
-                part, of = "judging", self.materials
+                part, of = (unit.defence, "judging"), self.materials
                 found = self.spent(unit, of)
                 self.judged[unit.defence] = _numbers(found)
             if part not in self.savings and _asked_more(found, self.single[unit.defence, CLEAN]):
@@ -139,7 +140,9 @@ class _Tried:
         some = replace(unit, images=(unit.images[0], unit.images[0] + size))
         return execute(some, of, threads=self.plan.threads).result
 
-    def save(self, part: str, unit: Unit, of: Materials, alone: float, most: float) -> None:
+    def save(
+        self, part: tuple[str, str], unit: Unit, of: Materials, alone: float, most: float
+    ) -> None:
         """Try a whole batch, if that takes no more seconds than these."""
         size = min(self.plan.batch, self.plan.count)
         if size * alone <= most and not (whole := self.spent(unit, of, size)).error:
@@ -150,7 +153,8 @@ class _Tried:
         known = (defence, attack) in self.single
         attacking = (self.attacking if known else self.guessed)(defence, attack)
         judging, attacks = (
-            np.array([1.0, 1.0, self.savings.get(part, 1.0)]) for part in ("judging", "attack")
+            np.array([1.0, 1.0, self.savings.get((defence, part), 1.0)])
+            for part in ("judging", "attack")
         )
         return np.maximum(judging * self.judged[defence] + attacks * attacking, 0)
 
