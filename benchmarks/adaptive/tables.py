@@ -60,12 +60,31 @@ def adaptive_l2() -> str:
     return _worst_cases("l2")
 
 
+def adaptive_summary() -> str:
+    """What the suite as it is leaves of each defence, most in l-infinity first."""
+    met = {norm: {n: of for n, *of in _adaptive(norm) if is_now(of[1])} for norm in NORMS}
+    rows = [
+        [name, percent(clean(export), 0),
+         *(percent(met[norm][name][1]["accuracy"], 0) if name in met[norm] else "-"
+           for norm in NORMS),
+         f"{calls(suite):,.0f}"]
+        for name, (export, suite) in sorted(met["linf"].items(), key=lambda of: -_left(of[1][1]))
+    ]  # fmt: skip
+    return markdown(
+        ["defence", "clean, %", *(f"{said}, %" for said in NORMS.values()), "calls"], rows
+    )
+
+
+def _left(suite: dict[str, Any]) -> float:
+    return suite["accuracy"]["value"]
+
+
 #: What the others are compared with.
 COMPARED = ("one-shot", "ScoreOpt-N", "DiffPure", "adversarial training")
 
 
 def adaptive_pairs() -> str:
-    """Worst cases less others' of the same images, of what the suite as it is met."""
+    """Worst cases less others' of the same images, where the suite as it is left any."""
     rows = []
     for norm, said in NORMS.items():
         suites = {name: suite for name, _, suite in _adaptive(norm) if is_now(suite)}
@@ -74,8 +93,36 @@ def adaptive_pairs() -> str:
                 points(less(suite, suites[other])) if other in suites and other != name else "-"
                 for other in COMPARED
             ]
-            rows.append([name, said, *pairs])
+            if _left(suite):
+                rows.append([name, said, *pairs])
     return markdown(["defence", "norm", *(f"less {other}" for other in COMPARED)], rows)
+
+
+#: Settings that say what a defence does.
+SETTINGS = ("variant", "sigma", "sigma_per", "level", "steps", "rounds", "share", "lr", "step_size",
+            "rho", "bank", "jacobian", "tol")  # fmt: skip
+
+
+def adaptive_rows() -> str:
+    """What each row is called, its settings, and how long it takes."""
+    rows = []
+    for row, name in ROWS.items():
+        exports = [of for norm in NORMS if (of := measured(f"{row}_{norm}"))]
+        purifier = exports[0]["plan"]["defences"][row].get("purifier", {})
+        said = [
+            f"{key} {_brief(value)}"
+            for key, value in purifier.items()
+            if key in SETTINGS and value not in (None, True, "batch")
+        ]
+        minutes = [f"{of['suites']['adaptive'][row]['seconds'] / 60:.0f}" for of in exports]
+        rows.append([name, f"`{row}`", ", ".join(said) or "-", " and ".join(minutes)])
+    return markdown(["defence", "`ROW`", "settings", "minutes of a core, in each norm"], rows)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(f"{end:g}" for end in dict.fromkeys(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def adaptive_stages() -> str:
@@ -177,6 +224,19 @@ def second_pair() -> str:
     return markdown(["attack", "steps x samples", "left, %", "less the suite"], lines)
 
 
+def digits() -> str:
+    """What the suite leaves of defences of digits, and less one denoising of the same images."""
+    found = results("digits")
+    suites = found["suites"]["adaptive"]
+    clean = {cell["defence"]: cell for cell in found["cells"] if cell["attack"] == "clean"}
+    rows = [
+        [name, percent(clean[name]["accuracy"]), f"**{percent(suite['accuracy'])}**",
+         "-" if name == "one-shot" else points(less(suite, suites["one-shot"])), suite["checks"]]
+        for name, suite in suites.items()
+    ]  # fmt: skip
+    return markdown(["defence", "clean, %", "robust, %", "less one-shot", "checks"], rows)
+
+
 #: Presets of the frontier, and their rows of the adaptive benchmark.
 PRESET_ROWS = {
     "fast": "scoreopt-n-no-jacobian",
@@ -233,8 +293,9 @@ def decomposition() -> str:
 ADAPTIVE_TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
-        adaptive_linf, adaptive_l2, adaptive_pairs, adaptive_stages, adaptive_stages_before,
-        adaptive_momentum, adaptive_found_by, adaptive_failed, second_pair, frontier_presets,
-        decomposition,
+        adaptive_summary, adaptive_rows, adaptive_linf, adaptive_l2, adaptive_pairs,
+        adaptive_stages, adaptive_stages_before,
+        adaptive_momentum, adaptive_found_by, adaptive_failed, second_pair, digits,
+        frontier_presets, decomposition,
     )
 }  # fmt: skip

@@ -34,6 +34,13 @@ Momentum in other ways, at 80 gradients, of ScoreOpt-N (torchattacks has no EMI-
         "momentum, c / k at step k" "two samples, selective" PI-FGSM VNI-FGSM PI-FGSM++ \
         "one draw for 16 steps" --result attack_search_momentum
 
+Momentum in l2:
+
+    python -m benchmarks.attacks.search DATA --norm l2 --eps 0.5 --steps 40 --eot 2 --images 48 \
+        --defences one-shot ScoreOpt-N --rows "smoothed, c = 1" "one sample, momentum, cosine" \
+        "one sample, momentum" "one sample, cosine" "one sample a step" \
+        --result attack_search_l2
+
 The best of them at 320 and 640 gradients: by ``--steps 160`` and 320, and a ``--result`` of their
 own.
 """
@@ -64,7 +71,7 @@ from benchmarks.attacks.ways import (
 from benchmarks.common import precision
 from benchmarks.common.held_out import add_arguments, held_out
 from benchmarks.common.results_file import rounded, weights, write
-from scoreopt_defense import DefendedModel, ScoreOpt, data, pretrained
+from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, data, pretrained
 from scoreopt_defense.attacks import APGD, PGD, Attack, FoolboxPGD, MomentumPGD
 from scoreopt_defense.evaluation import evaluate
 from scoreopt_defense.evaluation.record.differences import difference
@@ -80,17 +87,17 @@ DEFENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "ScoreOpt-N": ("N", {}),
     "ScoreOpt-O": ("O", {}),
     "LM": ("O", {"sigma_per": "image"}),
+    "one-shot": ("", {"sigma": 0.25}),  # of which the smoothed gradient is the exact one
 }
 BOTH = "ScoreOpt-N", "ScoreOpt-O"
 
 
 def grid(
-    eps: float, steps: int, eot: int, float32: bool = False, purifier_steps: int = 0
+    threat: dict[str, Any], steps: int, eot: int, float32: bool = False, purifier_steps: int = 0
 ) -> dict[str, Attack]:
     """The rows, the most telling first, each differentiating an image ``steps * eot`` times."""
-    common: dict[str, Any] = {
-        "eps": eps, "steps": steps, "eot": eot, "autocast": precision.autocast(float32)
-    }  # fmt: skip
+    precise = {"autocast": precision.autocast(float32)}
+    common: dict[str, Any] = threat | precise | {"steps": steps, "eot": eot}
 
     def pgd(gradient: Any, **changes: Any) -> Attack:
         return PGD(gradient=gradient, **common | changes)
@@ -139,9 +146,9 @@ def grid(
     return rows
 
 
-def several(eps: float, budget: int, float32: bool = False) -> dict[str, Attack]:
+def several(threat: dict[str, Any], budget: int, float32: bool = False) -> dict[str, Attack]:
     """Ways of stepping by momentum, at so many gradients in all."""
-    common: dict[str, Any] = {"eps": eps, "autocast": precision.autocast(float32)}
+    common: dict[str, Any] = threat | {"autocast": precision.autocast(float32)}
     selective, after = Several(2, "selective"), AfterSteps(2)  # 2 and all of 5: as much work as 7
     alone: dict[str, Any] = common | {"steps": budget}
 
@@ -149,7 +156,7 @@ def several(eps: float, budget: int, float32: bool = False) -> dict[str, Attack]
         given = {"gradient": Smoothed(), "eot": 1} | alone
         return OfTorchattacks(method=method, **given, **settings)
 
-    return {
+    rows: dict[str, Attack] = {
         "two samples, momentum": MomentumPGD(
             gradient=Smoothed(), eot=2, steps=budget // 2, **common
         ),
@@ -166,12 +173,16 @@ def several(eps: float, budget: int, float32: bool = False) -> dict[str, Attack]
         "momentum, two restarts": MomentumPGD(
             gradient=Smoothed(), restarts=2, steps=budget // 2, **common
         ),
-        "NI-FGSM": of("NIFGSM"),
-        "VMI-FGSM": of("VMIFGSM", others=3),
-        "VNI-FGSM": of("VNIFGSM", others=3),
-        "PI-FGSM": of("PIFGSM"),
-        "PI-FGSM++": of("PIFGSMPP"),
     }
+    if threat["norm"] == "linf":
+        rows |= {
+            "NI-FGSM": of("NIFGSM"),
+            "VMI-FGSM": of("VMIFGSM", others=3),
+            "VNI-FGSM": of("VNIFGSM", others=3),
+            "PI-FGSM": of("PIFGSM"),
+            "PI-FGSM++": of("PIFGSMPP"),
+        }
+    return rows
 
 
 def defences(name: str, which: Sequence[str] = BOTH, **overrides: Any) -> dict[str, DefendedModel]:
@@ -179,6 +190,8 @@ def defences(name: str, which: Sequence[str] = BOTH, **overrides: Any) -> dict[s
     classifier, denoiser = pretrained.classifier(name), pretrained.denoiser(name)
 
     def defended(variant: str, own: dict[str, Any]) -> DefendedModel:
+        if not variant:
+            return DefendedModel(classifier, OneShot(denoiser, **own))
         purifier = ScoreOpt.from_preset(f"{name}/{variant}", denoiser, **own, **overrides)
         return DefendedModel(classifier, purifier)
 
@@ -235,7 +248,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--name", default="cifar10-tiny", help="of the shipped networks")
     parser.add_argument("--describe", default="CIFAR-10 training images kept out of training, JPEG")
     add_arguments(parser, images=64)
-    parser.add_argument("--eps", type=float, default=8 / 255, help="l-infinity bound on [0, 1]")
+    parser.add_argument("--norm", default="linf", choices=("linf", "l2"))
+    parser.add_argument("--eps", type=float, default=8 / 255, help="radius on [0, 1]")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--eot", type=int, default=2)
     parser.add_argument("--purifier-steps", type=int, default=0, help="the presets' by default")
@@ -252,8 +266,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     images = held_out(args)
-    attacks = grid(args.eps, args.steps, args.eot, args.float32, args.purifier_steps)
-    more = several(args.eps, args.steps * args.eot, args.float32)
+    threat = {"norm": args.norm, "eps": args.eps}
+    attacks = grid(threat, args.steps, args.eot, args.float32, args.purifier_steps)
+    more = several(threat, args.steps * args.eot, args.float32)
     attacks = {row: (attacks | more)[row] for row in args.rows or attacks}
     given = {"steps": args.purifier_steps} if args.purifier_steps else {}
     models = defences(args.name, args.defences, **given)

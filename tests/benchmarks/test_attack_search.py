@@ -34,7 +34,8 @@ from benchmarks.attacks.ways import (
 )
 from benchmarks.common import results_file
 
-GRID = attack_search.grid(8 / 255, 10, 2)
+THREAT = {"norm": "linf", "eps": 8 / 255}
+GRID = attack_search.grid(THREAT, 10, 2)
 STEPS = 4
 
 
@@ -42,7 +43,7 @@ MOMENTUM = ("momentum", "last_step", "step_size")
 
 
 def test_rows_of_momentum_take_as_many_gradients():
-    rows = attack_search.several(8 / 255, 80)
+    rows = attack_search.several(THREAT, 80)
     fewer = {"two samples, selective": 40, "after 2 steps and all": 57}  # each is of two, or of 7/5
     assert {name: how.gradients for name, how in rows.items()} == dict.fromkeys(rows, 80) | fewer
 
