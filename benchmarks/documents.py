@@ -344,6 +344,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attack_search_80": partial(attack_search, "attack_search_80"),
     "attack_search_grafted": partial(attack_search, "attack_search_grafted"),
     "attack_search_momentum": partial(attack_search, "attack_search_momentum"),
+    "attack_search_l2": partial(attack_search, "attack_search_l2"),
     "attack_search_lm": partial(attack_search, "attack_search_lm"),
     "attack_search_20_steps": partial(attack_search, "attack_search_20_steps"),
     "half_precision": half_precision,
@@ -369,6 +370,10 @@ TABLES: dict[str, Callable[[], str]] = {
 }  # fmt: skip
 
 
+#: Tables that a page is about, which stay open.
+OPEN = ("adaptive_summary",)
+
+
 def folded(text: str, rows: int = 9) -> str:
     """The same with tables of more rows than these behind a line that opens them."""
 
@@ -389,7 +394,8 @@ def refreshed(text: str) -> str:
 
     def table(found: re.Match[str]) -> str:
         name = found["name"]
-        return f"<!-- {name} -->\n\n{folded(TABLES[name]())}\n\n<!-- /{name} -->"
+        made = TABLES[name]()
+        return f"<!-- {name} -->\n\n{made if name in OPEN else folded(made)}\n\n<!-- /{name} -->"
 
     return re.sub(r"<!-- (?P<name>\w+) -->.*?<!-- /(?P=name) -->", table, text, flags=re.DOTALL)
 

@@ -40,7 +40,11 @@ RECORDS = "docs/results"
 WORDS = {
     f"{RECORDS}/paper.md": [f"{RECORDS}/paper.md"],
     f"{RECORDS}/robustness.md": [
-        f"{RECORDS}/{page}.md" for page in ("robustness", "gradients", "paper")
+        f"{RECORDS}/{page}.md" for page in ("robustness", "attack-suite", "paper")
+    ],
+    f"{RECORDS}/attack-suite.md": [f"{RECORDS}/attack-suite.md"],
+    f"{RECORDS}/weaker-attacks.md": [
+        f"{RECORDS}/{page}.md" for page in ("weaker-attacks", "gradients", "paper")
     ],
 }
 
@@ -53,7 +57,7 @@ def test_a_figure_in_words_that_has_an_interval_is_one_of_a_table(document):
     measured = {(float(value), int(low), int(high)) for value, low, high in figures}
     measured |= {(-value, -high, -low) for value, low, high in measured}
     said = set(_figures(_lines(document, table=False)))
-    assert len(said) > 30
+    assert said
     for value, *ends in said:
         assert any(abs(value - found) < 0.51 for found, *its in measured if its == ends), value
 

@@ -80,7 +80,7 @@ def _left(suite: dict[str, Any]) -> float:
 
 
 #: What the others are compared with.
-COMPARED = ("one-shot", "ScoreOpt-N", "DiffPure", "adversarial training")
+COMPARED = ("one-shot", "ScoreOpt-O", "ScoreOpt-N", "DiffPure", "adversarial training")
 
 
 def adaptive_pairs() -> str:
@@ -213,7 +213,10 @@ def second_pair() -> str:
     """Single attacks beside the suite, on networks that nothing was tuned to."""
     found = results("second_pair")
     suite = found["suites"]["adaptive"]["ScoreOpt-N"]
-    lines = [["the whole suite", "-", f"**{percent(suite['accuracy'])}**", "-"]]
+    lines = [
+        ["none", "-", percent(clean(found)), "-"],
+        ["the whole suite", "-", f"**{percent(suite['accuracy'])}**", "-"],
+    ]
     for cell in found["cells"]:
         if cell["attack"] not in ("clean", "adaptive"):
             asked = found["plan"]["attacks"][cell["attack"]]
