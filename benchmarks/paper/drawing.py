@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.adaptive.figures import of_one_suite, paired, suite_of
@@ -150,15 +151,14 @@ def slopes(name: str = "table06", scale: str = "cpu") -> dict[str, float]:
 
 
 def draw(name: str, scale: str) -> None:
-    """Print the table; of a figure, write its pictures beside the result file too."""
+    """Print the table; of a figure, write its picture beside the result file too."""
     print(table(name, scale))
     if name.startswith("figure") and measured(name, scale)["cells"]:
-        for suffix in picture(name, scale):
-            print(RESULTS / f"paper_{name}_{scale}.{suffix}")
+        print(picture(name, scale))
 
 
-def picture(name: str, scale: str) -> tuple[str, ...]:
-    """``results/paper_<figure>_<scale>.svg`` and ``.png``: accuracy in per cent, a panel each."""
+def picture(name: str, scale: str) -> Path:
+    """``results/paper_<figure>_<scale>.svg``: accuracy in per cent, a panel each."""
     matplotlib = optional("matplotlib", extra="plots")
     figures = optional("matplotlib.figure", extra="plots")
     spec, found = specification(name), keyed(measured(name, scale))
@@ -179,10 +179,9 @@ def picture(name: str, scale: str) -> tuple[str, ...]:
             if axis.lines:
                 axis.legend(fontsize=7, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
         axes[0].set_ylabel("accuracy, %")
-        path = RESULTS / f"paper_{name}_{scale}"
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
-    return "svg", "png"
+        path = RESULTS / f"paper_{name}_{scale}.svg"
+        figure.savefig(path, metadata={"Date": None})
+    return path
 
 
 _X = {"steps": "optimization steps", "eot": "EOT replicates", "weight": "lambda"}
