@@ -100,12 +100,12 @@ def _beside(row: Row, column: str, found: Mapping[tuple[str, str], dict[str, Any
     return [percent(about["accuracy"]), f"{unpaired:+.1f}"]
 
 
-def budgets(name: str, scale: str = "cpu") -> str:
-    """What each attack of a table was allowed at a scale, and the paper's, in a sentence."""
+def budgets(name: str) -> str:
+    """What each attack of a table was allowed at cpu scale, and the paper's, in a sentence."""
     from scoreopt_defense.attacks import attack, paper_budget
 
     said = []
-    for label, sections in _attacks(name, scale).items():
+    for label, sections in _attacks(name).items():
         settings = {k: v for k, v in sections.items() if k != "attack"}
         if sections["attack"] == "corruptions":
             continue
@@ -117,8 +117,8 @@ def budgets(name: str, scale: str = "cpu") -> str:
     return "; ".join(said)
 
 
-def _attacks(name: str, scale: str) -> dict[str, Mapping[str, Any]]:
-    every = (cell for row in rows(name, scale) for cell in row.cells.values())
+def _attacks(name: str) -> dict[str, Mapping[str, Any]]:
+    every = (cell for row in rows(name, "cpu") for cell in row.cells.values())
     cells = [c for c in every if "purifier" in c.section]  # a classifier needs one sample
     found = {label: section for cell in cells for label, section in cell.attacks.items()}
     return dict(sorted(found.items()))
@@ -138,9 +138,9 @@ def _timing(name: str, scale: str) -> str:
     return markdown(["steps", "seconds an image", *map(str, steps)], lines)
 
 
-def slopes(name: str = "table06", scale: str = "cpu") -> dict[str, float]:
-    """Seconds a step, by curve: least squares over the steps; the paper's first."""
-    spec, found = specification(name), measured(name, scale)["rows"]
+def slopes() -> dict[str, float]:
+    """Seconds a step of Table 6, by curve: least squares over the steps; the paper's first."""
+    spec, found = specification("table06"), measured("table06", "cpu")["rows"]
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in spec["timed"]:
         curve = [(s, float(t)) for s, t in zip(row["steps"], row["published"])]
