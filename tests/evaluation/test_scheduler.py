@@ -411,7 +411,7 @@ def test_the_rows_that_networks_see_are_counted():
         (
             {"threads": 10**5},
             ValueError,
-            "threads must be a whole number of at most 1024, got 1000",
+            "threads must be a whole number from 1 to 1024, got 1000",
         ),
         ({"workers": 0}, ValueError, "workers must be a whole number of at least 1, got 0"),
         ({"images": (images()[0] * 255, images()[1])}, ValueError, "divide pixels by 255"),
