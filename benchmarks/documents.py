@@ -374,12 +374,12 @@ TABLES: dict[str, Callable[[], str]] = {
 OPEN = ("adaptive_summary",)
 
 
-def folded(text: str, rows: int = 9) -> str:
-    """The same with tables of more rows than these behind a line that opens them."""
+def folded(text: str) -> str:
+    """The same with tables of more than nine rows behind a line that opens them."""
 
     def fold(found: re.Match[str]) -> str:
         lines = found[0].rstrip("\n").split("\n")
-        if len(lines) - 2 <= rows:
+        if len(lines) - 2 <= 9:
             return found[0]
         by = lines[0].split("|")[1].strip()
         summary = f"The table: {len(lines) - 2} rows{f', by {by}' if by else ''}"

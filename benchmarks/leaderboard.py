@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from scoreopt_defense.evaluation import config
 from scoreopt_defense.evaluation.anytime import sequence
 from scoreopt_defense.evaluation.bundle import Bundle, Verification, verify
 from scoreopt_defense.evaluation.judging.threat_model import level
-from scoreopt_defense.evaluation.record.statistics import Proportion
 
 NAME, BUNDLES = "leaderboard", Path(__file__).parent / "bundles"
 
@@ -34,7 +32,8 @@ def row(path: Path, found: Verification, *, data: str, where: str) -> dict[str, 
     return {
         "bundle": path.name, "where": where, "sha256": digest(path),
         "data": data, "norm": bundle.norm, "eps": bundle.eps, "defence": bundle.defence,
-        "claimed": _figure(bundle.share), "found": _figure(found.found),
+        "claimed": bundle.share and bundle.share.as_dict(),
+        "found": found.found and found.found.as_dict(),
         "difference": {name: round(value, 4) for name, value in (
             ("value", found.difference), ("low", found.low), ("high", found.high))},
         "outcome": found.outcome, "why": found.why, "p": found.p, "margin": found.margin,
@@ -45,10 +44,6 @@ def row(path: Path, found: Verification, *, data: str, where: str) -> dict[str, 
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _figure(share: Proportion | None) -> dict[str, float] | None:
-    return share and {name: round(value, 4) for name, value in asdict(share).items()}
 
 
 def table() -> str:

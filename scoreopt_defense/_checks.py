@@ -77,7 +77,7 @@ def check_images(x: object, *, channels: int | None = None) -> tuple[float, floa
     return low, high
 
 
-def check_unit_images(x: object, *, channels: int | None = None) -> Tensor:
+def check_unit_images(x: object) -> Tensor:
     """As :func:`check_images`, and in [0, 1]: for doors at which no attack stands.
 
     Returns:
@@ -85,7 +85,7 @@ def check_unit_images(x: object, *, channels: int | None = None) -> Tensor:
     """
     import torch
 
-    low, high = check_images(x, channels=channels)
+    low, high = check_images(x)
     assert isinstance(x, torch.Tensor)
     if low < -_ROUNDING or high > 1 + _ROUNDING:
         raise ValueError(_wrong_scale(low, high))
@@ -193,11 +193,12 @@ def check_flag(name: str, value: object) -> None:
 
 def check_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
     """``value`` is a whole number of at least ``least``, and at most ``most``."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    if most is not None and int(value) > most:
-        raise ValueError(f"{name} must be a whole number of at most {most}, got {value!r}")
-    return int(value)
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    number = int(value) if is_whole else least - 1  # type: ignore[call-overload]
+    if number < least or (most is not None and number > most):
+        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
+    return number
 
 
 def check_positive(name: str, value: object, *, zero: bool = False) -> float:

@@ -95,7 +95,11 @@ def layout(
     return Layout(classes, tuple((entry.path, index[entry.folders[level]]) for entry in images))
 
 
-def walk(root: Path, problem: Callable[[str], None]) -> Iterator[str]:
+def _refuse(problem: str) -> None:
+    raise ValueError(problem)
+
+
+def walk(root: Path, problem: Callable[[str], None] = _refuse) -> Iterator[str]:
     """The paths of files and folders below a folder, as :func:`layout` takes them.
 
     Links are followed; what tools leave is not entered.
@@ -103,7 +107,7 @@ def walk(root: Path, problem: Callable[[str], None]) -> Iterator[str]:
     Args:
         root: the folder.
         problem: is told of each folder that can't be read, link to nothing, and link to a folder
-            that it lies in; such a one is left out.
+            that it lies in; such a one is left out. By default it is a ValueError.
     """
     to_do = [(str(root), "", {os.path.realpath(root)})]
     while to_do:

@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 
 from scoreopt_defense._checks import check_count
 
-__all__ = ["Fitted", "fitted", "resized"]
+__all__ = ["Fitted", "resized"]
 
 
 def resized(x: Tensor, size: int | Sequence[int] | None) -> Tensor:
@@ -74,8 +74,3 @@ class Fitted(nn.Module):
 
     def extra_repr(self) -> str:
         return f"resize={self.resize}, crop={self.crop}"
-
-
-def fitted(net: nn.Module, resize: int | None, crop: int | None) -> nn.Module:
-    """The network itself, or :class:`Fitted` if a size is given."""
-    return net if resize is crop is None else Fitted(net, resize=resize, crop=crop)

@@ -2,7 +2,15 @@
 
 IMAGES = '[images]\nsource = "mnist"\nn = 4\n'
 BARE = '[defences.bare]\nclassifier = "mnist-tiny"\n'
-WHOLE = """
+ONE_SHOT = """
+[defences.one-shot]
+classifier = "mnist-tiny"
+denoiser = "mnist-tiny"
+purifier = "OneShot"
+overrides = { sigma = 0.5 }
+"""
+WHOLE = (
+    """
 seed = 3
 batch = 2
 
@@ -13,15 +21,10 @@ n = 4
 [judging]
 purifications = 2
 
-[defences.bare]
-classifier = "mnist-tiny"
-
-[defences.one-shot]
-classifier = "mnist-tiny"
-denoiser = "mnist-tiny"
-purifier = "OneShot"
-overrides = { sigma = 0.5 }
-
+"""
+    + BARE
+    + ONE_SHOT
+    + """
 [defences.n]
 classifier = "mnist-tiny"
 denoiser = "mnist-tiny"
@@ -39,3 +42,4 @@ attack = "transfer-pgd-linf"
 eps = 0.01
 steps = 1
 """
+)

@@ -61,7 +61,7 @@ def main() -> None:
     ]
     if not wanted:
         parser.error(f"no attack class {options.only!r} in {options.library or LIBRARIES}")
-    with resumed(
+    rows = resumed(
         "every_attack",
         versions={
             name: version(name) for name in ("torchattacks", _ART, "foolbox", "pyautoattack")
@@ -73,14 +73,14 @@ def main() -> None:
         purifier_steps=STEPS,
         time_limit_seconds=SECONDS,
         left_out=LEFT_OUT,
-    ) as rows:
-        if options.afresh:
-            rows.rows = [row for row in rows.rows if not _is_one_of(row, wanted)]
-        missing = [key for key in wanted if not rows.has(key)]
-        with ThreadPoolExecutor(options.workers) as pool:
-            for row in pool.map(lambda key: measure(**key), missing):
-                print(f"{row['library']} {row['attack']}: {row['outcome']}", flush=True)
-                rows.add(row)
+    )
+    if options.afresh:
+        rows.rows = [row for row in rows.rows if not _is_one_of(row, wanted)]
+    missing = [key for key in wanted if not rows.has(key)]
+    with ThreadPoolExecutor(options.workers) as pool:
+        for row in pool.map(lambda key: measure(**key), missing):
+            print(f"{row['library']} {row['attack']}: {row['outcome']}", flush=True)
+            rows.add(row)
 
 
 _ART = "adversarial-robustness-toolbox"

@@ -31,19 +31,19 @@ def cosines(args: argparse.Namespace) -> None:
         for steps in (1, 5, 10, 20)
     ]
     inputs = {"data": args.describe, "weights": weights(NAME), "seed": args.seed}
-    with resumed("exact_gradient_cosines", images=len(y), **inputs) as rows:
-        for variant, loss, steps in tqdm(cells, unit="setting"):
-            key = {"variant": variant, "loss": loss, "steps": steps}
-            if rows.has(key):
-                continue
-            purifier = ScoreOpt(denoiser, **SETTINGS[variant], loss=loss, steps=steps, max_batch=32)
-            found = gradient_agreement(
-                DefendedModel(classifier, purifier), x, y, modes=SURROGATES, seed=args.seed
-            )
-            for mode in SURROGATES:
-                key[f"{mode} cosine"] = mean(found.cosine[mode])
-                key[f"{mode} sign"] = mean(found.sign[mode])
-            rows.add(key)
+    rows = resumed("exact_gradient_cosines", images=len(y), **inputs)
+    for variant, loss, steps in tqdm(cells, unit="setting"):
+        key = {"variant": variant, "loss": loss, "steps": steps}
+        if rows.has(key):
+            continue
+        purifier = ScoreOpt(denoiser, **SETTINGS[variant], loss=loss, steps=steps, max_batch=32)
+        found = gradient_agreement(
+            DefendedModel(classifier, purifier), x, y, modes=SURROGATES, seed=args.seed
+        )
+        for mode in SURROGATES:
+            key[f"{mode} cosine"] = mean(found.cosine[mode])
+            key[f"{mode} sign"] = mean(found.sign[mode])
+        rows.add(key)
 
 
 def main() -> None:

@@ -66,29 +66,29 @@ def cosines(args: argparse.Namespace) -> None:
     x, y, _ = data.load(args.source, n=images, seed=args.seed, order="index")
     about = {"images": len(y), "weights": weights(NAME), "seed": args.seed, "samples": samples}
     modes = {mode: g for mode, g in MODES.items() if hasattr(g, "differentiate")}
-    with resumed("gradient_modes_cosines", **about) as rows:
-        for steps in steps_of:
-            for defence, model in defences(NAME, steps=steps).items():
-                for mode, gradient in modes.items():
-                    key = {"defence": defence, "steps": steps, "mode": mode}
-                    if rows.has(key):
-                        continue
-                    found = gradient_agreement(
-                        model.replace(max_batch=32), x, y, modes=[gradient],
-                        reference="smoothed", samples=samples, seed=args.seed,
-                    )  # fmt: skip
-                    noise = gradient_noise(
-                        model.replace(max_batch=32, gradient=gradient), x, y,
-                        samples=[2**k for k in range(samples.bit_length())], seed=args.seed,
-                    )  # fmt: skip
-                    (cosine,), (sign,) = found.cosine.values(), found.sign.values()
-                    rows.add(key | {
-                        "cosine": mean(cosine), "sign": mean(sign),
-                        "settled signs by samples": {
-                            str(k): round(share.item(), 4)
-                            for k, share in zip(noise.samples, noise.sign.mean(1))
-                        },
-                    })  # fmt: skip
+    rows = resumed("gradient_modes_cosines", **about)
+    for steps in steps_of:
+        for defence, model in defences(NAME, steps=steps).items():
+            for mode, gradient in modes.items():
+                key = {"defence": defence, "steps": steps, "mode": mode}
+                if rows.has(key):
+                    continue
+                found = gradient_agreement(
+                    model.replace(max_batch=32), x, y, modes=[gradient],
+                    reference="smoothed", samples=samples, seed=args.seed,
+                )  # fmt: skip
+                noise = gradient_noise(
+                    model.replace(max_batch=32, gradient=gradient), x, y,
+                    samples=[2**k for k in range(samples.bit_length())], seed=args.seed,
+                )  # fmt: skip
+                (cosine,), (sign,) = found.cosine.values(), found.sign.values()
+                rows.add(key | {
+                    "cosine": mean(cosine), "sign": mean(sign),
+                    "settled signs by samples": {
+                        str(k): round(share.item(), 4)
+                        for k, share in zip(noise.samples, noise.sign.mean(1))
+                    },
+                })  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -109,7 +109,7 @@ CERTIFY_TABLES = {"certify_sandwich": sandwich, "certify_cost": cost}
 
 
 def draw() -> None:
-    """``certify.svg`` and ``.png``: between the two lines nobody knows."""
+    """``certify.svg``: between the two lines nobody knows."""
     from matplotlib.figure import Figure  # an extra
 
     rows = measured()
@@ -120,8 +120,7 @@ def draw() -> None:
     labelled = {label: handle for axes in figure.axes
                 for handle, label in zip(*axes.get_legend_handles_labels())}  # fmt: skip
     figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=3)
-    for suffix in ("svg", "png"):
-        figure.savefig(RESULTS / f"certify.{suffix}", dpi=150)
+    figure.savefig(RESULTS / "certify.svg")
 
 
 def panel(axes: Any, row: Row) -> None:

@@ -6,7 +6,6 @@ Each says how it was made, and is written whole or not at all.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from scoreopt_defense import pretrained
+from scoreopt_defense._files import replacing
 from scoreopt_defense.evaluation.plan.environment import machine
 from scoreopt_defense.evaluation.record.differences import Difference
 
@@ -47,13 +47,9 @@ def write(name: str, **contents: Any) -> Path:
     """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    temporary = RESULTS / f".{name}.{os.getpid()}.part"
-    try:
-        about = {"machine": machine(), **contents}
+    about = {"machine": machine(), **contents}
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     print(f"wrote {path}")
     return path
 
@@ -81,12 +77,6 @@ class resumed:
         self.name = name
         self.about = _as_json(about)
         self.rows = _rows(RESULTS / f"{name}.json", self.about)
-
-    def __enter__(self) -> resumed:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing: each row was written when it was added."""
 
     def has(self, key: dict[str, Any]) -> bool:
         return any(_as_json(key).items() <= row.items() for row in self.rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.adaptive.figures import of_one_suite, paired, suite_of
@@ -99,12 +100,12 @@ def _beside(row: Row, column: str, found: Mapping[tuple[str, str], dict[str, Any
     return [percent(about["accuracy"]), f"{unpaired:+.1f}"]
 
 
-def budgets(name: str, scale: str = "cpu") -> str:
-    """What each attack of a table was allowed at a scale, and the paper's, in a sentence."""
+def budgets(name: str) -> str:
+    """What each attack of a table was allowed at cpu scale, and the paper's, in a sentence."""
     from scoreopt_defense.attacks import attack, paper_budget
 
     said = []
-    for label, sections in _attacks(name, scale).items():
+    for label, sections in _attacks(name).items():
         settings = {k: v for k, v in sections.items() if k != "attack"}
         if sections["attack"] == "corruptions":
             continue
@@ -116,8 +117,8 @@ def budgets(name: str, scale: str = "cpu") -> str:
     return "; ".join(said)
 
 
-def _attacks(name: str, scale: str) -> dict[str, Mapping[str, Any]]:
-    every = (cell for row in rows(name, scale) for cell in row.cells.values())
+def _attacks(name: str) -> dict[str, Mapping[str, Any]]:
+    every = (cell for row in rows(name, "cpu") for cell in row.cells.values())
     cells = [c for c in every if "purifier" in c.section]  # a classifier needs one sample
     found = {label: section for cell in cells for label, section in cell.attacks.items()}
     return dict(sorted(found.items()))
@@ -137,9 +138,9 @@ def _timing(name: str, scale: str) -> str:
     return markdown(["steps", "seconds an image", *map(str, steps)], lines)
 
 
-def slopes(name: str = "table06", scale: str = "cpu") -> dict[str, float]:
-    """Seconds a step, by curve: least squares over the steps; the paper's first."""
-    spec, found = specification(name), measured(name, scale)["rows"]
+def slopes() -> dict[str, float]:
+    """Seconds a step of Table 6, by curve: least squares over the steps; the paper's first."""
+    spec, found = specification("table06"), measured("table06", "cpu")["rows"]
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in spec["timed"]:
         curve = [(s, float(t)) for s, t in zip(row["steps"], row["published"])]
@@ -150,15 +151,14 @@ def slopes(name: str = "table06", scale: str = "cpu") -> dict[str, float]:
 
 
 def draw(name: str, scale: str) -> None:
-    """Print the table; of a figure, write its pictures beside the result file too."""
+    """Print the table; of a figure, write its picture beside the result file too."""
     print(table(name, scale))
     if name.startswith("figure") and measured(name, scale)["cells"]:
-        for suffix in picture(name, scale):
-            print(RESULTS / f"paper_{name}_{scale}.{suffix}")
+        print(picture(name, scale))
 
 
-def picture(name: str, scale: str) -> tuple[str, ...]:
-    """``results/paper_<figure>_<scale>.svg`` and ``.png``: accuracy in per cent, a panel each."""
+def picture(name: str, scale: str) -> Path:
+    """``results/paper_<figure>_<scale>.svg``: accuracy in per cent, a panel each."""
     matplotlib = optional("matplotlib", extra="plots")
     figures = optional("matplotlib.figure", extra="plots")
     spec, found = specification(name), keyed(measured(name, scale))
@@ -179,10 +179,9 @@ def picture(name: str, scale: str) -> tuple[str, ...]:
             if axis.lines:
                 axis.legend(fontsize=7, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
         axes[0].set_ylabel("accuracy, %")
-        path = RESULTS / f"paper_{name}_{scale}"
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
-    return "svg", "png"
+        path = RESULTS / f"paper_{name}_{scale}.svg"
+        figure.savefig(path, metadata={"Date": None})
+    return path
 
 
 _X = {"steps": "optimization steps", "eot": "EOT replicates", "weight": "lambda"}

@@ -208,7 +208,7 @@ def beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def draw(args: argparse.Namespace) -> None:
-    """``frontier.svg`` and ``.png``: accuracies against time; large is what no point beats."""
+    """``frontier.png``: accuracies against time; large is what no point beats."""
     from matplotlib.figure import Figure  # an extra
 
     rows = joined()
@@ -227,8 +227,7 @@ def draw(args: argparse.Namespace) -> None:
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=3)
     for handle in legend.legend_handles:  # of whatever size a kind's first point is
         handle.set_sizes([30])
-    for suffix in ("svg", "png"):
-        figure.savefig(results_file.RESULTS / f"frontier.{suffix}", dpi=150)
+    figure.savefig(results_file.RESULTS / "frontier.png", dpi=150)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -269,8 +269,8 @@ def main(arguments: list[str] | None = None) -> int:
         "weights": weights(args.name),
         "networks": args.name,
     }
-    with resumed("gpu", **about) as rows:
-        return carry_out(args, rows)
+    rows = resumed("gpu", **about)
+    return carry_out(args, rows)
 
 
 if __name__ == "__main__":

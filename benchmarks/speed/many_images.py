@@ -45,8 +45,8 @@ def written(folder: Path, count: int) -> Path:
     return folder / "x.npy"
 
 
-def jpeg_files(folder: Path, count: int, classes: int = 1000) -> Path:
-    """So many JPEG files of ImageNet's usual sizes, each another one, in so many classes."""
+def jpeg_files(folder: Path, count: int) -> Path:
+    """So many JPEG files of ImageNet's usual sizes, each another one, in 1,000 classes."""
     generator, made = np.random.default_rng(0), []
     for width, height in ((500, 375), (375, 500), (500, 333), (640, 480), (400, 300)):
         coarse = generator.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
@@ -58,7 +58,7 @@ def jpeg_files(folder: Path, count: int, classes: int = 1000) -> Path:
         Image.fromarray(noisy).save(stream, "JPEG", quality=75)
         made.append(stream.getvalue())
     for place in range(count):
-        within = folder / f"n{place % classes:08d}"
+        within = folder / f"n{place % 1000:08d}"
         within.mkdir(parents=True, exist_ok=True)
         start, rest = made[place % len(made)][:2], made[place % len(made)][2:]
         comment = b"\xff\xfe\x00\x0a" + f"{place:08d}".encode()

@@ -143,15 +143,15 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("authors needs --authors, a clone of zzzhangboya/ScoreOpt")
     fill_sizes(args, SIZES[args.part])
     about = {"weights": weights(args.name), "threads": 1, "networks": args.name}
-    with resumed(f"memory_{args.part}", **about) as rows:
-        for cell in cells(args):
-            if not rows.has(cell):
-                found = measured(cell, args)
-                rows.add(cell | {
-                    "megabytes": round(statistics.median(found)),
-                    "runs": [round(value) for value in found],
-                })  # fmt: skip
-                print(rows.rows[-1])
+    rows = resumed(f"memory_{args.part}", **about)
+    for cell in cells(args):
+        if not rows.has(cell):
+            found = measured(cell, args)
+            rows.add(cell | {
+                "megabytes": round(statistics.median(found)),
+                "runs": [round(value) for value in found],
+            })  # fmt: skip
+            print(rows.rows[-1])
 
 
 if __name__ == "__main__":

@@ -270,8 +270,8 @@ def main(arguments: list[str] | None = None) -> None:
         if not keep_freed_memory():
             parser.error("freed memory can be kept under glibc alone")
         name += "_kept"
-    with resumed(name, **about) as rows:
-        PARTS[args.part](args, rows)
+    rows = resumed(name, **about)
+    PARTS[args.part](args, rows)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,9 +13,6 @@ from scoreopt_defense import data
 from scoreopt_defense._checks import check_choice
 from scoreopt_defense._optional import optional
 from scoreopt_defense.attacks.base import Attack
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["TABLE_5", "Corruptions"]
 
@@ -66,10 +63,6 @@ class Corruptions(Attack):
             )
         if self.files is None:
             check_choice("corruption", self.corruption, TABLE_5)
-
-    def table_5(self) -> dict[str, Self]:
-        """The same for each of the ten."""
-        return {name: self.replace(corruption=name) for name in TABLE_5}
 
     @property
     def queries(self) -> int:

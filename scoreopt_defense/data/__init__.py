@@ -74,18 +74,23 @@ def load(
         FileNotFoundError: if there is nothing at ``source``.
         ValueError: if it holds no images, or fewer than ``n``.
     """
-    return _opened(source, split, n, seed, order, columns, preprocessing).load()
+    return _opened(
+        source, split=split, n=n, seed=seed, order=order, columns=columns,
+        preprocessing=preprocessing,
+    ).load()  # fmt: skip
 
 
-def _opened(
+def source(
     source: Any,
-    split: str,
-    n: int | None,
-    seed: int,
-    order: str,
-    columns: tuple[str, str] | None,
-    preprocessing: Preprocessing | None,
+    *,
+    split: str = "test",
+    n: int | None = None,
+    seed: int = 0,
+    order: str = "drawn",
+    columns: tuple[str, str] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Source:
+    """As :func:`load`, but what is read is what is asked for, where it is worked on."""
     check_choice("split", split, SPLITS)
     choose = chooser(n, seed, order)
     if isinstance(source, str) and source.startswith("hf:"):
@@ -116,18 +121,7 @@ def _opened(
     return Files(path, split=split, choose=choose, preprocessing=preprocessing)
 
 
-def source(
-    source: Any,
-    *,
-    split: str = "test",
-    n: int | None = None,
-    seed: int = 0,
-    order: str = "drawn",
-    columns: tuple[str, str] | None = None,
-    preprocessing: Preprocessing | None = None,
-) -> Source:
-    """As :func:`load`, but what is read is what is asked for, where it is worked on."""
-    return _opened(source, split, n, seed, order, columns, preprocessing)
+_opened = source  # by a name that no parameter of :func:`load` has
 
 
 def mnist(*, split: str = "test", n: int | None = None, seed: int = 0) -> Images:

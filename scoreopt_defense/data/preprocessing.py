@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scoreopt_defense._checks import check_choice, check_count
 from scoreopt_defense._optional import optional
+from scoreopt_defense._pixels import as_colours
 
 __all__ = ["Preprocessing", "in_unit"]
 
@@ -75,15 +76,13 @@ class Preprocessing:
         return pixels
 
 
-def _stacked(pixels: Sequence[np.ndarray]) -> np.ndarray:
-    """Of one shape, ``(n, H, W, C)``; grey ones among coloured ones become coloured."""
-    if any(image.ndim == 3 for image in pixels):
-        pixels = [np.repeat(i[..., None], 3, axis=2) if i.ndim == 2 else i for i in pixels]
-    stacked = np.stack(pixels)
-    return stacked if stacked.ndim == 4 else stacked[..., None]
-
-
 def in_unit(pixels: Sequence[np.ndarray]) -> Tensor:
-    """float32 images in [0, 1], shape ``(n, C, H, W)``, from uint8 pixels of one shape."""
-    stacked = np.ascontiguousarray(_stacked(pixels).transpose(0, 3, 1, 2))
-    return torch.from_numpy(stacked).float() / 255
+    """float32 images in [0, 1], shape ``(n, C, H, W)``, from uint8 pixels of one size.
+
+    Grey ones among coloured ones become coloured.
+    """
+    if any(image.ndim == 3 for image in pixels):
+        pixels = [as_colours(image) for image in pixels]
+    stacked = np.stack(pixels)
+    stacked = stacked if stacked.ndim == 4 else stacked[..., None]
+    return torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))).float() / 255

@@ -38,7 +38,7 @@ from scoreopt_defense.evaluation.sections import (
     Seed,
     SuiteSection,
 )
-from scoreopt_defense.sizes import fitted
+from scoreopt_defense.sizes import Fitted
 
 from pydantic import (  # isort: skip  # which sections found
     BaseModel,
@@ -250,7 +250,9 @@ def defence(name: str, section: Defence) -> nn.Module:
     """What a section of the file defends, as a module; errors name ``defences.<name>``."""
     key = f"defences.{name}"
     with _named(f"{key}.classifier", section.classifier):
-        network = fitted(named.classifier(section.classifier), section.resize, section.crop)
+        network = named.classifier(section.classifier)
+        if (section.resize, section.crop) != (None, None):
+            network = Fitted(network, resize=section.resize, crop=section.crop)
     about = section.model_dump(exclude={"classifier", "votes"}, exclude_defaults=True)
     with _named(key, about):
         purifier = named.purifier(

@@ -24,9 +24,7 @@ class BitDepthSettings(WithoutNetworkSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set("bits", check_count("bits", self.bits))
-        if self.bits > 16:
-            raise ValueError(f"bits must be a whole number from 1 to 16, got {self.bits}")
+        self._set("bits", check_count("bits", self.bits, most=16))
 
 
 class BitDepth(WithoutNetwork):

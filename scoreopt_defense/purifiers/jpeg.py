@@ -28,9 +28,7 @@ class JPEGSettings(WithoutNetworkSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set("quality", check_count("quality", self.quality))
-        if self.quality > 100:
-            raise ValueError(f"quality must be a whole number from 1 to 100, got {self.quality}")
+        self._set("quality", check_count("quality", self.quality, most=100))
 
 
 class JPEG(WithoutNetwork):

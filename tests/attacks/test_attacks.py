@@ -942,7 +942,7 @@ def test_corruptions_are_seeded_and_grow_with_severity(name, y):
     x, classifier = natural_images(), smooth_classifier(torch.float32, size=32)
     made = {}
     for severity in (1, 5):
-        how = attack("corruptions", severity=severity).table_5()[name]
+        how = attack("corruptions", corruption=name, severity=severity)
         once, again, other = (
             run(how, "bare", x, y, classifier=classifier, seed=s) for s in (0, 0, 1)
         )

@@ -21,14 +21,14 @@ def results(tmp_path, monkeypatch):
 
 
 def test_a_run_goes_on_where_it_was(results):
-    with resumed("it", **ABOUT) as rows:
-        assert not rows.has(KEY)
-        rows.add(KEY | {"value": 1})
-        assert rows.has(KEY)
-    with resumed("it", **ABOUT) as rows:
-        assert rows.has(KEY)
-        assert not rows.has(KEY | {"variant": "O"})
-        rows.add({"variant": "O"})
+    rows = resumed("it", **ABOUT)
+    assert not rows.has(KEY)
+    rows.add(KEY | {"value": 1})
+    assert rows.has(KEY)
+    rows = resumed("it", **ABOUT)
+    assert rows.has(KEY)
+    assert not rows.has(KEY | {"variant": "O"})
+    rows.add({"variant": "O"})
     written = json.loads((results / "it.json").read_text())
     assert list(written) == ["machine", *ABOUT, "rows"]
     assert [row["variant"] for row in written["rows"]] == ["N", "O"]

@@ -6,11 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+from configurations import BARE, ONE_SHOT
 
 from scoreopt_defense import cli, data
 from scoreopt_defense.evaluation.bundle import Bundle
 
-TOML = """
+TOML = f"""
 [images]
 source = "mnist"
 n = 24
@@ -18,15 +19,7 @@ n = 24
 [judging]
 purifications = 4
 
-[defences.bare]
-classifier = "mnist-tiny"
-
-[defences.one-shot]
-classifier = "mnist-tiny"
-denoiser = "mnist-tiny"
-purifier = "OneShot"
-overrides = { sigma = 0.5 }
-
+{BARE}{ONE_SHOT}
 [attacks.transfer-pgd-linf]
 eps = 0.2
 steps = 2

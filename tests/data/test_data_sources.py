@@ -123,9 +123,8 @@ def judged(source, **options):
 
 def figures(result: Result):
     return [
-        (j.image, j.label, j.predicted.tolist(), j.lead.tolist())
-        for attack in ("clean", "ascent")
-        for j in result.judgements("noisy", attack)
+        [part.tolist() for part in (of.images, of.labels, of.predicted, of.lead)]
+        for of in (result.judged("noisy", attack) for attack in ("clean", "ascent"))
     ]
 
 

@@ -152,7 +152,7 @@ WRONG = {
     "training": (nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), {"sigma": 0.5}, "training mode"),
     "alpha": (ONE_SHOT, {"alpha": 0.6}, "alpha must be below 0.5"),
     "norm": (ONE_SHOT, {"norm": "l3"}, "norm must be one of"),
-    "n": (ONE_SHOT, {"n": 0}, "n must be a whole number of at least 1"),
+    "n": (ONE_SHOT, {"n": 0}, "n must be a whole number from 1 to 1073741824"),
     "until": (ONE_SHOT, {"until_pixels": -1}, "until_pixels must be a finite number above 0"),
 }
 

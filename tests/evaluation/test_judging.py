@@ -290,7 +290,7 @@ def test_judged_purifications_are_none_that_the_attack_saw(name, criterion):
         {name: defences()[name]}, images(4), {"recording": Recording()}, judging=settings
     )
     assert not result.failures
-    judged = [of_image.lead.tolist() for of_image in result.judgements(name, "recording")]
+    judged = result.judged(name, "recording").lead.tolist()
     assert len(judged) == 4
     for of_attack, of_judge in zip(zip(*SEEN, strict=True), judged, strict=True):
         assert len(set(of_attack)) == len(set(of_judge)) == 20

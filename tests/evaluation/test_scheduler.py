@@ -288,14 +288,14 @@ def test_counts_are_of_the_judgements_that_were_made(criterion):
     made = 1 if criterion == "any-step" else 3
     counts = result.counts("DefendedModel", "some")
     failed = {failure.unit.images[0] for failure in result.failures}
-    judged = result.judgements("DefendedModel", "some")
+    judged = result.judged("DefendedModel", "some")
     for image, (right, of) in counts.items():
-        own = [judgement for judgement in judged if judgement.image == image]
-        assert of == made * len(own)
+        own = judged.images == image
+        assert of == made * own.sum()
         assert (of < 6 * made) == (image // 4 * 4 in failed)
         assert right / of == pytest.approx(result.shares("DefendedModel", "some")[image])
         if criterion == "final":
-            assert right == sum((one.predicted == one.label).sum() for one in own)
+            assert right == judged.right[own].sum()
     assert len({of for _, of in counts.values()}) > 1
     written = right_counts(result, "DefendedModel", "some")
     assert shares(written) == {i: right / of for i, (right, of) in counts.items()}
@@ -411,7 +411,7 @@ def test_the_rows_that_networks_see_are_counted():
         (
             {"threads": 10**5},
             ValueError,
-            "threads must be a whole number of at most 1024, got 1000",
+            "threads must be a whole number from 1 to 1024, got 1000",
         ),
         ({"workers": 0}, ValueError, "workers must be a whole number of at least 1, got 0"),
         ({"images": (images()[0] * 255, images()[1])}, ValueError, "divide pixels by 255"),
@@ -457,10 +457,8 @@ def test_any_step_is_the_share_that_nothing_broke():
     judging = Judging(criterion=AnyStep(confirm=10), purifications=2)
     result = run(None, judging=judging, trials=1)
     for defence in result.plan.defences:
-        lost = {
-            attack: {one.image for one in result.judgements(defence, attack) if one.broken}
-            for attack in result.plan.tasks
-        }
+        cells = {attack: result.judged(defence, attack) for attack in result.plan.tasks}
+        lost = {attack: set(of.images[of.whole == 0].tolist()) for attack, of in cells.items()}
         cell = result.cell(defence, "ascent")
         assert cell.robust == cell.unbroken
         assert cell.unbroken.value == pytest.approx(1 - len(lost["ascent"]) / 12)

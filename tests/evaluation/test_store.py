@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
 from toy_evaluation import Ascent, Failing, Noisy, defences, found, images, in_images, kept, run
 
@@ -25,6 +24,7 @@ from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.plan import Plan
 from scoreopt_defense.evaluation.record import store as storing
 from scoreopt_defense.evaluation.record.export import to_csv, to_json, to_parquet
+from scoreopt_defense.evaluation.record.judged import Judged
 from scoreopt_defense.evaluation.record.packing import digest_of, pack, unpack
 from scoreopt_defense.evaluation.record.pixels import Pixels
 from scoreopt_defense.evaluation.report import write
@@ -96,23 +96,6 @@ def test_images_are_kept_once_whoever_they_are_of(tmp_path):
     assert there.keys() == made
     assert sum(digest_of(x) in there for x in X.numpy()) == 12  # of 18 units of 4
     assert all(digest_of(unpack(content)) == digest for digest, content in there.items())
-
-
-def test_images_of_an_earlier_version_are_read_and_forgotten(finished):
-    """A file of safetensors' for each batch, by its digest."""
-    (folder := finished / "images").mkdir()
-    with Store(finished) as store:
-        before = found(Result(store))
-        for done in store.read():
-            batch = np.stack(list(store.adversarial(done).values()))
-            file = folder / f"{done.adversarial}.safetensors"
-            safetensors.numpy.save_file({"x": batch}, file)
-    (finished / "images.sqlite").unlink()
-    assert found(finished) == before
-    assert found(run(finished, **SMALL)) == before
-    with Store(finished, writing=True) as store:
-        store.forget(store.done())
-    assert not list(folder.iterdir())
 
 
 def test_adversarial_images_are_within_the_bound_and_in_their_places(finished):
@@ -289,10 +272,11 @@ def test_a_record_on_a_medium_that_is_read_only_can_be_read(tmp_path, finished):
 
 def rows_of(result):
     """Cell, trial and place of each row that is exported, and what was judged."""
+    of_units = [(unit, done, Judged.of([done])) for unit, done in result.units()]
     return [
-        (unit, done, judged.image, judged.label, judged.predicted.tolist(), judged.lead.tolist())
-        for unit, done in result.units()
-        for judged in done.judgements()
+        (unit, done, *(part.tolist() for part in row))
+        for unit, done, of in of_units
+        for row in zip(of.images, of.labels, of.predicted, of.lead, strict=True)
     ]
 
 

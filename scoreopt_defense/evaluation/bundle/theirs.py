@@ -68,17 +68,13 @@ def attacked_images(path: str | Path, shape: tuple[int, ...]) -> Tensor:
 
 
 def _of_folder(path: Path, count: int) -> Tensor:
-    names = sorted((name for name in walk(path, _refuse) if is_image_name(name)), key=_numbered)
+    names = sorted((name for name in walk(path) if is_image_name(name)), key=_numbered)
     if len(names) != count:
         raise ValueError(f"{path} must hold {count} images, got {len(names)}")
     pixels = [read_pixels(partial(content_of, path / name), str(path / name)) for name in names]
     if len(sizes := {of.shape[:2] for of in pixels}) > 1:
         raise ValueError(f"the images in {path} must share one size, got {sorted(sizes)}")
     return in_unit(pixels)
-
-
-def _refuse(problem: str) -> None:
-    raise ValueError(problem)
 
 
 def _numbered(name: str) -> list[tuple[str, int]]:

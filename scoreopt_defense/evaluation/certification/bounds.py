@@ -11,20 +11,14 @@ has probability :math:`\Phi(\Phi^{-1}(p) - r / \sigma)` at least (Salman et al.,
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from scoreopt_defense._optional import optional
+from scoreopt_defense.evaluation.record.statistics import scipy_stats
 
 __all__ = ["futile", "looks", "lower_bound", "radius", "still_right"]
 
 _FEWEST = 100  # draws before it is looked for the first time
 _HOPELESS = 1e-3
-
-
-def _scipy() -> Any:
-    return optional("scipy.stats", extra="evaluate")
 
 
 def lower_bound(right: np.ndarray, draws: int, alpha: float) -> np.ndarray:
@@ -36,18 +30,18 @@ def lower_bound(right: np.ndarray, draws: int, alpha: float) -> np.ndarray:
         right: k, of n = ``draws``.
     """
     right = np.asarray(right)
-    found = _scipy().beta.ppf(alpha, np.maximum(right, 1), draws - right + 1)
+    found = scipy_stats().beta.ppf(alpha, np.maximum(right, 1), draws - right + 1)
     return np.where(right > 0, found, 0.0)
 
 
 def radius(bound: np.ndarray | float, sigma: float) -> np.ndarray:
     r""":math:`\sigma \Phi^{-1}(p)`, on the scale of ``sigma``, l2; 0 where p is 1/2 or less."""
-    return sigma * _scipy().norm.ppf(np.maximum(bound, 0.5))
+    return sigma * scipy_stats().norm.ppf(np.maximum(bound, 0.5))
 
 
 def still_right(bound: np.ndarray, distance: float, sigma: float) -> np.ndarray:
     """The probability that the class keeps at that l2 distance, at least; scale of ``sigma``."""
-    normal = _scipy().norm
+    normal = scipy_stats().norm
     return normal.cdf(normal.ppf(bound) - distance / sigma)
 
 
@@ -69,4 +63,4 @@ def futile(right: np.ndarray, draws: int) -> np.ndarray:
 
     Who gives up claims nothing: such a look spends nothing of ``alpha``.
     """
-    return _scipy().binom.cdf(right, draws, 0.5) < _HOPELESS
+    return scipy_stats().binom.cdf(right, draws, 0.5) < _HOPELESS

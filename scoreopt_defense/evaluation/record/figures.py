@@ -15,7 +15,7 @@ from scoreopt_defense.evaluation.plan.plan import Plan
 from scoreopt_defense.evaluation.plan.tasks import CLEAN
 from scoreopt_defense.evaluation.record.differences import Difference, difference
 from scoreopt_defense.evaluation.record.judged import Judged, of_images, over_images
-from scoreopt_defense.evaluation.record.rows import Judgement, UnitResult, View
+from scoreopt_defense.evaluation.record.rows import UnitResult, View
 from scoreopt_defense.evaluation.record.statistics import (
     Proportion,
     Survival,
@@ -157,9 +157,10 @@ class Figures:
             seconds=sum(result.seconds for result in results),
         )
 
-    def judged(self, defence: str, attack: str) -> Judged:
+    def judged(self, defence: str, attack: str = CLEAN) -> Judged:
         """All judgements of one cell, as arrays."""
         if (defence, attack) not in self._judged:
+            self._check_known(defence, attack)
             results = [result for _, result in self._units.get((defence, attack), ())]
             unattacked = self._nothing_attacked(defence, attack)
             self._judged[defence, attack] = Judged.of([] if unattacked else results)
@@ -176,12 +177,6 @@ class Figures:
         units = [result for name in before for _, result in self._units.get((defence, name), ())]
         met = [result for result in units if result.tried]
         return bool(met) and all(result.error for result in met)
-
-    def judgements(self, defence: str, attack: str = CLEAN) -> list[Judgement]:
-        """All judgements of one cell."""
-        self._check_known(defence, attack)
-        units = self._units.get((defence, attack), ())
-        return [judgement for _, result in units for judgement in result.judgements()]
 
     @cached_property
     def view(self) -> View | None:

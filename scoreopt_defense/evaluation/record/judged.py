@@ -22,8 +22,8 @@ class Judged:
         images, trials, labels: shape ``(n,)``.
         predicted, right, lead: of each judged purification, shape ``(n, k)``.
         whole: 0 where the criterion saw it broken and 1 where not; None if it does not say.
-        left, draws: see :class:`~scoreopt_defense.evaluation.record.rows.Judgement`; where no
-            further purifications were asked for, the share of right ones and their number.
+        left, draws: the share of right purifications, those among them that were asked for
+            because all judged ones were wrong, and their number.
     """
 
     images: np.ndarray

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 
 from scoreopt_defense.evaluation.record.database import connected
 from scoreopt_defense.evaluation.record.packing import digest_of, unpack
@@ -18,7 +17,6 @@ from scoreopt_defense.evaluation.record.store_error import StoreError, said_plai
 __all__ = ["IMAGES", "Packed", "Pixels"]
 
 IMAGES = "images.sqlite"  #: in the record's folder
-_OLD = "images"  # once a file of safetensors' for each batch
 _SCHEMA = """
     PRAGMA auto_vacuum=FULL;
     PRAGMA journal_mode=WAL;
@@ -50,7 +48,7 @@ class Pixels:
         """Opened when first asked for: a run's figures can be read without its images."""
         file = None if self.folder is None else self.folder / IMAGES
         if not self.writing and file and not file.is_file():
-            file = None  # there are none, or those of an earlier format
+            file = None  # there are none
         database = connected(file, writing=self.writing)
         if file is None or self.writing:
             database.executescript(_SCHEMA)
@@ -74,11 +72,8 @@ class Pixels:
         with self._errors():
             self._database.commit()
 
-    def read(self, unit: str, places: Sequence[int], old: str = "") -> dict[int, np.ndarray]:
+    def read(self, unit: str, places: Sequence[int]) -> dict[int, np.ndarray]:
         """Those of a unit's images that are kept, by place: shape ``(C, H, W)``, in [0, 1].
-
-        Args:
-            old: what an earlier version called the file of all of them.
 
         Raises:
             StoreError: naming one that is missing or damaged.
@@ -94,18 +89,10 @@ class Pixels:
             for digest, content in rows:
                 with _damaged(f"image {digest} of {self.folder}/{IMAGES}"):
                     found[place] = _checked(unpack(content or b""), digest)
-        if not found and (path := self._old(old)):
-            with _damaged(str(path)):
-                images = _checked(safetensors.numpy.load_file(path)["x"], old)
-                found = {place: images[place] for place in places}
         return found
 
-    def drop(self, unit: str, places: Sequence[int] | None = None, old: str | None = None) -> None:
-        """Keep a unit's images no longer, all or those; what others made as well stays with them.
-
-        Args:
-            old: as in :meth:`read`.
-        """
+    def drop(self, unit: str, places: Sequence[int] | None = None) -> None:
+        """Keep a unit's images no longer, all or those; what others made as well stays."""
         with self._errors():
             held = self._database.execute("SELECT place, digest FROM held WHERE unit = ?", [unit])
             gone = [of for of in held.fetchall() if places is None or of[0] in places]
@@ -118,18 +105,6 @@ class Pixels:
                 "AND digest NOT IN (SELECT digest FROM held WHERE digest = ?)",
                 [(digest, digest) for _, digest in gone],
             )
-        if path := self._old(old):
-            path.unlink()
-
-    def is_old(self, name: str) -> bool:
-        """Whether there is a file of an earlier version's."""
-        return self._old(name) is not None
-
-    def _old(self, name: str | None) -> Path | None:
-        if self.folder is None or not name or not name.isalnum():
-            return None
-        path = self.folder / _OLD / f"{name}.safetensors"
-        return path if path.is_file() else None
 
     def held(self) -> dict[str, tuple[int, int]]:
         """How many images are kept of each unit, and their bytes; one of several counts in each."""
@@ -165,7 +140,7 @@ def _damaged(what: str) -> Iterator[None]:
     """Whatever a damaged image raises, in a sentence that says what to do."""
     try:
         yield
-    except (OSError, LookupError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise StoreError(
             f"{what} is missing or damaged ({error}): restore a copy, or forget the result and "
             "evaluate again"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 __all__ = [
-    "Judgement",
     "KnownDefence",
     "KnownTask",
     "UnitResult",
@@ -91,29 +90,6 @@ _INTEGERS, _FLAGS, _FLOATS = _as(_numbers("<i4")), _as(_numbers("?")), _as(_numb
 _CLASSES, _LEADS = _as(_table("<i4")), _as(_table("<f4"))
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """One image under one trial of a task, as it was judged.
-
-    Attributes:
-        predicted: the class that each judged purification got, shape ``(k,)``.
-        lead: in each, the true class's logit less the highest other one's, same shape.
-        broken: by a criterion that says so itself.
-        left: the share of right purifications, of those judged and such as were asked besides
-            because all of these were wrong; None where none would be.
-        draws: of how many that is.
-    """
-
-    image: int
-    trial: int
-    label: int
-    predicted: np.ndarray
-    lead: np.ndarray
-    broken: bool | None = None
-    left: float | None = None
-    draws: int | None = None
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class UnitResult:
     """What came of a unit of work.
@@ -125,10 +101,14 @@ class UnitResult:
         trial, first, images: which trial, and which images of the run: the first and how many.
         places: which of them the attack met, from 0 on.
         labels: theirs, as are the next five.
-        predicted, lead: of each judged purification, shape ``(n, k)``; see :class:`Judgement`.
-        broken, left, draws: see :class:`Judgement`.
+        predicted: the class that each judged purification got, shape ``(n, k)``.
+        lead: in each, the true class's logit less the highest other one's, same shape.
+        broken: by a criterion that says so itself; None under others.
+        left: the share of right purifications, of those judged and such as were asked besides
+            because all of these were wrong; None where none would be.
+        draws: of how many that is.
         measured: by name, a value an image.
-        adversarial: digest of the adversarial images, by which they are kept.
+        adversarial: digest of the adversarial images, all of them together.
         denoiser_calls, classifier_calls: rows that the networks saw, attack and judging together; a
             module that is no defended model counts as a classifier.
         parts: how many pieces it was carried out in; above 1 where memory ran out.
@@ -182,22 +162,6 @@ class UnitResult:
     def tried(self) -> int:
         """How many images the attack met."""
         return len(self.places)
-
-    def judgements(self) -> Iterator[Judgement]:
-        """An image each; none of a unit that failed."""
-        if self.predicted is None or self.lead is None:
-            return
-        for i, place in enumerate(self.places.tolist()):
-            yield Judgement(
-                self.first + place,
-                self.trial,
-                int(self.labels[i]),
-                self.predicted[i],
-                self.lead[i],
-                None if self.broken is None else bool(self.broken[i]),
-                None if self.left is None else float(self.left[i]),
-                None if self.draws is None else int(self.draws[i]),
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

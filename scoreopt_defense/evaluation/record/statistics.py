@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-def _scipy() -> Any:
+def scipy_stats() -> Any:
     return optional("scipy.stats", extra="evaluate")
 
 
@@ -85,7 +85,7 @@ def proportion(right: float, total: int, *, confidence: float = 0.95) -> Proport
     """
     if not (0 <= right <= total and total > 0):
         raise ValueError(f"right must be between 0 and total, got {right!r} of {total!r}")
-    beta, tail = _scipy().beta, (1 - confidence) / 2
+    beta, tail = scipy_stats().beta, (1 - confidence) / 2
     low = float(beta.ppf(tail, right, total - right + 1)) if right > 0 else 0.0
     high = float(beta.isf(tail, right + 1, total - right)) if right < total else 1.0
     return Proportion(right / total, low, high, total)

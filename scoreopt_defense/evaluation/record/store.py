@@ -236,7 +236,7 @@ class Store:
         if result.adversarial is None:
             return {}
         wanted = result.places.tolist() if places is None else places
-        return self.pixels.read(result.key, wanted, result.adversarial)
+        return self.pixels.read(result.key, wanted)
 
     def forget(self, keys: Iterable[str]) -> int:
         """Delete results, those that began from them, and what no other result has.
@@ -247,19 +247,16 @@ class Store:
         with self._errors():
             rows = list(self._rows(UnitResult, "units"))
             lost = _with_dependents(keys, {row.key: row.needs for row in rows})
-            kept = {row.adversarial for row in rows if row.key not in lost}
-            gone = [(key,) for key in lost]
-            self._database.executemany('DELETE FROM units WHERE "key" = ?', gone)
+            gone = [row.key for row in rows if row.key in lost]
+            self._database.executemany('DELETE FROM units WHERE "key" = ?', zip(gone))
             for table, key, of in (("defences", "id", "defence"), ("tasks", "content", "task")):
                 self._database.execute(
                     f"DELETE FROM {table} WHERE {key} NOT IN (SELECT {of} FROM units)"
                 )
-            for row in rows:
-                if row.key in lost:
-                    old = row.adversarial if row.adversarial not in kept else None
-                    self.pixels.drop(row.key, old=old)
+            for key in gone:
+                self.pixels.drop(key)
             self.commit()
-        return sum(row.key in lost for row in rows)
+        return len(gone)
 
     def forget_view(self, name: str) -> None:
         """Forget that this plan was put to it; results stay."""

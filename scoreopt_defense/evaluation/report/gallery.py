@@ -146,9 +146,9 @@ def gallery(result: Result, loaded: Reloaded, *, count: int = 8, seed: int = 0) 
 
 
 def broken(
-    result: Result, loaded: Reloaded, worst: Iterable[Cell], *, count: int = 3, seed: int = 0
+    result: Result, loaded: Reloaded, worst: Iterable[Cell], *, seed: int = 0
 ) -> dict[str, Wall]:
-    """Of each of these cells, by its defence, the images that it broke most surely.
+    """Of each of these cells, by its defence, the three images that it broke most surely.
 
     They are right without an attack and wrong under it, each in most purifications. Later cells are
     left out where the page would be too large.
@@ -156,7 +156,7 @@ def broken(
     walls: dict[str, Wall] = {}
     size = 0
     for cell in worst:
-        images = _broken(result, cell)[:count]
+        images = _broken(result, cell)[:3]
         if not images or size > _BYTES / 2:
             continue
         try:

@@ -12,6 +12,7 @@ from typing import Any
 from scoreopt_defense._files import replacing
 from scoreopt_defense._optional import optional
 from scoreopt_defense.evaluation.config import Config, load
+from scoreopt_defense.evaluation.judging.threat_model import level
 from scoreopt_defense.evaluation.plan import CLEAN, Plan
 from scoreopt_defense.evaluation.record.allowances import allowances, not_run
 from scoreopt_defense.evaluation.record.results import Result
@@ -165,9 +166,7 @@ def _bound(attack: Mapping[str, Any]) -> str:
     said = {"linf": "L∞", "l2": "L2", "l1": "L1"}.get(str(norm), str(norm or "no norm stated"))
     if not isinstance(eps, (int, float)):
         return said
-    levels = round(255 * eps)
-    is_levels = norm == "linf" and 0 < levels < 50 and abs(eps - levels / 255) < 1e-6
-    return f"{said}, ε = {f'{levels}/255' if is_levels else f'{eps:.4g}'}"
+    return f"{said}, ε = {level(eps)}"
 
 
 def _started(view: View | None) -> str:

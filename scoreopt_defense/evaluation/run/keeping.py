@@ -102,9 +102,7 @@ def lacking(units: Sequence[Unit], done: Collection[str], store: Store) -> set[s
         gone = {
             result.key
             for result in store.read(ahead)
-            if result.adversarial
-            and held.get(result.key, (0, 0))[0] < result.tried
-            and not store.pixels.is_old(result.adversarial)
+            if result.adversarial and held.get(result.key, (0, 0))[0] < result.tried
         }
         found |= gone
         ahead = {key for of in gone for key in by_key[of].needs if key in done} - found

@@ -180,10 +180,10 @@ def progress() -> Progress:
 
 
 @contextmanager
-def counting(what: str, total: int, every: float = 30.0) -> Iterator[Callable[[int], None]]:
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Count to a total on stderr, by a bar where :func:`progress` has bars.
 
-    Elsewhere it is a line at the end, and one every so many seconds before.
+    Elsewhere it is a line at the end, and one every 30 seconds before.
     """
     try:
         bars = _bars() if sys.stderr.isatty() else None
@@ -199,7 +199,7 @@ def counting(what: str, total: int, every: float = 30.0) -> Iterator[Callable[[i
     def advance(count: int) -> None:
         nonlocal done, said
         done, now = done + count, time.monotonic()
-        if done >= total or now - said >= every:
+        if done >= total or now - said >= 30:
             said = now
             left = duration((now - begun) * (total - done) / done)
             print(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scoreopt_defense._foreign import as_it_was, contained, said
 from scoreopt_defense._text import where
 from scoreopt_defense.attacks.protocols import Measuring, Nearest, Startable, can_start
+from scoreopt_defense.attacks.wrappers import Around
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging import Judging, judge
 from scoreopt_defense.evaluation.judging.fresh import placed, reseeded
@@ -226,23 +227,16 @@ def _joined(parts: list[Tensor | None]) -> np.ndarray | None:
     return torch.cat(tensors).numpy() if tensors else None
 
 
-class _Hookable(nn.Module):
-    """Stands for a TorchScript module, which takes no hooks."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.training = getattr(net, "training", False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+def _asked(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x)
 
 
 def _hookable(model: nn.Module) -> nn.Module:
+    """With another in the place of a TorchScript module, which takes no hooks."""
     if isinstance(model, torch.jit.ScriptModule):
-        return _Hookable(model)
+        return Around(model, _asked)
     if isinstance(model, DefendedModel) and isinstance(model.classifier, torch.jit.ScriptModule):
-        return DefendedModel(_Hookable(model.classifier), model.purifier, votes=model.votes)
+        return DefendedModel(_hookable(model.classifier), model.purifier, votes=model.votes)
     return model
 
 
