@@ -211,10 +211,8 @@ def test_the_papers_scale_runs_end_to_end_on_two_images(table, small, monkeypatc
     paper_tables.main(command)  # all of it is recorded: nothing is run again
     assert [cell["seconds"] for cell in json.loads(written.read_text())["cells"]] == before
     if table.startswith("figure"):
-        svg, png = (small / f"paper_{table}_paper.{kind}" for kind in ("svg", "png"))
         assert "EOT replicates" not in drawn
-        assert svg.read_text().startswith("<?xml")
-        assert png.read_bytes().startswith(b"\x89PNG")
+        assert (small / f"paper_{table}_paper.svg").read_text().startswith("<?xml")
 
 
 def test_imagenets_files_are_purified_at_256_and_classified_at_224(small, monkeypatch):
