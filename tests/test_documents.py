@@ -205,7 +205,9 @@ def test_figures_about_shipped_weights_are_about_those_that_ship_now(path):
 
 
 #: Another's classifier, what stands where a purifier has no network, and what scripts train here.
-NOT_OURS = ("CIFARResNet", "NoDenoiser", "EnergyDenoiser", "PixelDefence", "Disco")
+NOT_OURS = (
+    "CIFARResNet", "NoDenoiser", "EnergyDenoiser", "PixelDefence", "Disco", "DiffusionClassifier"
+)  # fmt: skip
 #: Of networks that nothing was tuned to.
 OF_OTHERS = ("second_pair",)
 
