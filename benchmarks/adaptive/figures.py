@@ -100,3 +100,24 @@ def accuracy(suite: dict[str, Any]) -> dict[str, float]:
 def calls(suite: dict[str, Any]) -> float:
     """Of the denoiser, an image: of all stages, the judging and the checks."""
     return suite["denoiser_calls"] / suite["accuracy"]["n"]
+
+
+#: Settings that say what a defence does.
+SETTINGS = ("variant", "sigma", "sigma_per", "level", "steps", "rounds", "share", "lr", "step_size",
+            "rho", "bank", "jacobian", "tol")  # fmt: skip
+
+
+def settings(export: dict[str, Any], row: str) -> str:
+    """Those of a row's purifier that are not as usual, in words."""
+    said = [
+        f"{key} {_brief(value)}"
+        for key, value in export["plan"]["defences"][row].get("purifier", {}).items()
+        if key in SETTINGS and value not in (None, True, "batch")
+    ]
+    return ", ".join(said) or "-"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(f"{end:g}" for end in dict.fromkeys(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Purifiers of the literature from files that the training scripts of examples/ wrote here.
+"""Defences of the literature for configurations to name; of two, scripts write the files:
 
 python examples/train_pixelcnn.py TRAIN --out runs/cifar-pixelcnn
 python examples/train_disco.py TRAIN --out runs/cifar-disco --classifier cifar10-tiny

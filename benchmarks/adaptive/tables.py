@@ -16,11 +16,14 @@ from benchmarks.adaptive.figures import (
     measured,
     paired,
     restricted,
+    settings,
     suite_of,
 )
 from benchmarks.common.results_file import RESULTS
 from benchmarks.common.table_text import budget, less, markdown, percent, points, results
 from benchmarks.speed.frontier import point_of
+
+_BEFORE = "(suite before)"
 
 
 def _adaptive(norm: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -31,9 +34,6 @@ def _adaptive(norm: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
             suite = export["suites"]["adaptive"][row]
             found.append((name if is_now(suite) else f"{name} {_BEFORE}", export, suite))
     return found
-
-
-_BEFORE = "(suite before)"
 
 
 def _worst_cases(norm: str) -> str:
@@ -68,15 +68,13 @@ def adaptive_summary() -> str:
          *(percent(met[norm][name][1]["accuracy"], 0) if name in met[norm] else "-"
            for norm in NORMS),
          f"{calls(suite):,.0f}"]
-        for name, (export, suite) in sorted(met["linf"].items(), key=lambda of: -_left(of[1][1]))
+        for name, (export, suite) in sorted(
+            met["linf"].items(), key=lambda of: -of[1][1]["accuracy"]["value"]
+        )
     ]  # fmt: skip
     return markdown(
         ["defence", "clean, %", *(f"{said}, %" for said in NORMS.values()), "calls"], rows
     )
-
-
-def _left(suite: dict[str, Any]) -> float:
-    return suite["accuracy"]["value"]
 
 
 #: What the others are compared with.
@@ -93,14 +91,9 @@ def adaptive_pairs() -> str:
                 points(less(suite, suites[other])) if other in suites and other != name else "-"
                 for other in COMPARED
             ]
-            if _left(suite):
+            if suite["accuracy"]["value"]:
                 rows.append([name, said, *pairs])
     return markdown(["defence", "norm", *(f"less {other}" for other in COMPARED)], rows)
-
-
-#: Settings that say what a defence does.
-SETTINGS = ("variant", "sigma", "sigma_per", "level", "steps", "rounds", "share", "lr", "step_size",
-            "rho", "bank", "jacobian", "tol")  # fmt: skip
 
 
 def adaptive_rows() -> str:
@@ -108,21 +101,9 @@ def adaptive_rows() -> str:
     rows = []
     for row, name in ROWS.items():
         exports = [of for norm in NORMS if (of := measured(f"{row}_{norm}"))]
-        purifier = exports[0]["plan"]["defences"][row].get("purifier", {})
-        said = [
-            f"{key} {_brief(value)}"
-            for key, value in purifier.items()
-            if key in SETTINGS and value not in (None, True, "batch")
-        ]
         minutes = [f"{of['suites']['adaptive'][row]['seconds'] / 60:.0f}" for of in exports]
-        rows.append([name, f"`{row}`", ", ".join(said) or "-", " and ".join(minutes)])
+        rows.append([name, f"`{row}`", settings(exports[0], row), " and ".join(minutes)])
     return markdown(["defence", "`ROW`", "settings", "minutes of a core, in each norm"], rows)
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, list):
-        return " to ".join(f"{end:g}" for end in dict.fromkeys(value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def adaptive_stages() -> str:
