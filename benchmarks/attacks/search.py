@@ -41,6 +41,13 @@ Momentum in l2:
         "one sample, momentum" "one sample, cosine" "one sample a step" \
         --result attack_search_l2
 
+And of DiffPure, at the paper's 400 gradients:
+
+    python -m benchmarks.attacks.search DATA --norm l2 --eps 0.5 --steps 20 --eot 20 --images 48 \
+        --purifications 32 --defences DiffPure --rows "smoothed, c = 1" \
+        "one sample, momentum, cosine" "twenty samples, momentum" "two samples, momentum" \
+        --result attack_search_diffpure_l2
+
 The best of them at 320 and 640 gradients: by ``--steps 160`` and 320, and a ``--result`` of their
 own.
 """
@@ -71,9 +78,9 @@ from benchmarks.attacks.ways import (
 from benchmarks.common import precision
 from benchmarks.common.held_out import add_arguments, held_out
 from benchmarks.common.results_file import rounded, weights, write
-from scoreopt_defense import DefendedModel, OneShot, ScoreOpt, data, pretrained
+from scoreopt_defense import DefendedModel, DiffPure, OneShot, ScoreOpt, data, pretrained
 from scoreopt_defense.attacks import APGD, PGD, Attack, FoolboxPGD, MomentumPGD
-from scoreopt_defense.evaluation import evaluate
+from scoreopt_defense.evaluation import Judging, evaluate
 from scoreopt_defense.evaluation.record.differences import difference
 from scoreopt_defense.evaluation.record.export import to_json
 from scoreopt_defense.evaluation.record.results import Result
@@ -81,13 +88,16 @@ from scoreopt_defense.evaluation.record.store import Store
 from scoreopt_defense.evaluation.run.progress import progress
 from scoreopt_defense.evaluation.run.scheduler import Stopped
 from scoreopt_defense.gradients import BPDA, Exact, OneShotGradient, Smoothed
+from scoreopt_defense.purifiers import Purifier
 
 REFERENCE = "smoothed, c = 1"
-DEFENCES: dict[str, tuple[str, dict[str, Any]]] = {
+# By a preset of ScoreOpt, or as what they are; of those the smoothed gradient is the exact one.
+DEFENCES: dict[str, tuple[str | type[Purifier], dict[str, Any]]] = {
     "ScoreOpt-N": ("N", {}),
     "ScoreOpt-O": ("O", {}),
     "LM": ("O", {"sigma_per": "image"}),
-    "one-shot": ("", {"sigma": 0.25}),  # of which the smoothed gradient is the exact one
+    "one-shot": (OneShot, {"sigma": 0.25}),
+    "DiffPure": (DiffPure, {"sigma": 0.25, "steps": 10}),
 }
 BOTH = "ScoreOpt-N", "ScoreOpt-O"
 
@@ -160,6 +170,9 @@ def several(threat: dict[str, Any], budget: int, float32: bool = False) -> dict[
         "two samples, momentum": MomentumPGD(
             gradient=Smoothed(), eot=2, steps=budget // 2, **common
         ),
+        "twenty samples, momentum": MomentumPGD(
+            gradient=Smoothed(), eot=20, steps=max(1, budget // 20), **common
+        ),
         "two samples, antithetic": MomentumPGD(
             gradient=Antithetic(), eot=2, steps=budget // 2, **common
         ),
@@ -189,10 +202,13 @@ def defences(name: str, which: Sequence[str] = BOTH, **overrides: Any) -> dict[s
     """Those at the presets of those networks, but for these settings."""
     classifier, denoiser = pretrained.classifier(name), pretrained.denoiser(name)
 
-    def defended(variant: str, own: dict[str, Any]) -> DefendedModel:
-        if not variant:
-            return DefendedModel(classifier, OneShot(denoiser, **own))
-        purifier = ScoreOpt.from_preset(f"{name}/{variant}", denoiser, **own, **overrides)
+    def defended(kind: str | type[Purifier], own: dict[str, Any]) -> DefendedModel:
+        if isinstance(kind, str):
+            purifier: Purifier = ScoreOpt.from_preset(
+                f"{name}/{kind}", denoiser, **own, **overrides
+            )
+        else:
+            purifier = kind(denoiser, **own)
         return DefendedModel(classifier, purifier)
 
     return {defence: defended(*DEFENCES[defence]) for defence in which}
@@ -206,13 +222,15 @@ def search(
     out: Path,
     batch: int,
     seed: int,
+    purifications: int = 8,
     watch: Any = None,
 ) -> Result:
     """The defences under each attack: complete, or as far as Ctrl-C let it go."""
     try:
         return evaluate(
-            models, images, attacks, out=out, batch=batch, seed=seed, checks=False, progress=watch
-        )
+            models, images, attacks, judging=Judging(purifications=purifications),
+            out=out, batch=batch, seed=seed, checks=False, progress=watch,
+        )  # fmt: skip
     except Stopped as stop:
         print(stop)
         return Result(Store(out))
@@ -254,6 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--eot", type=int, default=2)
     parser.add_argument("--purifier-steps", type=int, default=0, help="the presets' by default")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--purifications", type=int, default=8, help="that judge each image")
     parser.add_argument("--seed", type=int, default=0)
     precision.add_argument(parser)
     parser.add_argument("--defences", nargs="+", default=BOTH, choices=DEFENCES)
@@ -274,8 +293,9 @@ def main(arguments: list[str] | None = None) -> None:
     models = defences(args.name, args.defences, **given)
     out = Path("runs") / args.result
     result = search(
-        models, images, attacks, out=out, batch=args.batch, seed=args.seed, watch=progress()
-    )
+        models, images, attacks, out=out, batch=args.batch, seed=args.seed,
+        purifications=args.purifications, watch=progress(),
+    )  # fmt: skip
     print(result)
     with result.store:
         to_json(result, out / "figures.json")

@@ -92,7 +92,7 @@ _CHECKS = {  # what follows where it holds, and where it does not
     ),
 } | {
     f"more {what} never help the defence": (_MORE[0].format(what), _MORE[1].format(what))
-    for what in ("steps", "EOT samples", "restarts")
+    for what in ("steps", "EOT samples")
 }
 
 

@@ -73,7 +73,7 @@ class Adaptive(Settings, Suite):
             before no later attack is tried on it: of 8 alone many are wrong by luck, and the figure
             comes out too high.
         probed: images that the checklist's probes run on, the first ones of the run. Their white
-            box is PGD+EOT of an eighth of the steps, of 4 samples: it is run eight times over.
+            box is PGD+EOT of an eighth of the steps, of 4 samples: it is run six times over.
         autocast: of every attack, as in :class:`~scoreopt_defense.attacks.BoundedAttack`: in half
             precision where the hardware has it. The judging is in full precision.
         keep_mb: of the exact and smoothed gradients, as in
@@ -127,7 +127,7 @@ class Adaptive(Settings, Suite):
             )  # fmt: skip
         probes = budget.probes() if self.probed else {}
         if probes and Convergence.fits(model):
-            probes["descent"] = "descent", Convergence()
+            probes["descent"] = "descent", Convergence(**threat)
         return tasks | {
             "": Judge(attack=Worst(**threat), begins_from=[*tasks], draws="adaptive"),
             **{
@@ -230,8 +230,6 @@ class _Budget:
             "double eps": pgd(eps=min(2 * self.threat["eps"], LARGEST[self.suite.norm])),
             "unbounded": pgd(norm="linf", eps=1.0),
             "half steps": pgd(steps=steps // 2),
-            "one restart": pgd(random_start=True),
-            "restarts": pgd(random_start=True, restarts=2),
         } | ({"half EOT": pgd(eot=self.eot // 2)} if self.random else {})
         others = {"noise": self.library.RandomNoise(**self.threat), "gradients": Gradients()}
         if self.ours:

@@ -216,7 +216,6 @@ class _OfSuite(_Checks):
         for more, less, what in (
             ("white-box", "half steps", "steps"),
             ("white-box", "half EOT", "EOT samples"),
-            ("restarts", "one restart", "restarts"),  # both from random points of the ball
         ):
             yield self.no_weaker(f"more {what} never help the defence", [(less, more)])
         yield self.no_weaker(
@@ -227,10 +226,7 @@ class _OfSuite(_Checks):
             "the white box is no weaker than moving images over the classifier's border",
             [("boundary", "white-box")],
         )
-        attacks = [
-            *("white-box", "half steps", "half EOT", "one restart", "restarts"),
-            *("black box", "transfer"),
-        ]
+        attacks = ["white-box", "half steps", "half EOT", "black box", "transfer"]
         yield self.noise(("noise", attack) for attack in attacks)
         # each stage is compared on the images that it met
         yield self.raised((*attacks, "boundary", *self.stages, *self.figures.attacks))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreopt_defense.attacks.foolbox import RandomNoise
 from scoreopt_defense.attacks.losses import divisors
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.diagnostics import input_gradient, optimization_curves
@@ -133,9 +134,14 @@ def _own_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 class Convergence(Measurement):
     """The loss that the purifier minimises, at its first step and after its last.
 
-    ScoreOpt-N has one draw of noise, and its own loss under it is followed from the first step to
-    the last. ScoreOpt-O draws anew each step; its image's Diff loss is taken under fixed noise.
+    Of images with random noise of an attack's size: a clean one is near the minimum, from which
+    steps of a given length, as Adam's first is, lead away. ScoreOpt-N has one draw of noise, and
+    its own loss under it is followed from the first step to the last. ScoreOpt-O draws anew each
+    step; its image's Diff loss is taken under fixed noise.
     """
+
+    norm: str
+    eps: float
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
@@ -149,6 +155,7 @@ class Convergence(Measurement):
     def measure(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         assert isinstance(model, DefendedModel)
         assert isinstance(model.purifier, ScoreOpt)
+        x = RandomNoise(norm=self.norm, eps=self.eps).run(model, x, y)
         if model.purifier.variant == "O":
             loss = optimization_curves(model.purifier, model.classifier, x, y).loss
             return {"loss before": loss[0], "loss after": loss[-1]}

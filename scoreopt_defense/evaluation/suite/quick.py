@@ -109,7 +109,7 @@ class Quick(Settings, Suite):
         if isinstance(model, DefendedModel):
             probes |= {"transfer": transfer, "boundary": library.Boundary(**threat), "bare": Bare()}
         if Convergence.fits(model):
-            probes["descent"] = Convergence()
+            probes["descent"] = Convergence(**threat)
         return tasks | {
             f"check/{role}": Probe(attack=attack, images=self.probed, role=role)
             for role, attack in probes.items()
