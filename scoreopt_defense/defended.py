@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from scoreopt_defense._checks import check_choice, check_count, check_logits
 from scoreopt_defense._transforms import refuse_transforms
 from scoreopt_defense.gradients import Gradient
-from scoreopt_defense.noise import same_draws
+from scoreopt_defense.noise import draws_of_its_own, same_draws
 from scoreopt_defense.purifiers import OneShot, Purifier
 from scoreopt_defense.settings import Frozen
 
@@ -114,8 +114,8 @@ class DefendedModel(Frozen):
         size = self.purifier.chunk(x)
         if self.purifier.settings.max_batch is None or samples * len(x) <= size:
             return self._logits(x)
-        parts = self.classifier.modules()
-        if any(getattr(part, "training", False) or hasattr(part, "_stream") for part in parts):
+        trained = any(getattr(part, "training", False) for part in self.classifier.modules())
+        if trained or draws_of_its_own(self.classifier):
             # a second pass would update running statistics again, and draw other noise
             return torch.cat([self._logits(chunk) for chunk in x.split(size)])
         # a checkpointed chunk keeps no activations, so that max_batch bounds memory here too; a

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tolerances import rounding
@@ -106,15 +109,51 @@ class BentClasses(GaussianClasses):
         return super().denoise(x_t, sigma) + sigma * x_t.sin()
 
 
-def test_fresh_noise_in_chunks_has_the_gradient_of_its_own_draws():
-    fresh = partial(DiffusionClassifier, BentClasses(), CLASSES, levels=2, deterministic=False)
+def fresh(seed: int | None = None) -> DiffusionClassifier:
+    return DiffusionClassifier(BentClasses(), CLASSES, levels=2, deterministic=False, seed=seed)
+
+
+class Drawing(nn.Module):
+    """Draws from a generator of its own, of any of these kinds."""
+
+    def __init__(self, generator: Any) -> None:
+        super().__init__()
+        self.generator, self.training = generator, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.generator:
+            case torch.Generator() as own:
+                drawn = torch.rand(len(x), generator=own)
+            case random.Random() as own:
+                drawn = torch.tensor([own.random() for _ in x])
+            case own:
+                drawn = torch.tensor(own.uniform(size=len(x)))
+        return (x + drawn.to(x)[:, None, None, None]).sin().flatten(1)[:, :CLASSES]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(fresh, seed=1),
+        lambda: Drawing(torch.Generator().manual_seed(1)),
+        lambda: nn.Sequential(Drawing(random.Random(1))).eval(),
+        lambda: Drawing(np.random.RandomState(1)),
+        lambda: Drawing(np.random.default_rng(1)),
+    ],
+)
+def test_a_random_classifiers_chunks_have_the_gradient_of_their_own_draws(make):
+    """A checkpointed chunk would draw anew in the backward pass."""
     x = mid_images().requires_grad_()
     purifier = BitDepth(bits=1, max_batch=2)
-    (got,) = torch.autograd.grad(DefendedModel(fresh(seed=1), purifier)(x)[:, 1].sum(), x)
-    model, purified = fresh(seed=1), purifier(x.detach()).requires_grad_()
+    (got,) = torch.autograd.grad(DefendedModel(make(), purifier)(x)[:, 1].sum(), x)
+    model, purified = make(), purifier(x.detach()).requires_grad_()
     logits = torch.cat([model(part) for part in purified.split(2)])
     (want,) = torch.autograd.grad(logits[:, 1].sum(), purified)
     torch.testing.assert_close(got, want, rtol=0, atol=rounding(torch.float64, 64, 1000))
+
+
+def test_fresh_noise_under_a_checkpoint_is_refused():
+    x = mid_images().requires_grad_()
     again = checkpoint(fresh(), x, use_reentrant=False)
     with pytest.raises(RuntimeError, match="a backward pass makes this call"):
         again.sum().backward()

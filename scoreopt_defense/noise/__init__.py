@@ -1,9 +1,18 @@
 """Every random number: where it is drawn, and which call draws which."""
 
 from scoreopt_defense.noise.bits import threefry
-from scoreopt_defense.noise.generators import same_draws, seeded
+from scoreopt_defense.noise.generators import draws_of_its_own, same_draws, seeded
 from scoreopt_defense.noise.noise import Noise
 from scoreopt_defense.noise.rounded import RoundedNormal
 from scoreopt_defense.noise.streams import Stream, derive
 
-__all__ = ["Noise", "RoundedNormal", "Stream", "derive", "same_draws", "seeded", "threefry"]
+__all__ = [
+    "Noise",
+    "RoundedNormal",
+    "Stream",
+    "derive",
+    "draws_of_its_own",
+    "same_draws",
+    "seeded",
+    "threefry",
+]

@@ -1,4 +1,4 @@
-"""The global generators of torch, numpy and Python, for code that draws from them."""
+"""Generators that are not ours: torch's, numpy's and Python's global ones, and a module's own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-__all__ = ["same_draws", "seeded"]
+from scoreopt_defense.noise.streams import Stream
+
+__all__ = ["draws_of_its_own", "same_draws", "seeded"]
+
+_KINDS = (Stream, torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
+
+
+def draws_of_its_own(module: nn.Module) -> bool:
+    """Whether it has a generator among its attributes, or its children's, that no seed reaches."""
+    parts = module.modules()
+    return any(isinstance(value, _KINDS) for part in parts for value in vars(part).values())
 
 
 @contextmanager
