@@ -6,6 +6,12 @@ The best of each kind is that of :func:`scoreopt_defense.evaluation.tuning.tune`
 ``ScoreOpt.tune`` finds it. On fewer images each point is under PGD+EOT on the one-shot surrogate
 too, which has no say.
 
+Langevin dynamics are those of an energy, which ships of digits and is a file of CIFAR-10
+(``examples/train_ebm.py``):
+
+    python -m benchmarks.models.tune_presets cifar10-tiny TRAIN --eps 0.0313725 --kinds Langevin \
+        --energy file:runs/cifar-ebm/energy.safetensors --white-box-images 0
+
 A kind's record is a folder of its own, where it goes on if it was stopped; another grid of one kind
 is measured without the others.
 """
@@ -42,6 +48,10 @@ def product(name: str, **settings: list[Any]) -> list[Point]:
     return [(name, dict(zip(settings, values))) for values in itertools.product(*settings.values())]
 
 
+def langevin(level: float, **settings: list[Any]) -> list[Point]:
+    return product("Langevin", level=[level], denoise=[True], **settings)
+
+
 def one_shot(*sigmas: float) -> list[Point]:
     return [("OneShot", {"sigma": sigma}) for sigma in sigmas]
 
@@ -51,6 +61,7 @@ GRIDS: dict[str, dict[str, list[Point]]] = {
         "one-shot": one_shot(0.5, 0.75, 1.0),
         "O": scoreopt("O", [(0.4, 0.6), (0.5, 1.0)], [0.1, 0.2], [5]),
         "N": scoreopt("N", [0.5, 0.75, 1.0], [0.05, 0.1], [5]),
+        "Langevin": langevin(0.2, step_size=[0.05, 0.1, 0.2], steps=[10, 25, 50]),
     },
     "cifar10-tiny": {
         "one-shot": one_shot(0.15, 0.25, 0.5),
@@ -65,6 +76,7 @@ GRIDS: dict[str, dict[str, list[Point]]] = {
         "PurSAMERE": product(
             "PurSAMERE", sigma=[0.15, 0.25], lr=[0.02, 0.04], rho=[0.0, 0.5], bank=[2], steps=[5]
         ),
+        "Langevin": langevin(0.05, step_size=[0.025, 0.05, 0.075], steps=[10, 20, 40]),
     },
 }
 
@@ -77,6 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--kinds", nargs="+", help="of the grid; the file keeps its rows of the others"
     )
+    parser.add_argument("--energy", help="of Langevin dynamics; NAME-ebm by default")
     add_arguments(parser, images=200)
     parser.add_argument("--white-box-images", type=int, default=32, help="of those; 0 for none")
     parser.add_argument("--seed", type=int, default=0)
@@ -85,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     images = held_out(args)
-    classifier, denoiser = pretrained.classifier(args.name), pretrained.denoiser(args.name)
+    classifier = pretrained.classifier(args.name)
     white_box = attack("pgd-eot-linf", eps=args.eps, steps=10, eot=2)
     kinds = args.kinds or list(GRIDS[args.name])
     before = earlier(f"tune_presets_{args.name}", args.name)
@@ -93,6 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
     best = {kind: of for kind, of in before.get("best", {}).items() if kind not in kinds}
     for kind in kinds:
         points = GRIDS[args.name][kind]
+        prior = args.energy or f"{args.name}-ebm" if kind == "Langevin" else args.name
+        denoiser = pretrained.denoiser(prior)
         candidates = {
             str(place): purifiers.KINDS[name](denoiser, **settings)
             for place, (name, settings) in enumerate(points)

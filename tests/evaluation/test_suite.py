@@ -19,11 +19,15 @@ from toys import bent, smooth_classifier
 from scoreopt_defense import (
     ADP,
     GDMP,
+    JPEG,
+    BitDepth,
     DefendedModel,
     DiffPure,
+    MENet,
     OneShot,
     PurSAMERE,
     ScoreOpt,
+    ThirdParty,
     attacks,
     data,
     pretrained,
@@ -42,6 +46,7 @@ from scoreopt_defense.evaluation.suite.carry_over import Carried, Harm, carried,
 from scoreopt_defense.evaluation.suite.checklist import _OfSuite, checklist
 from scoreopt_defense.evaluation.suite.probes import Convergence
 from scoreopt_defense.noise import seeded
+from scoreopt_defense.purifiers import Purifier
 
 for library in ("foolbox", "torchattacks"):
     pytest.importorskip(library)
@@ -563,6 +568,24 @@ class TestAdaptive:
         )
         tasks = Adaptive().tasks(model, images()[0])
         assert is_averaged(tasks) == (noisy or not deterministic)
+
+    @pytest.mark.parametrize(
+        ("purifier", "random"),
+        [
+            (BitDepth(), False),
+            (JPEG(), False),
+            (MENet(), True),
+            (ThirdParty(lambda x: x / 2), False),
+            (ThirdParty(lambda x: x - 0.1 * torch.rand_like(x)), True),
+        ],
+        ids=["bit depth", "jpeg", "me-net", "a function", "a random function"],
+    )
+    def test_what_draws_nothing_is_not_held_to_be_random(
+        self, purifier: Purifier, random: bool
+    ) -> None:
+        """Its settings do not say; averaged over, it would not meet AutoAttack."""
+        model = DefendedModel(smooth_classifier(torch.float32), purifier)
+        assert is_averaged(Adaptive().tasks(model, images()[0])) == random
 
     @pytest.mark.parametrize("steps", [1, 2, 3, 20])
     def test_a_defence_of_more_than_two_steps_is_shown_as_one_of_two(self, steps: int) -> None:

@@ -37,6 +37,8 @@ from scoreopt_defense.evaluation.suite.probes import (
 )
 from scoreopt_defense.gradients import Exact, Smoothed
 from scoreopt_defense.noise import seeded
+from scoreopt_defense.purifiers import ThirdParty
+from scoreopt_defense.purifiers.without_network import WithoutNetwork
 from scoreopt_defense.settings import Settings
 
 __all__ = ["Adaptive"]
@@ -249,7 +251,10 @@ def _classes(model: nn.Module, x: Tensor) -> int:
 def _is_random(model: nn.Module, x: Tensor) -> bool:
     """Whether a model answers twice in two ways, be it by its purifier or its classifier."""
     if isinstance(model, DefendedModel):
-        return not model.purifier.deterministic or _is_random(model.classifier, x)
+        if model.purifier.deterministic:
+            return _is_random(model.classifier, x)
+        if not isinstance(model.purifier, (ThirdParty, WithoutNetwork)):  # which may draw nothing
+            return True
     few = placed(model, x[:8])
     with as_it_was(model), contained():
         return any(_answers_vary(model, few, seed) for seed in range(4))
