@@ -118,9 +118,14 @@ def attack_search(name: str = "attack_search") -> str:
         return [percent(cell["accuracy"]), percent(cell["majority"]),
                 "" if row is None else points(row)]  # fmt: skip
 
+    def place(attack: str) -> float:
+        """No attack first, the reference next, then the strongest on the first defence."""
+        row = beside.get((attack, defences[0]))
+        return row["value"] if row else -2.0 if attack == "clean" else -1.5
+
     rows = [
         [attack, *(part for defence in defences for part in columns(attack, defence))]
-        for attack in attacks
+        for attack in sorted(attacks, key=place)
     ]
     return markdown(
         ["attack", *(f"{defence}{what}" for defence in defences
@@ -345,6 +350,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attack_search_grafted": partial(attack_search, "attack_search_grafted"),
     "attack_search_momentum": partial(attack_search, "attack_search_momentum"),
     "attack_search_l2": partial(attack_search, "attack_search_l2"),
+    "attack_search_diffpure_l2": partial(attack_search, "attack_search_diffpure_l2"),
     "attack_search_lm": partial(attack_search, "attack_search_lm"),
     "attack_search_20_steps": partial(attack_search, "attack_search_20_steps"),
     "half_precision": half_precision,

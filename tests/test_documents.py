@@ -43,6 +43,9 @@ WORDS = {
         f"{RECORDS}/{page}.md" for page in ("robustness", "attack-suite", "paper")
     ],
     f"{RECORDS}/attack-suite.md": [f"{RECORDS}/attack-suite.md"],
+    f"{RECORDS}/gradients.md": [
+        f"{RECORDS}/{page}.md" for page in ("gradients", "robustness", "weaker-attacks", "paper")
+    ],
     f"{RECORDS}/weaker-attacks.md": [
         f"{RECORDS}/{page}.md" for page in ("weaker-attacks", "gradients", "paper")
     ],

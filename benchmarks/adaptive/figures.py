@@ -102,6 +102,18 @@ def calls(suite: dict[str, Any]) -> float:
     return suite["denoiser_calls"] / suite["accuracy"]["n"]
 
 
+def passes(export: dict[str, Any]) -> float:
+    """Of the denoiser, an answer to an image."""
+    (clean,) = (cell for cell in export["cells"] if cell["attack"] == "clean")
+    return clean["denoiser_calls"] / (clean["of"] * clean["accuracy"]["n"])
+
+
+def right_8_times(suite: dict[str, Any]) -> str:
+    """The images that stand if an attacker may submit each eight times."""
+    (of,) = (of for of in suite["survival"] if of["resubmissions"] == 8)
+    return f"{100 * of['value']:.1f}"
+
+
 #: Settings that say what a defence does.
 SETTINGS = ("variant", "sigma", "sigma_per", "level", "steps", "rounds", "share", "lr", "step_size",
             "rho", "bank", "jacobian", "tol")  # fmt: skip

@@ -43,9 +43,9 @@ Momentum in l2:
 
 And of DiffPure, at the paper's 400 gradients:
 
-    python -m benchmarks.attacks.search DATA --norm l2 --eps 0.5 --steps 20 --eot 20 --images 48 \
+    python -m benchmarks.attacks.search DATA --norm l2 --eps 0.5 --steps 20 --eot 20 --images 32 \
         --purifications 32 --defences DiffPure --rows "smoothed, c = 1" \
-        "one sample, momentum, cosine" "twenty samples, momentum" "two samples, momentum" \
+        "one sample, momentum, cosine" "twenty samples, momentum" \
         --result attack_search_diffpure_l2
 
 The best of them at 320 and 640 gradients: by ``--steps 160`` and 320, and a ``--result`` of their

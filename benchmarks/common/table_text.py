@@ -40,7 +40,8 @@ def points(found: Difference | Mapping[str, float]) -> str:
         100 * (found[name] if isinstance(found, Mapping) else getattr(found, name))
         for name in ("value", "low", "high")
     )
-    return f"{value:+.1f} ({low:+.0f} to {high:+.0f})"
+    ends = (f"{end:+d}" if end else "0" for end in (round(low), round(high)))
+    return f"{round(value, 1) or 0.0:+.1f} ({' to '.join(ends)})"
 
 
 def shares(cell: Mapping[str, Any]) -> dict[int, float]:
