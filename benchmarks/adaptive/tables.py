@@ -210,9 +210,10 @@ def second_pair() -> str:
 
 def digits() -> str:
     """What the suite leaves of defences of digits, and less one denoising of the same images."""
-    found = results("digits")
-    suites = found["suites"]["adaptive"]
-    clean = {cell["defence"]: cell for cell in found["cells"] if cell["attack"] == "clean"}
+    found = [results(name) for name in ("digits", "digits_rounded")]
+    suites = {name: of for run in found for name, of in run["suites"]["adaptive"].items()}
+    cells = [cell for run in found for cell in run["cells"]]
+    clean = {cell["defence"]: cell for cell in cells if cell["attack"] == "clean"}
     rows = [
         [name, percent(clean[name]["accuracy"]), f"**{percent(suite['accuracy'])}**",
          "-" if name == "one-shot" else points(less(suite, suites["one-shot"])), suite["checks"]]
