@@ -42,10 +42,26 @@ def demo() -> str:
     )
 
 
-def transfer() -> str:
-    """The tiny CIFAR-10 networks under transfer PGD, by defence."""
-    attacks, rows = _accuracies("cifar10_tiny", percent)
+def left(name: str) -> str:
+    """What each attack of an exported run leaves of each defence."""
+    attacks, rows = _accuracies(name, percent)
     return markdown(["accuracy, %", *attacks], rows)
+
+
+def minimum_norms() -> str:
+    """What the nearest images leave at each radius, beside momentum PGD at one."""
+    rows, radii = [], (0.1, 0.2, 0.3, 0.4)
+    for cell in results("minimum_norm")["cells"]:
+        if curve := cell.get("curve"):
+            at = [max(point for point in curve if point[0] <= eps)[1] for eps in radii]
+        elif cell["attack"] == "clean":
+            continue
+        else:
+            at = [cell["accuracy"]["value"] if eps == 0.3 else None for eps in radii]
+        rows.append(
+            [cell["attack"], *("-" if value is None else f"{100 * value:.0f}" for value in at)]
+        )
+    return markdown(["left, %", *(f"at {eps}" for eps in radii)], rows)
 
 
 def _accuracies(
@@ -341,7 +357,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "command_line": command_line,
     "configuration": configuration,
     "demo": demo,
-    "transfer": transfer,
+    "transfer": partial(left, "cifar10_tiny"),
+    "losses": partial(left, "losses"),
+    "minimum_norms": minimum_norms,
     "tuning": tuning,
     "cosines": cosines,
     "attack_search": attack_search,
