@@ -21,6 +21,8 @@ _KINDS = (Stream, torch.Generator, random.Random, np.random.RandomState, np.rand
 
 def draws_of_its_own(module: nn.Module) -> bool:
     """Whether it has a generator among its attributes, or its children's, that no seed reaches."""
+    if torch.compiler.is_compiling():  # a compiler has no word for some of these classes
+        return torch.compiler.disable(draws_of_its_own)(module)
     parts = module.modules()
     return any(isinstance(value, _KINDS) for part in parts for value in vars(part).values())
 

@@ -100,10 +100,13 @@ def test_recorded_whole_by_autograd_a_compiled_step_is_the_plain_one(graphs: lis
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("mode", ["one-shot", "smoothed"])
+@pytest.mark.parametrize("max_batch", [None, 2])
 def test_a_compiled_model_has_its_purifier_left_out(
-    mode: str, inside: bool, graphs: list[int]
+    mode: str, inside: bool, max_batch: int | None, graphs: list[int]
 ) -> None:
-    purifier = scoreopt(variant="N", sigma=0.3, gradient=mode, compile=inside, seed=0)
+    purifier = scoreopt(
+        variant="N", sigma=0.3, gradient=mode, compile=inside, seed=0, max_batch=max_batch
+    )
     model, x = DefendedModel(smooth_classifier(), purifier), mid_images().requires_grad_()
     whole = torch.compile(EOT(model, 2), mode=None)
     plain = EOT(model.replace(compile=False, seed=0), 2)
