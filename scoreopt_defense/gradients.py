@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_positive
+from scoreopt_defense.noise import drawn_again
 from scoreopt_defense.steps.recomputation import Kept, autocast_state, recompute
 from scoreopt_defense.steps.step import Runner, Step, as_it_is, eager
 
@@ -110,7 +111,8 @@ class OneShotGradient:
 
     .. math:: J_P(x_a)^\top g := J_D(x_a + \sigma\epsilon_1; \sigma)^\top g
 
-    It is evaluated in the backward pass only: a forward pass pays nothing for it.
+    It is evaluated in the backward pass only, where a denoiser that draws from the global
+    generators draws what it did in the forward pass, which pays nothing for it.
 
     Reference:
         Lee and Kim, ICCV 2023; Zhang et al., NeurIPS 2023, section 4.2.2.
@@ -119,9 +121,13 @@ class OneShotGradient:
     needs: ClassVar[str | None] = "sigma"
 
     def differentiate(self, purification: Purification, x_a: Tensor) -> tuple[Tensor, Backward]:
+        again = drawn_again(x_a.device)
+
         def backward(grad: Tensor) -> Tensor:
             leaf = x_a.detach().requires_grad_()
-            return torch.autograd.grad(purification.one_shot(leaf), leaf, grad)[0]
+            with again():
+                denoised = purification.one_shot(leaf)
+            return torch.autograd.grad(denoised, leaf, grad)[0]
 
         return purification(x_a), backward
 

@@ -23,6 +23,7 @@ from scoreopt_defense.attacks.wrappers import (
     autocast,
     cast,
     default_dtype,
+    finite,
     stretched,
 )
 from scoreopt_defense.defended import EOT
@@ -98,8 +99,7 @@ class BoundedAttack(Attack):
         self, model: nn.Module, x: Tensor, y: Tensor, *, start: Tensor | None = None
     ) -> Tensor:
         seen: nn.Module = EOT(shown(self.gradient, model), self.eot).eval()
-        if self.norm == "l2":
-            seen = Around(seen, stretched)
+        seen = Around(seen, stretched if self.norm == "l2" else finite)
         kind = half_precision(x.device) if self.autocast == "auto" else self.autocast
         if kind is not None:
             seen = Around(seen, partial(autocast, dtype=getattr(torch, kind)))

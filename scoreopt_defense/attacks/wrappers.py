@@ -19,7 +19,7 @@ from scoreopt_defense.attacks.losses import divisors
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Around", "Checked", "autocast", "cast", "default_dtype", "stretched"]
+__all__ = ["Around", "Checked", "autocast", "cast", "default_dtype", "finite", "stretched"]
 
 
 class Around(nn.Module):
@@ -43,21 +43,49 @@ class Around(nn.Module):
         return self
 
 
+def finite(model: nn.Module, x: Tensor) -> Tensor:
+    """With a gradient of finite entries, of each image that has any but 0.
+
+    An infinite one, as a square root's at a black pixel, becomes as large as the image's largest,
+    and NaN becomes 0: else one pixel stops a step that divides by the gradient's size, and a memory
+    of gradients for good. An image without any keeps its own, and fails.
+    """
+    return _with_gradient(model, x, _finite)
+
+
 def stretched(model: nn.Module, x: Tensor) -> Tensor:
-    """With a gradient whose largest entry is 1, of each image: of it l2 takes the direction.
+    """With such a gradient whose largest entry is 1, of each image: of it l2 takes the direction.
 
     A very sure classifier's is shorter than the 1e-12 and more that libraries add to its length, or
     its squares are 0 in float32: their steps would be short.
     """
+    return _with_gradient(model, x, lambda gradient: _over_its_largest(_finite(gradient)))
+
+
+def _with_gradient(model: nn.Module, x: Tensor, hook: Callable[[Tensor], Tensor]) -> Tensor:
     if x.requires_grad:
         x = x.view_as(x)
-        x.register_hook(_over_its_largest)
+        x.register_hook(hook)
     return model(x)
 
 
+def _finite(gradient: Tensor) -> Tensor:
+    is_finite = gradient.isfinite()
+    if is_finite.all():
+        return gradient
+    largest = _largest(gradient.where(is_finite, 0))
+    found = gradient.nan_to_num(0.0).clamp(-largest, largest)
+    return torch.where(largest > 0, found, gradient)
+
+
 def _over_its_largest(gradient: Tensor) -> Tensor:
-    largest = gradient.flatten(1).abs().amax(1).reshape(-1, 1, 1, 1)
+    largest = _largest(gradient)
     return gradient / torch.where(largest > 0, largest, 1)
+
+
+def _largest(gradient: Tensor) -> Tensor:
+    """Of each image's entries."""
+    return gradient.flatten(1).abs().amax(1).reshape(-1, 1, 1, 1)
 
 
 def cast(model: nn.Module, x: Tensor, *, dtype: torch.dtype) -> Tensor:

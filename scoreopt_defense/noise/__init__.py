@@ -1,7 +1,7 @@
 """Every random number: where it is drawn, and which call draws which."""
 
 from scoreopt_defense.noise.bits import threefry
-from scoreopt_defense.noise.generators import draws_of_its_own, same_draws, seeded
+from scoreopt_defense.noise.generators import drawn_again, draws_of_its_own, same_draws, seeded
 from scoreopt_defense.noise.noise import Noise
 from scoreopt_defense.noise.rounded import RoundedNormal
 from scoreopt_defense.noise.streams import Stream, derive
@@ -11,6 +11,7 @@ __all__ = [
     "RoundedNormal",
     "Stream",
     "derive",
+    "drawn_again",
     "draws_of_its_own",
     "same_draws",
     "seeded",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 
 from scoreopt_defense.noise.streams import Stream
 
-__all__ = ["draws_of_its_own", "same_draws", "seeded"]
+__all__ = ["drawn_again", "draws_of_its_own", "same_draws", "seeded"]
 
 _KINDS = (Stream, torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
 
@@ -61,6 +61,24 @@ def same_draws() -> tuple[AbstractContextManager[None], AbstractContextManager[N
     asks for the contexts where it is about to enter the first.
     """
     return nullcontext(), _StartedFrom(_states())
+
+
+def drawn_again(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """Contexts in which the global generators draw what they do from now on; put back after."""
+    on_gpu = device.type == "cuda"
+    cpu = torch.get_rng_state()
+    gpu = torch.cuda.get_rng_state(device) if on_gpu else None
+    others = _StartedFrom(_states())
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with torch.random.fork_rng(devices=[device] if on_gpu else []), others:
+            torch.set_rng_state(cpu)
+            if gpu is not None:
+                torch.cuda.set_rng_state(gpu, device)
+            yield
+
+    return again
 
 
 class _StartedFrom(AbstractContextManager[None]):

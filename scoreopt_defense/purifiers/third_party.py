@@ -119,8 +119,8 @@ class ThirdParty(Purifier):
         return self.settings.differentiable
 
     def purify(self, x_a: Tensor, noise: Noise, run: Runner = as_it_is) -> Tensor:
-        seed = noise.seed()
-        return run(lambda x_a: self._carry_out(x_a, seed))(x_a)
+        # not as a step, which is carried out twice: its state may be another the second time
+        return self._carry_out(x_a, noise.seed())
 
     def _carry_out(self, x_a: Tensor, seed: int) -> Tensor:
         recorded = torch.is_grad_enabled() and x_a.requires_grad

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.compiler import is_compiling
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from scoreopt_defense.noise import drawn_again
 from scoreopt_defense.steps.convolutions import FixedWeights
 from scoreopt_defense.steps.recording import Recording
 from scoreopt_defense.steps.step import Step, eager
@@ -27,8 +29,9 @@ def recompute(step: Step, differentiated: Step | None = None) -> Step:
     .. math:: (\bar s, \bar x_a) = J_{step}(s, x_a)^\top \bar s'
 
     Only the step's inputs are kept, so the memory of many steps is that of one step and their
-    states. The step must give the same result again: it may draw no noise of its own. The second
-    pass takes attention kernels that have a second derivative.
+    states. The step must give the same result again: what it draws from the global generators is
+    drawn again, and it may have no generator of its own. The second pass takes attention kernels
+    that have a second derivative.
 
     Args:
         step: gives the value.
@@ -49,6 +52,7 @@ class _Recompute(torch.autograd.Function):
         ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
         ctx.step = differentiated
         ctx.autocast = autocast_state(tensors[0].device.type)
+        ctx.drawn_again = nullcontext if is_compiling() else drawn_again(tensors[0].device)
         ctx.set_materialize_grads(False)  # an output that nobody used costs nothing
         # Detached: what a step holds of its own graph would lead back to this one, for ever.
         return step(*(v.detach() if isinstance(v, Tensor) else v for v in inputs))
@@ -64,7 +68,8 @@ class _Recompute(torch.autograd.Function):
             )
         ]
         with _second_derivative(), torch.enable_grad(), torch.autocast(**ctx.autocast):
-            outputs = ctx.step(*inputs)
+            with ctx.drawn_again():  # what a network draws, such as dropout that is at work
+                outputs = ctx.step(*inputs)
             outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
             used = [(value, grad) for value, grad in zip(outputs, grads) if grad is not None]
             values, grads = zip(*used, strict=True)

@@ -39,6 +39,7 @@ from scoreopt_defense.attacks import (
 )  # fmt: skip
 from scoreopt_defense.attacks.bounded import BoundedAttack, strongest
 from scoreopt_defense.attacks.losses import LOSSES, divisors, dlr, margin
+from scoreopt_defense.attacks.wrappers import finite
 from scoreopt_defense.evaluation.suite.probes import Gradients
 
 for library in ("art", "foolbox", "pyautoattack", "recoloradv", "torchattacks"):
@@ -431,6 +432,45 @@ class Sure(nn.Module):
     def forward(self, x):
         z = 30 + x.flatten(1).mean(1) - 0.5
         return torch.stack([z, -z], 1)
+
+
+class Gamma(nn.Module):
+    """A square root before a classifier: at a black pixel its slope is infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.training = smooth_classifier(torch.float32, channels=1), False
+
+    def forward(self, x):
+        return self.net(x.sqrt())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("kind", [PGD, FoolboxPGD, MomentumPGD, APGD])
+def test_an_infinite_slope_at_one_pixel_stops_no_step(kind, norm):
+    """A step over the gradient's mean size stood still, and one of l2 had no length."""
+    x = mid_images(channels=1, dtype=torch.float32)
+    x[:, :, 0, 0] = 0
+    net, eps = Gamma(), {"linf": 0.1, "l2": 1.0}[norm]
+    y = net(x).argmax(1)
+    before = F.cross_entropy(net(x), y, reduction="none")
+    attacked = kind(gradient="as-it-is", norm=norm, eps=eps, steps=10, eot=1).run(net, x, y)
+    assert ((attacked - x).flatten(1)[:, 1:].abs().amax(1) > 0.01).all()
+    assert (F.cross_entropy(net(attacked), y, reduction="none") > before).all()
+
+
+def test_of_a_gradient_what_is_finite_leads():
+    inf, nan = math.inf, math.nan
+    rows = [[1, -3, inf, -inf], [nan, 2, 0, inf], [1, 2, 3, 4], [nan, nan, inf, 0]]
+    made = [
+        [1, -3, 3, -3],
+        [0, 2, 0, 2],
+        [1, 2, 3, 4],
+        [nan, nan, inf, 0],
+    ]
+    x = torch.rand(4, 1, 2, 2, requires_grad=True)
+    finite(nn.Identity(), x).backward(torch.tensor(rows).float().reshape(x.shape))
+    torch.testing.assert_close(x.grad.flatten(1), torch.tensor(made).float(), equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", [PGD, FoolboxPGD, ARTPGD, APGD])

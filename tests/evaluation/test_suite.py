@@ -45,7 +45,8 @@ from scoreopt_defense.evaluation.suite.adaptive import Adaptive
 from scoreopt_defense.evaluation.suite.carry_over import Carried, Harm, carried, harms
 from scoreopt_defense.evaluation.suite.checklist import _OfSuite, checklist
 from scoreopt_defense.evaluation.suite.probes import Convergence
-from scoreopt_defense.noise import seeded
+from scoreopt_defense.gradients import Runner, as_it_is
+from scoreopt_defense.noise import Noise, seeded
 from scoreopt_defense.purifiers import Purifier
 
 for library in ("foolbox", "torchattacks"):
@@ -497,6 +498,13 @@ def is_averaged(tasks: dict[str, Task]) -> bool:
     return averaged
 
 
+class Halving(Purifier):
+    """Somebody's own, which draws nothing."""
+
+    def purify(self, x_a: Tensor, noise: Noise, run: Runner = as_it_is) -> Tensor:
+        return run(lambda x: x / 2)(x_a)
+
+
 SUITE_RUN = {
     "attacks": {}, "trials": 1, "batch": 4, "judging": Judging(purifications=3),
     "suites": {"adaptive": Adaptive(**SMALL)},
@@ -577,8 +585,9 @@ class TestAdaptive:
             (MENet(), True),
             (ThirdParty(lambda x: x / 2), False),
             (ThirdParty(lambda x: x - 0.1 * torch.rand_like(x)), True),
+            (Halving(bent(torch.float32), gradient="bpda"), False),
         ],
-        ids=["bit depth", "jpeg", "me-net", "a function", "a random function"],
+        ids=["bit depth", "jpeg", "me-net", "a function", "a random function", "one's own"],
     )
     def test_what_draws_nothing_is_not_held_to_be_random(
         self, purifier: Purifier, random: bool

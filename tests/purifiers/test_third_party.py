@@ -115,6 +115,33 @@ def test_the_exact_gradient_is_the_functions_own_under_the_noise_of_its_forward_
     assert torch.equal(identity, torch.ones_like(x))
 
 
+class Inverting(nn.Module):
+    """Answers an image or its negative, by a generator of its own or by the number of the call."""
+
+    def __init__(self, drawn):
+        super().__init__()
+        self.generator, self.calls = torch.Generator().manual_seed(0) if drawn else None, 0
+        self.training = False
+
+    def forward(self, x):
+        self.calls += 1
+        if self.generator is None:
+            return 1 - x if self.calls % 2 else x
+        drawn = torch.rand(len(x), 1, 1, 1, generator=self.generator)
+        return torch.where(drawn < 0.5, 1 - x, x)
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+@pytest.mark.parametrize("mode", ["exact", "smoothed"])
+def test_what_another_call_would_answer_otherwise_is_called_once(drawn, mode):
+    x = mid_images().requires_grad_()
+    model, called = Inverting(drawn), Inverting(drawn)
+    (found,) = torch.autograd.grad(ThirdParty(model, gradient=mode)(x, seed=1).sum(), x)
+    (expected,) = torch.autograd.grad(called(x).sum(), x)
+    assert torch.equal(found, expected)
+    assert model.calls == 1
+
+
 def test_no_weight_of_it_is_given_a_gradient():
     module, x = Scaled(), mid_images().requires_grad_()
     for mode in ("bpda", "exact"):

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import random
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from exact_gradients import assert_same_gradient, gradient_of, purifier_of
+from exact_gradients import assert_same_gradient, gradient_of, naive, purifier_of
 from tolerances import rounding
 from torch import Tensor, nn
-from toys import mid_images
+from toys import BentNet, mid_images
 
-from scoreopt_defense import ScoreOpt
+from scoreopt_defense import OneShot, ScoreOpt
 from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.gradients import Exact, Smoothed
+from scoreopt_defense.noise import seeded
+from scoreopt_defense.purifiers import Purifier
 from scoreopt_defense.steps.convolutions import FixedWeights, _Convolution
 
 CONVOLUTIONS: dict[str, Any] = {
@@ -204,3 +209,46 @@ def test_what_is_kept_must_be_differentiable_twice_too() -> None:
     purifier = ScoreOpt(denoiser, **purifier.settings.replace(gradient=Exact(keep_mb=10)).__dict__)
     with pytest.raises(RuntimeError, match="second derivative"):
         purifier(mid_images().requires_grad_(), seed=1)
+
+
+class Drawing(BentNet):
+    """A network that draws in each call, as one with dropout at work."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        return super().forward(x_t, sigma) * (0.5 + self.draw())
+
+
+DRAWS: dict[str, Callable[[], float]] = {
+    "torch": lambda: torch.rand(()).item(),
+    "numpy": lambda: float(np.random.rand()),  # noqa: NPY002
+    "python": random.random,
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS.keys())
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (ScoreOpt, {"gradient": "exact", "steps": 3, "lr": 0.02}),
+        (OneShot, {"gradient": "exact"}),
+        (OneShot, {"gradient": "one-shot"}),
+    ],
+    ids=["ScoreOpt, exact", "one-shot denoising, exact", "one-shot denoising, one-shot"],
+)
+def test_what_a_network_draws_is_drawn_again(
+    kind: type[Purifier], settings: dict[str, Any], draw: Callable[[], float]
+) -> None:
+    """The gradient was that of another draw than the answer."""
+    denoiser = EDMDenoiser(Drawing(draw).double().eval(), sigma_range=(0.01, 2.0))
+    purifier, x = kind(denoiser, sigma=0.3, **settings), mid_images().requires_grad_()
+    with seeded(7):
+        found = gradient_of(purifier(x, seed=1), x)
+        after = draw()
+    with seeded(7):
+        expected = gradient_of(naive(purifier, x, seed=1), x)
+        assert draw() == after  # the backward pass put the generators back
+    assert_same_gradient(found, expected)

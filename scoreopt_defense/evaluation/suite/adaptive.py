@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoreopt_defense import purifiers
 from scoreopt_defense._checks import check_choice, check_count, check_flag, check_positive
 from scoreopt_defense._foreign import as_it_was, contained
 from scoreopt_defense.attacks.bounded import LARGEST
@@ -37,7 +38,7 @@ from scoreopt_defense.evaluation.suite.probes import (
 )
 from scoreopt_defense.gradients import Exact, Smoothed
 from scoreopt_defense.noise import seeded
-from scoreopt_defense.purifiers import ThirdParty
+from scoreopt_defense.purifiers import Purifier, ThirdParty
 from scoreopt_defense.purifiers.without_network import WithoutNetwork
 from scoreopt_defense.settings import Settings
 
@@ -253,11 +254,17 @@ def _is_random(model: nn.Module, x: Tensor) -> bool:
     if isinstance(model, DefendedModel):
         if model.purifier.deterministic:
             return _is_random(model.classifier, x)
-        if not isinstance(model.purifier, (ThirdParty, WithoutNetwork)):  # which may draw nothing
+        if _is_known_to_draw(model.purifier):
             return True
     few = placed(model, x[:8])
     with as_it_was(model), contained():
         return any(_answers_vary(model, few, seed) for seed in range(4))
+
+
+def _is_known_to_draw(purifier: Purifier) -> bool:
+    """Of this library, and with a network: JPEG and somebody's own may draw nothing."""
+    ours = type(purifier).__module__.startswith(f"{purifiers.__name__}.")
+    return ours and not isinstance(purifier, (ThirdParty, WithoutNetwork))
 
 
 @torch.no_grad()
