@@ -585,9 +585,18 @@ class TestAdaptive:
             (MENet(), True),
             (ThirdParty(lambda x: x / 2), False),
             (ThirdParty(lambda x: x - 0.1 * torch.rand_like(x)), True),
+            (ThirdParty(lambda x: x * (1 + 1e-6 * torch.rand(()))), False),
             (Halving(bent(torch.float32), gradient="bpda"), False),
         ],
-        ids=["bit depth", "jpeg", "me-net", "a function", "a random function", "one's own"],
+        ids=[
+            "bit depth",
+            "jpeg",
+            "me-net",
+            "a function",
+            "a random function",
+            "rounding",
+            "one's own",
+        ],
     )
     def test_what_draws_nothing_is_not_held_to_be_random(
         self, purifier: Purifier, random: bool
