@@ -111,8 +111,8 @@ class OneShotGradient:
 
     .. math:: J_P(x_a)^\top g := J_D(x_a + \sigma\epsilon_1; \sigma)^\top g
 
-    It is evaluated in the backward pass only, where a denoiser that draws from the global
-    generators draws what it did in the forward pass, which pays nothing for it.
+    It is evaluated in the backward pass only, at what the denoiser drew in the forward pass, if it
+    draws: from the global generators.
 
     Reference:
         Lee and Kim, ICCV 2023; Zhang et al., NeurIPS 2023, section 4.2.2.
@@ -126,8 +126,7 @@ class OneShotGradient:
         def backward(grad: Tensor) -> Tensor:
             leaf = x_a.detach().requires_grad_()
             with again():
-                denoised = purification.one_shot(leaf)
-            return torch.autograd.grad(denoised, leaf, grad)[0]
+                return torch.autograd.grad(purification.one_shot(leaf), leaf, grad)[0]
 
         return purification(x_a), backward
 

@@ -749,7 +749,7 @@ def test_the_sampled_answer_is_the_mean_of_eot_evaluations(y):
 
     model = DefendedModel(smooth_classifier(torch.float32), purifier(seed=0), votes=3)
     Watch(eot=5, gradient="bpda").run(model, images(), y)
-    (shown,) = (outer.model for outer in seen)
+    (shown,) = (outer.model.model for outer in seen)
     assert isinstance(shown, EOT)
     assert shown.samples == 5
     assert shown.model.votes == 3
