@@ -791,7 +791,7 @@ class TestStages:
         assert [(stage.attack, stage.label) for stage in one.raised] == [("s/kind", "kind")]
         assert one.failed == {"bad": met["s/bad"]}
         # no attack raises the accuracy
-        assert one.verdict == "0 of 1 checks passed, 1 failed, 11 not run"
+        assert one.verdict == "0 of 1 checks passed, 1 failed, 10 not run"
         text = " ".join(Page(run_page(result.store)).text.split())
         assert "classifier calls" in text
         assert "denoiser calls" not in text  # nothing here has one
