@@ -60,11 +60,6 @@ def of_one_suite(names: Sequence[str]) -> list[dict[str, Any] | None]:
     return found if all(found) else [suite_of(name, ["adaptive"]) for name in names]
 
 
-def is_now(suite: dict[str, Any]) -> bool:
-    """Whether it is of the suite as it is."""
-    return not any("PGD+EOT" in s["attack"] or "/PGD, " in s["attack"] for s in suite["stages"])
-
-
 def clean(export: dict[str, Any]) -> dict[str, float]:
     """A row's accuracy without an attack."""
     (clean,) = (cell["accuracy"] for cell in export["cells"] if cell["attack"] == "clean")

@@ -12,7 +12,6 @@ from benchmarks.adaptive.figures import (
     accuracy,
     calls,
     clean,
-    is_now,
     measured,
     paired,
     passes,
@@ -25,16 +24,13 @@ from benchmarks.common.results_file import RESULTS
 from benchmarks.common.table_text import budget, less, markdown, percent, points, results
 from benchmarks.speed.frontier import point_of
 
-_BEFORE = "(suite before)"
-
 
 def _adaptive(norm: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """What was measured in a norm: the row's name, its export, and its suite's part of that."""
+    """What met the suite in a norm: the row's name, its export, and its suite's part of that."""
     found = []
     for row, name in ROWS.items():
-        if export := measured(f"{row}_{norm}"):
-            suite = export["suites"]["adaptive"][row]
-            found.append((name if is_now(suite) else f"{name} {_BEFORE}", export, suite))
+        if export := measured(f"{row}_{norm}", ["suite"]):
+            found.append((name, export, export["suites"]["adaptive"][row]))
     return found
 
 
@@ -62,8 +58,8 @@ def adaptive_l2() -> str:
 
 
 def adaptive_summary() -> str:
-    """What the suite as it is leaves of each defence, most in l-infinity first."""
-    met = {norm: {n: of for n, *of in _adaptive(norm) if is_now(of[1])} for norm in NORMS}
+    """What the suite leaves of each defence, most in l-infinity first."""
+    met = {norm: {n: of for n, *of in _adaptive(norm)} for norm in NORMS}
     rows = []
     for name, (export, suite) in sorted(
         met["linf"].items(), key=lambda of: -of[1][1]["accuracy"]["value"]
@@ -82,10 +78,10 @@ COMPARED = ("one-shot", "ScoreOpt-O", "ScoreOpt-N", "DiffPure", "adversarial tra
 
 
 def adaptive_pairs() -> str:
-    """Worst cases less others' of the same images, where the suite as it is left any."""
+    """Worst cases less others' of the same images, where the suite left any."""
     rows = []
     for norm, said in NORMS.items():
-        suites = {name: suite for name, _, suite in _adaptive(norm) if is_now(suite)}
+        suites = {name: suite for name, _, suite in _adaptive(norm)}
         for name, suite in suites.items():
             pairs = [
                 points(less(suite, suites[other])) if other in suites and other != name else "-"
