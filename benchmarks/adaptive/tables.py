@@ -206,7 +206,16 @@ def second_pair() -> str:
 
 def digits() -> str:
     """What the suite leaves of defences of digits, and less one denoising of the same images."""
-    found = [results(name) for name in ("digits", "digits_rounded")]
+    return _digits("digits", "digits_rounded")
+
+
+def digits_l2() -> str:
+    """Likewise in l2."""
+    return _digits("digits_l2")
+
+
+def _digits(*names: str) -> str:
+    found = [results(name) for name in names]
     suites = {name: of for run in found for name, of in run["suites"]["adaptive"].items()}
     cells = [cell for run in found for cell in run["cells"]]
     clean = {cell["defence"]: cell for cell in cells if cell["attack"] == "clean"}
@@ -277,6 +286,7 @@ ADAPTIVE_TABLES: dict[str, Callable[[], str]] = {
         adaptive_summary, adaptive_rows, adaptive_linf, adaptive_l2, adaptive_pairs,
         adaptive_stages, adaptive_stages_before,
         adaptive_momentum, adaptive_found_by, adaptive_failed, second_pair, digits,
+        digits_l2,
         frontier_presets, decomposition,
     )
 }  # fmt: skip
