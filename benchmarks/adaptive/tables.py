@@ -61,12 +61,12 @@ def adaptive_summary() -> str:
     """What the suite leaves of each defence, most in l-infinity first."""
     met = {norm: {n: of for n, *of in _adaptive(norm)} for norm in NORMS}
     rows = []
-    for name, (export, suite) in sorted(
+    for name, (export, _) in sorted(
         met["linf"].items(), key=lambda of: -of[1][1]["accuracy"]["value"]
     ):
         left = []
-        for norm in NORMS:
-            suite = met[norm][name][1] if name in met[norm] else None
+        for of_norm in met.values():
+            _, suite = of_norm.get(name, (None, None))
             left += [percent(suite["accuracy"], 0), right_8_times(suite)] if suite else ["-", "-"]
         rows.append([name, percent(clean(export), 0), *left, f"{passes(export):.3g}"])
     head = [part for said in NORMS.values() for part in (f"{said}, %", "of 8 tries, %")]
@@ -286,7 +286,6 @@ ADAPTIVE_TABLES: dict[str, Callable[[], str]] = {
         adaptive_summary, adaptive_rows, adaptive_linf, adaptive_l2, adaptive_pairs,
         adaptive_stages, adaptive_stages_before,
         adaptive_momentum, adaptive_found_by, adaptive_failed, second_pair, digits,
-        digits_l2,
-        frontier_presets, decomposition,
+        digits_l2, frontier_presets, decomposition,
     )
 }  # fmt: skip
