@@ -7,7 +7,6 @@ or try to end the process. Neither reaches what comes after it.
 from __future__ import annotations
 
 import os
-import random
 import signal
 import threading
 import warnings
@@ -24,7 +23,7 @@ from torch.nn.modules import module as of_all_modules
 
 from scoreopt_defense._mapped import unwritten
 from scoreopt_defense._text import printable
-from scoreopt_defense.noise import Stream
+from scoreopt_defense.noise import generators, put_back
 
 __all__ = ["as_it_was", "contained", "said", "untouched"]
 
@@ -51,10 +50,10 @@ def as_it_was(*things: object) -> Iterator[None]:
     """Put modules, other objects, and the process back as they were before.
 
     Of a module: its class, mode, weights and buffers, their gradients and ``requires_grad``, hooks,
-    attributes, the modules inside it, and generators of random numbers among its attributes. Of
-    another object: its attributes, and the modules among them. Of the process: torch's modes, types
-    and flags, hooks on all modules, the working folder and the filters of warnings; for its
-    generators there is :func:`~scoreopt_defense.noise.seeded`. What is changed inside of an
+    attributes, the modules inside it, and its generators of random numbers
+    (:func:`~scoreopt_defense.noise.generators`). Of another object: its attributes, and the modules
+    among them. Of the process: torch's modes, types and flags, hooks on all modules, the working
+    folder and the filters of warnings; for its generators there is :func:`~scoreopt_defense.noise.seeded`. What is changed inside of an
     attribute, such as a list, stays changed.
     """
     things = tuple(t for t in things if isinstance(getattr(t, "__dict__", None), dict))
@@ -208,7 +207,9 @@ def _of_attributes(thing: object) -> Undo:
     """Which attributes there are; of torch's tables, streams and generators what is in them."""
     attributes = vars(thing)
     before = attributes.copy()
-    inside = [undo for name, value in before.items() for undo in _of_value(name, value)]
+    inside = [put_back(generator) for generator in generators(thing)]
+    tables = [value for name, value in before.items() if name in _TABLES]
+    inside += [_of_table(table) for table in tables if isinstance(table, (dict, set))]
 
     def back() -> None:
         _refill(attributes, before)
@@ -218,25 +219,8 @@ def _of_attributes(thing: object) -> Undo:
     return back
 
 
-def _of_value(name: str, value: Any) -> Iterator[Undo]:
-    match value:
-        case dict() if name in _TABLES:
-            yield partial(_refill, value, value.copy())
-        case set() if name in _TABLES:
-            yield partial(_reset, value, value.copy())
-        case Stream():
-            yield partial(vars(value).update, vars(value).copy())
-        case torch.Generator():
-            yield partial(value.set_state, value.get_state())
-        case random.SystemRandom():
-            return  # has no state
-        case random.Random():
-            yield partial(value.setstate, value.getstate())
-        case np.random.RandomState():
-            yield partial(value.set_state, value.get_state())
-        case np.random.Generator():
-            bits = value.bit_generator
-            yield partial(setattr, bits, "state", bits.state)
+def _of_table(table: Any) -> Undo:
+    return partial(_refill if isinstance(table, dict) else _reset, table, table.copy())
 
 
 def _reset(names: set[Any], content: set[Any]) -> None:

@@ -17,20 +17,25 @@ from scoreopt_defense import DefendedModel, OneShot
 
 
 class Net(nn.Module):
-    """With whatever an attack may reach: modes, buffers, a part, a generator of its own."""
+    """With whatever an attack may reach: modes, buffers, a part, generators of its own."""
 
     def __init__(self):
         super().__init__()
         self.norm, self.drop = nn.BatchNorm2d(3), nn.Dropout(0.5)
         self.net = smooth_classifier(torch.float32)
         self.noise = torch.Generator().manual_seed(3)
-        self.numpy, self.python = np.random.default_rng(3), random.Random(3)
+        self.listed, self.named = [np.random.default_rng(3)], {"python": random.Random(3)}
         self.scale, self.loud, self.drawn = 1.0, 0.01, []
 
     def forward(self, x):
-        self.drawn.append(torch.rand((), generator=self.noise).item())
-        shift = self.python.random() + self.numpy.random() + torch.rand(1, generator=self.noise)
-        return self.scale * self.net(self.drop(self.norm(x)) + self.loud * shift.to(x))
+        draws = self.noise, *self.listed, *self.named.values()
+        self.drawn.append(tuple(float(uniform(generator)) for generator in draws))
+        return self.scale * self.net(self.drop(self.norm(x)) + self.loud * sum(self.drawn[-1]))
+
+
+def uniform(generator):
+    of_torch = isinstance(generator, torch.Generator)
+    return torch.rand((), generator=generator) if of_torch else generator.random()
 
 
 class Holding(nn.Module):

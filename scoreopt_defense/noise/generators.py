@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,67 @@ from torch import nn
 
 from scoreopt_defense.noise.streams import Stream
 
-__all__ = ["drawn_again", "draws_of_its_own", "same_draws", "seeded"]
+__all__ = [
+    "drawn_again",
+    "draws_of_its_own",
+    "generators",
+    "put_back",
+    "same_draws",
+    "seeded",
+    "start",
+]
 
 _KINDS = (Stream, torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
 
 
+def generators(thing: object) -> list[Any]:
+    """Those among an object's attributes, and in lists, tuples and dictionaries among them."""
+    found = []
+    for value in vars(thing).values():
+        inside = [*value.values()] if isinstance(value, dict) else value
+        held = inside if isinstance(inside, (list, tuple)) else [value]
+        found += [one for one in held if isinstance(one, _KINDS)]
+    return found
+
+
 def draws_of_its_own(module: nn.Module) -> bool:
-    """Whether it has a generator among its attributes, or its children's, that no seed reaches."""
+    """Whether it or one of its children has a generator, which no seed reaches."""
     if torch.compiler.is_compiling():  # a compiler has no word for some of these classes
         return torch.compiler.disable(draws_of_its_own)(module)
-    parts = module.modules()
-    return any(isinstance(value, _KINDS) for part in parts for value in vars(part).values())
+    return any(generators(part) for part in module.modules())
+
+
+def start(generator: Any, seed: int) -> None:
+    """Begin at a seed, 0 to 2**64 - 1."""
+    match generator:
+        case Stream():
+            vars(generator).update(vars(Stream(seed)))
+        case torch.Generator():
+            generator.manual_seed(seed)
+        case random.Random():
+            generator.seed(seed)
+        case np.random.RandomState():
+            generator.seed([seed & 0xFFFFFFFF, seed >> 32])
+        case np.random.Generator():
+            bits = generator.bit_generator
+            bits.state = type(bits)(seed).state
+
+
+def put_back(generator: Any) -> Callable[[], object]:
+    """What puts it back to where it is now."""
+    match generator:
+        case Stream():
+            return partial(vars(generator).update, vars(generator).copy())
+        case torch.Generator():
+            return partial(generator.set_state, generator.get_state())
+        case random.Random() if not isinstance(generator, random.SystemRandom):
+            return partial(generator.setstate, generator.getstate())
+        case np.random.RandomState():
+            return partial(generator.set_state, generator.get_state())
+        case np.random.Generator():
+            bits = generator.bit_generator
+            return partial(setattr, bits, "state", bits.state)
+    return lambda: None  # the operating system's has no state
 
 
 @contextmanager

@@ -200,7 +200,8 @@ def test_generators_of_a_modules_own_draw_anew_for_each_attack_judging_and_trial
     asked = 3  # for its classes, and twice for the key, with the same draws
     each = model.drawn[: len(model.drawn) // 2]
     assert each == model.drawn[len(each) :]  # the second run is the first
-    assert len({*each[asked:]}) == len(each) - asked
+    for drawn in zip(*each[asked:]):  # by each generator, be it an attribute or in a list of them
+        assert len({*drawn}) == len(each) - asked
     assert found(runs[0]) == found(runs[1])
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from scoreopt_defense.defended import DefendedModel
-from scoreopt_defense.noise import Stream, seeded
+from scoreopt_defense.noise import generators, seeded, start
 from scoreopt_defense.purifiers import Purifier
 
 __all__ = ["as_deployed", "placed", "reseeded"]
@@ -26,26 +23,11 @@ def reseeded(model: nn.Module, seed: int) -> nn.Module:
     """
     for part in model.modules():
         if not (isinstance(part, Purifier) and part.deterministic):
-            for value in vars(part).values():
-                _start(value, seed)
+            for generator in generators(part):
+                start(generator, seed)
     if not isinstance(model, DefendedModel):
         return model
     return model.replace() if model.purifier.deterministic else model.replace(seed=seed)
-
-
-def _start(generator: Any, seed: int) -> None:
-    match generator:
-        case Stream():
-            vars(generator).update(vars(Stream(seed)))
-        case torch.Generator():
-            generator.manual_seed(seed)
-        case random.Random():
-            generator.seed(seed)
-        case np.random.RandomState():
-            generator.seed([seed & 0xFFFFFFFF, seed >> 32])
-        case np.random.Generator():
-            bits = generator.bit_generator
-            bits.state = type(bits)(seed).state
 
 
 def placed(model: nn.Module, x: Tensor) -> Tensor:
