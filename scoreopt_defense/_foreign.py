@@ -50,10 +50,10 @@ def as_it_was(*things: object) -> Iterator[None]:
     """Put modules, other objects, and the process back as they were before.
 
     Of a module: its class, mode, weights and buffers, their gradients and ``requires_grad``, hooks,
-    attributes, the modules inside it, and its generators of random numbers
-    (:func:`~scoreopt_defense.noise.generators`). Of another object: its attributes, and the modules
-    among them. Of the process: torch's modes, types and flags, hooks on all modules, the working
-    folder and the filters of warnings; for its generators there is :func:`~scoreopt_defense.noise.seeded`. What is changed inside of an
+    attributes, the modules inside it, and its :func:`~scoreopt_defense.noise.generators`. Of
+    another object: its attributes, and the modules among them. Of the process: torch's modes, types
+    and flags, hooks on all modules, the working folder and the filters of warnings; for its
+    generators there is :func:`~scoreopt_defense.noise.seeded`. What is changed inside of an
     attribute, such as a list, stays changed.
     """
     things = tuple(t for t in things if isinstance(getattr(t, "__dict__", None), dict))
