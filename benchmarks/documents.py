@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import re
 import textwrap
 from collections import Counter
@@ -275,8 +274,8 @@ def _by_library_and_name(row: dict[str, Any]) -> tuple[bool, str, str]:
 
 def _range(row: dict[str, Any]) -> str:
     """From where to where the images went that the attack asked the defended model about."""
-    low, high = row["DefendedModel"].get("queried values", (math.inf, -math.inf))
-    return f"{low:.1f} to {high:.1f}".replace("-0.0", "0.0") if low <= high else ""
+    asked = row["DefendedModel"].get("queried values", ())
+    return " to ".join(f"{value:.1f}" for value in asked).replace("-0.0", "0.0")
 
 
 def _error(row: dict[str, Any]) -> str:

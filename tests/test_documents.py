@@ -190,7 +190,21 @@ def test_the_fast_preset_is_the_cheapest_point_of_the_frontier():
     assert point_of("fast")["ms"]["value"] == min(times)
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+every_result = pytest.mark.parametrize(
+    "path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem
+)
+
+
+def _refuse(constant):
+    raise ValueError(f"{constant} is no JSON")
+
+
+@every_result
+def test_a_result_file_is_json(path):
+    assert json.loads(path.read_text(), parse_constant=_refuse)  # of Python's own: NaN, Infinity
+
+
+@every_result
 def test_figures_about_shipped_weights_are_about_those_that_ship_now(path):
     found = json.loads(path.read_text())
     kinds = ("classifier", "denoiser")

@@ -171,9 +171,10 @@ def attempt(library: str, name: str, door: str, digits: Tensor) -> dict[str, Any
             "finite": bool(attacked.isfinite().all()),
             "values": [round(value.item(), 4) for value in attacked.aminmax()],
         }
+    if queries.low <= queries.high:  # else it failed before it asked anything
+        outcome["queried values"] = [round(queries.low, 4), round(queries.high, 4)]
     return outcome | {
         "asks for a gradient": queries.gradient,
-        "queried values": [round(queries.low, 4), round(queries.high, 4)],
         "seconds": round(time.perf_counter() - start, 2),
     }
 
