@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_positive
+from scoreopt_defense._half_precision import in_range
 from scoreopt_defense.noise import drawn_again
 from scoreopt_defense.steps.recomputation import Kept, autocast_state, recompute
 from scoreopt_defense.steps.step import Runner, Step, as_it_is, eager
@@ -83,11 +84,11 @@ class Gradient(Protocol):
         .. math:: \hat x = P(x_a), \qquad \frac{\partial L}{\partial \hat x} \mapsto
                   \frac{\partial L}{\partial x_a}
 
-        Called without gradients being recorded; the second is called in the backward pass, once or
-        more, with recording on and under the forward pass's autocast. What lies outside [-1, 1] is
-        clamped afterwards, and that clamp passes gradients straight through: a saturated pixel does
-        not hide them. A mode that clamps itself has the clamp's own derivative, as the exact ones
-        do (:func:`through_every_step`): 0 at a pixel that was cut off.
+        Called without gradients being recorded; the second, which is linear, is called in the
+        backward pass, once or more, with recording on and under the forward pass's autocast. What
+        lies outside [-1, 1] is clamped afterwards, and that clamp passes gradients straight
+        through: a saturated pixel does not hide them. A mode that clamps itself has the clamp's own
+        derivative, as :func:`through_every_step` does: 0 at a pixel that was cut off.
         """
 
 
@@ -270,17 +271,15 @@ class _Differentiated(torch.autograd.Function):
                 "the gradient would be that of another network"
             )
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
-            found = ctx.go_back(grad)
+            scaled, size = in_range(grad)
+            found = ctx.go_back(scaled) * size
         if torch.is_grad_enabled():  # create_graph=True
             found = _Once.apply(found, grad, *ctx.saved_tensors)
         return found, None, None
 
 
 class _Once(torch.autograd.Function):
-    """A gradient, tied to what it depends on.
-
-    As a constant it would have a second derivative of 0, or None, without a word.
-    """
+    """A gradient, tied to what it depends on: as a constant its own would be 0 without a word."""
 
     @staticmethod
     def forward(ctx: Any, found: Tensor, *depends_on: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ __all__ = ["Adopted", "adopt", "library_of"]
 
 _LIBRARIES = ("torchattacks", "foolbox", "art")
 _PLAIN = (type(None), str, Real)
+# By name, those whose loss weighs logits against a distance: divided ones would weigh less.
+_WEIGHING = r"^CW|Carlini|EAD|ElasticNet"
 
 
 def library_of(attack: Any) -> str | None:
@@ -96,7 +98,8 @@ class Adopted:
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """As :meth:`scoreopt_defense.attacks.Attacking.run`."""
-        checked = Checked(y, of=self.name, classes=2, scale_free=False)
+        scale_free = not re.search(_WEIGHING, self.name)
+        checked = Checked(y, of=self.name, classes=2, scale_free=scale_free, by_direction=False)
         seen = Around(EOT(model, 1).eval(), checked)
         with torch.enable_grad(), default_dtype(torch.float32):
             return getattr(self, f"_{self.library}")(seen, x.clone(), y.clone())

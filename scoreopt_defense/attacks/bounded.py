@@ -59,8 +59,8 @@ class BoundedAttack(Attack):
         autocast: ``"bfloat16"``: what the attack is shown computes under ``torch.autocast``, about
             twice as fast where the processor has such arithmetic, and many times as slow where
             not. The defence that judges the images does not. ``"auto"``: where the processor has
-            it; a run's plan says what that came to. ``"float32"`` is None. Gradients of float16
-            vanish, and the attack with them.
+            it, but None of an attack that compares answers; a run's plan says what that came to.
+            ``"float32"`` is None.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -71,6 +71,10 @@ class BoundedAttack(Attack):
     #: Whether it goes the same way if an image's logits are all divided by one number; False where
     #: its loss weighs them against something else. See :mod:`scoreopt_defense.attacks.wrappers`.
     scale_free: ClassVar[bool] = True
+    #: Whether it takes but the direction of each image's gradient.
+    by_direction: ClassVar[bool] = True
+    #: Whether it compares answers, of which half precision rounds small differences away.
+    compares: ClassVar[bool] = False
 
     norm: str = "linf"
     eps: float = 8 / 255
@@ -85,7 +89,7 @@ class BoundedAttack(Attack):
         check_choice("norm", self.norm, self.norms)
         if self.autocast is not None:
             check_choice("autocast", self.autocast, ("auto", "bfloat16", "float32"))
-        if self.autocast == "float32":
+        if self.autocast == "float32" or (self.autocast == "auto" and self.compares):
             self._set("autocast", None)
         self._set("eps", _check_eps(self.eps, self.norm))
         for count in ("eot", "steps", "restarts"):
@@ -106,12 +110,17 @@ class BoundedAttack(Attack):
         if self.float32_only and x.dtype != torch.float32:
             seen, x = Around(seen, partial(cast, dtype=x.dtype)), x.float()
         of = type(self).__name__
-        seen = Around(seen, Checked(y, of=of, classes=self.classes, scale_free=self.scale_free))
+        checked = Checked(
+            y, of=of, classes=self.classes, scale_free=self.scale_free,
+            by_direction=self.by_direction,
+        )  # fmt: skip
+        seen = Around(seen, checked)
         begin = {} if start is None else {"start": start.to(x)}
+        plain = partial(torch.clone, memory_format=torch.contiguous_format)
         # copies, since a library may write into what it is given
         with default_dtype(torch.float32):
             found = [
-                self.attack(seen, x.clone(), y.clone(), **{k: v.clone() for k, v in begin.items()})
+                self.attack(seen, plain(x), y.clone(), **{k: plain(v) for k, v in begin.items()})
                 for _ in range(self.restarts)
             ]
         return found[0] if len(found) == 1 else strongest(seen, found, y)

@@ -36,8 +36,8 @@ class FoolboxPGD(ProjectedGradientAttack):
     .. math:: m \leftarrow \mu m + g / \overline{|g|}, \qquad
               x \leftarrow \Pi_{\varepsilon, [0, 1]}\big(x + \alpha_i\, \mathrm{sign}\, m\big)
 
-    and along m over its own length in l2. In l1 it is along the signs of the hundredth of m that is
-    largest, over their number.
+    and along m over its own length in l2. For l1 take
+    :class:`~scoreopt_defense.attacks.AutoPGD`: the library's descent leaves many more images there.
 
     Args:
         norm, eps, gradient, eot, steps, restarts, step_size, random_start: as in
@@ -49,13 +49,10 @@ class FoolboxPGD(ProjectedGradientAttack):
             ``step_size`` by half a cosine. None: all are of one size.
 
     Reference:
-        Dong et al., CVPR 2018, for momentum; Croce and Hein, ICML 2020, for shorter steps; Tramèr
-        and Boneh, NeurIPS 2019, for l1.
+        Dong et al., CVPR 2018, for momentum; Croce and Hein, ICML 2020, for shorter steps.
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("foolbox",)
-
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
 
     takes_start: ClassVar[bool] = True
 
@@ -77,7 +74,6 @@ class FoolboxPGD(ProjectedGradientAttack):
         kind = {
             "linf": foolbox.attacks.LinfPGD,
             "l2": foolbox.attacks.L2PGD,
-            "l1": foolbox.attacks.SparseL1DescentAttack,
         }[self.norm]
         attack = _hooked(kind, self, start)(
             rel_stepsize=self.step_size,
@@ -171,6 +167,8 @@ class MinimumNorm(BoundedAttack):
 
     libraries: ClassVar[tuple[str, ...]] = ("foolbox",)
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    by_direction: ClassVar[bool] = False  # FMN steps by the loss over the gradient's size
+    compares: ClassVar[bool] = True
 
     steps: int = 100
     confidence: float = 0.0

@@ -52,6 +52,7 @@ class AutoPGD(BoundedAttack):
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     float32_only: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
 
     steps: int = 100
     loss: str = "ce"

@@ -49,6 +49,7 @@ class _AutoPGD(BoundedAttack):
     """APGD, once for each of some losses; their strongest candidate is kept."""
 
     libraries: ClassVar[tuple[str, ...]] = ("torchattacks",)
+    compares: ClassVar[bool] = True
 
     steps: int = 100
 
@@ -156,6 +157,7 @@ class SPSA(BoundedAttack):
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("torchattacks",)
+    compares: ClassVar[bool] = True
 
     norms: ClassVar[tuple[str, ...]] = ("linf",)
 
@@ -207,6 +209,7 @@ class Square(BoundedAttack):
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("torchattacks",)
+    compares: ClassVar[bool] = True
 
     gradient: Gradient | View = NoGradient()
     eot: int = 8

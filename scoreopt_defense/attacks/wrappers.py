@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreopt_defense._checks import check_logits
+from scoreopt_defense._half_precision import in_range
 from scoreopt_defense.attacks.losses import divisors
 
 if TYPE_CHECKING:
@@ -44,11 +45,12 @@ class Around(nn.Module):
 
 
 def finite(model: nn.Module, x: Tensor) -> Tensor:
-    """With a gradient of finite entries, of each image that has any but 0.
+    """With a gradient of finite entries.
 
     An infinite one, as a square root's at a black pixel, becomes as large as the image's largest,
     and NaN becomes 0: else one pixel stops a step that divides by the gradient's size, and a memory
-    of gradients for good. An image without any keeps its own, and fails.
+    of gradients for good. One without a finite entry but 0 is in a random direction, which leads
+    away from the image where it has none.
     """
     return _with_gradient(model, x, _finite)
 
@@ -75,7 +77,7 @@ def _finite(gradient: Tensor) -> Tensor:
         return gradient
     largest = _largest(gradient.where(is_finite, 0))
     found = gradient.nan_to_num(0.0).clamp(-largest, largest)
-    return torch.where(largest > 0, found, gradient)
+    return torch.where(largest > 0, found, torch.rand_like(gradient).sub(0.5).sign())
 
 
 def _over_its_largest(gradient: Tensor) -> Tensor:
@@ -104,21 +106,27 @@ class Checked:
 
     They are of the images' precision, or their own if that is higher.
 
-    An image that the first differentiated call finds the model too sure of has its logits divided
-    by :func:`~scoreopt_defense.attacks.losses.divisors`, and by the same ones in all later calls,
-    so that losses stay comparable from step to step. Any other image's logits are divided by 1,
-    which is exact, and so is its gradient: their bits are those of the model. So are all logits of
-    a call that is not differentiated, or of another number of images than there are labels.
+    An image that a differentiated call finds the model too sure of has its logits divided by
+    :func:`~scoreopt_defense.attacks.losses.divisors`, and by the same ones in all later calls, so
+    that losses stay comparable from step to step, until one draw is surer still. Any other image's
+    logits are divided by 1, which is exact, and so is its gradient: their bits are those of the
+    model. So are all logits of a call that is not differentiated, or of another number of images
+    than there are labels. What goes back into the model is
+    :func:`~scoreopt_defense._half_precision.in_range`, since that may compute in float16.
 
     Args:
         y: labels of the images, shape ``(B,)``.
         of: the attack's name, for errors.
         classes: fewest that its loss is defined of.
         scale_free: whether very sure logits are divided.
+        by_direction: whether the size of an image's gradient is nothing to it.
     """
 
-    def __init__(self, y: Tensor, *, of: str, classes: int, scale_free: bool) -> None:
-        self.y, self.of, self.classes, self.scale_free = y, of, classes, scale_free
+    def __init__(
+        self, y: Tensor, *, of: str, classes: int, scale_free: bool, by_direction: bool
+    ) -> None:
+        self.y, self.of, self.classes = y, of, classes
+        self.scale_free, self.by_direction = scale_free, by_direction
         self.highest = int(y.max())
         self.divisors: Tensor | None = None
         self.default = torch.get_default_dtype()  # the model's; meanwhile it is the library's
@@ -139,7 +147,11 @@ class Checked:
         if not (self.scale_free and logits.requires_grad and len(x) == len(self.y)):
             return logits
         if self.divisors is None:
-            self.divisors = divisors(logits.detach(), self.y)
+            self.divisors = torch.ones_like(logits[:, :1], requires_grad=False)
+        self.divisors = self.divisors * divisors(logits.detach() / self.divisors, self.y)
+        if self.by_direction:
+            logits = logits.view_as(logits)  # a model may keep its own
+            logits.register_hook(lambda gradient: in_range(gradient)[0])
         return logits / self.divisors
 
 

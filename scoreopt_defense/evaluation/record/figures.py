@@ -161,22 +161,24 @@ class Figures:
         """All judgements of one cell, as arrays."""
         if (defence, attack) not in self._judged:
             self._check_known(defence, attack)
-            results = [result for _, result in self._units.get((defence, attack), ())]
-            unattacked = self._nothing_attacked(defence, attack)
-            self._judged[defence, attack] = Judged.of([] if unattacked else results)
+            units = self._units.get((defence, attack), ())
+            unattacked = self._unattacked(defence, attack)
+            self._judged[defence, attack] = Judged.of(
+                result for _, result in units if (result.trial, result.first) not in unattacked
+            )
         return self._judged[defence, attack]
 
-    def _nothing_attacked(self, defence: str, attack: str) -> bool:
-        """Whether this is a suite's sum, and all that it begins from failed: it is no figure."""
+    def _unattacked(self, defence: str, attack: str) -> set[tuple[int, int]]:
+        """Of a suite's sum, the batches of which all that it begins from failed: no figures."""
         tasks = self.plan.tasks[attack]
         if defence not in tasks or tasks[defence].kind != "judge":
-            return False
+            return set()
         before = [
             name for name in tasks[defence].begins_from if self.plan.tasks[name][defence].attacks
         ]
         units = [result for name in before for _, result in self._units.get((defence, name), ())]
-        met = [result for result in units if result.tried]
-        return bool(met) and all(result.error for result in met)
+        met = {(of.trial, of.first) for of in units if of.tried}
+        return met - {(of.trial, of.first) for of in units if of.tried and not of.error}
 
     @cached_property
     def view(self) -> View | None:

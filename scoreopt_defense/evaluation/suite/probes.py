@@ -19,6 +19,7 @@ from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.diagnostics import input_gradient, optimization_curves
 from scoreopt_defense.evaluation.judging.asking import answer
 from scoreopt_defense.purifiers import Purifier, ScoreOpt
+from scoreopt_defense.purifiers.settings import PER_IMAGE
 
 __all__ = [
     "Bare",
@@ -36,11 +37,17 @@ _STRONGEST = ("smoothed", "exact", "one-shot", "bpda", "as-it-is")
 
 
 def check_reachable(model: nn.Module) -> None:
-    """That a suite can set the modes of the model's purifier.
+    """That a suite can set the modes of the model's purifier, and attack some of a batch.
 
     Raises:
-        ValueError: of one inside another module.
+        ValueError: of one inside another module, or whose noise goes by the place in the batch.
     """
+    if isinstance(model, DefendedModel) and model.purifier.deterministic == PER_IMAGE:
+        raise ValueError(
+            "deterministic='per-image' draws by an image's place in the batch, and a suite attacks "
+            "parts of a batch, which it would purify otherwise: take deterministic=True, one draw "
+            "for all"
+        )
     if not isinstance(model, DefendedModel) and any(
         isinstance(part, Purifier) for part in model.modules()
     ):

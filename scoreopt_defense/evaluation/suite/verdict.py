@@ -130,6 +130,10 @@ def _doubts(figures: Figures, cells: list[Cell], found: Checked) -> Iterator[str
         yield "not complete"
     if missing := sum(cell.failed for cell in cells):
         yield f"{missing} results missing"
+    stages = {n for suite in plan.suites for n in plan.of_suite(suite, defence, "attack")}
+    lost = {f.unit.attack for f in figures.failures if f.unit.defence == defence} & stages
+    if lost:
+        yield f"{len(lost)} of {len(stages)} attacks of a suite failed on some images"
     if near_chance(figures, defence):
         yield "clean accuracy near chance"
 
