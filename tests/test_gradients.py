@@ -153,6 +153,19 @@ class MoreNoise:
         return purification(x_a), backward
 
 
+class InHalf:
+    """The identity, through a type without numbers below 6e-8."""
+
+    def differentiate(self, purification, x_a):
+        return purification(x_a), lambda grad: grad.half().to(grad)
+
+
+def test_a_tiny_gradient_is_not_lost_in_half_precision(x):
+    leaf, upstream = x.clone().requires_grad_(), torch.randn_like(x)
+    OneShot(bent(), sigma=0.3, gradient=InHalf())(leaf, seed=0).backward(1e-9 * upstream)
+    torch.testing.assert_close(leaf.grad, 1e-9 * upstream, rtol=2.0**-10, atol=1e-9 * 2.0**-20)
+
+
 @every_purifier
 def test_a_users_own_surrogate_is_an_object_passed_in(make, classifier, x, y):
     own, bpda = make(gradient=MinusIdentity()), make(gradient="bpda")

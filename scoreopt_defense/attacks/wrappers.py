@@ -77,7 +77,8 @@ def _finite(gradient: Tensor) -> Tensor:
         return gradient
     largest = _largest(gradient.where(is_finite, 0))
     found = gradient.nan_to_num(0.0).clamp(-largest, largest)
-    return torch.where(largest > 0, found, torch.rand_like(gradient).sub(0.5).sign())
+    lost = (largest == 0) & ~is_finite.flatten(1).all(1).reshape(-1, 1, 1, 1)
+    return torch.where(lost, torch.rand_like(gradient).sub(0.5).sign(), found)
 
 
 def _over_its_largest(gradient: Tensor) -> Tensor:

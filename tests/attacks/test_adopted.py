@@ -135,3 +135,14 @@ def test_fab_goes_towards_the_classes_that_lead_and_no_others(classes, monkeypat
 def test_settings_tell_two_of_a_kind_apart():
     made = [adopt(of_torchattacks("PGD", eps=EPS, steps=steps)).as_dict() for steps in (3, 3, 4)]
     assert made[0] == made[1] != made[2]
+
+
+def test_a_very_sure_model_is_attacked_all_the_way():
+    """Its cross-entropy has no gradient in float32: its logits are shown as ours are."""
+    sure = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2, bias=False))
+    with torch.no_grad():
+        sure[1].weight.copy_(torch.tensor([[1.0], [-1.0]]).expand(2, 192))
+    x = torch.full((2, 3, 8, 8), 0.9)
+    attack = adopt(of_torchattacks("PGD", eps=EPS, alpha=EPS, steps=2, random_start=False))
+    attacked = attack.run(sure, x, torch.zeros(2).long())
+    torch.testing.assert_close(attacked, x - EPS, rtol=0, atol=1e-6)

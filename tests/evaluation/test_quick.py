@@ -6,13 +6,15 @@ import pytest
 import torch
 from configurations import BARE, IMAGES
 from torch import nn
+from toys import mid_images, smooth_classifier
 
 from scoreopt_defense import JPEG, DefendedModel, OneShot, ScoreOpt, data, pretrained
-from scoreopt_defense.evaluation import evaluate
+from scoreopt_defense.evaluation import Judging, evaluate
 from scoreopt_defense.evaluation.config import load
 from scoreopt_defense.evaluation.named import SUITES, suite
 from scoreopt_defense.evaluation.suite.quick import Quick
 from scoreopt_defense.evaluation.suite.summary import summary
+from scoreopt_defense.evaluation.suite.verdict import verdict
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -66,6 +68,39 @@ def test_a_purifier_inside_another_module_is_refused():
     inside = torch.nn.Sequential(STAGES["JPEG"][0])
     with pytest.raises(ValueError, match="pass the DefendedModel itself"):
         Quick().tasks(inside, torch.rand(1, 1, 28, 28))
+
+
+def test_noise_that_goes_by_the_place_in_the_batch_is_refused():
+    model = STAGES["one-shot"][0].replace(deterministic="per-image")
+    with pytest.raises(ValueError, match=r"place in the batch.*take deterministic=True"):
+        Quick().tasks(model, torch.rand(1, 1, 28, 28))
+
+
+class Fragile(nn.Module):
+    """Fails where bright images are attacked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = smooth_classifier(torch.float32)
+
+    def forward(self, x):
+        if x.requires_grad and x.mean() > 0.7:
+            raise RuntimeError("too bright")
+        return self.net(x)
+
+
+def test_images_that_no_attack_met_are_in_no_suites_figure():
+    x = torch.cat([mid_images(dtype=torch.float32)[:2] * 0.5, mid_images()[:2].float() / 2 + 0.5])
+    model = Fragile().eval()
+    result = evaluate(
+        {"it": model}, (x, model(x).argmax(1)), batch=2, checks=False,
+        suites={"quick": Quick(eps=0.01, steps=2, probed=0)}, judging=Judging(purifications=1),
+    )  # fmt: skip
+    assert result.cell("it", "quick").accuracy.n == 2
+    assert result.cell("it").accuracy.n == 4
+    said = verdict(result, "it")
+    assert "2 results missing" in said
+    assert "attacks of a suite failed on some images" in said
 
 
 def test_what_it_says_of_a_classifier_without_a_defence():

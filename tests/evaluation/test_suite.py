@@ -14,7 +14,7 @@ import torch
 from html_pages import Page, words
 from torch import Tensor, nn
 from toy_evaluation import SMALL, Noisy, defences, found, images, run
-from toys import bent, smooth_classifier
+from toys import BentNet, bent, smooth_classifier
 
 from scoreopt_defense import (
     ADP,
@@ -33,6 +33,7 @@ from scoreopt_defense import (
     pretrained,
 )
 from scoreopt_defense.attacks import views
+from scoreopt_defense.denoisers import EDMDenoiser
 from scoreopt_defense.evaluation import Judging, Result, Suite, evaluate
 from scoreopt_defense.evaluation.evaluate import materials_of
 from scoreopt_defense.evaluation.plan import CLEAN, Plan
@@ -56,6 +57,16 @@ for library in ("foolbox", "torchattacks"):
 def images_of(batch: np.ndarray) -> Any:
     """What a unit left, by place."""
     return lambda places: {place: batch[place] for place in places}
+
+
+def dropping() -> EDMDenoiser:
+    """Draws in each call, whatever its purifier is."""
+
+    class Dropping(BentNet):
+        def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+            return nn.functional.dropout(super().forward(x_t, sigma))
+
+    return EDMDenoiser(Dropping().float(), sigma_range=(0.01, 2.0))
 
 
 class Threshold(nn.Module):
@@ -587,6 +598,8 @@ class TestAdaptive:
             (ThirdParty(lambda x: x - 0.1 * torch.rand_like(x)), True),
             (ThirdParty(lambda x: x * (1 + 1e-6 * torch.rand(()))), False),
             (Halving(bent(torch.float32), gradient="bpda"), False),
+            (ThirdParty(lambda x: x - 0.1 * torch.rand_like(x), deterministic=True), False),
+            (OneShot(dropping(), sigma=0.3, deterministic=True), True),
         ],
         ids=[
             "bit depth",
@@ -596,6 +609,8 @@ class TestAdaptive:
             "a random function",
             "rounding",
             "one's own",
+            "a fixed draw",
+            "a network that draws",
         ],
     )
     def test_what_draws_nothing_is_not_held_to_be_random(
