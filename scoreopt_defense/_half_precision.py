@@ -40,8 +40,10 @@ def in_range(gradient: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The same shape, and ``(B, 1, ...)``.
     """
-    largest = gradient.detach().flatten(1).abs().amax(1).float()
-    power = (largest.view(torch.int32) & 0x7F800000).view(torch.float32)  # its exponent alone
-    power = torch.where(power.isfinite() & (power > 0), power, 1).to(gradient.dtype)
-    power = power.reshape(-1, *[1] * (gradient.ndim - 1))
+    with torch.no_grad():
+        largest = gradient.abs().amax(tuple(range(1, gradient.ndim)), keepdim=True).float()
+        largest = torch.where(largest.isfinite() & (largest > 0), largest, 1)
+        there = largest.cpu() if largest.device.type == "mps" else largest  # which has no frexp
+        power = largest / (2 * torch.frexp(there).mantissa).to(largest)
+        power = power.to(gradient.dtype)
     return gradient / power, power

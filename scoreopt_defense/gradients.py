@@ -271,7 +271,7 @@ class _Differentiated(torch.autograd.Function):
                 "the gradient would be that of another network"
             )
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
-            scaled, size = in_range(grad)
+            scaled, size = in_range(grad) if len(grad) == len(ctx.saved_tensors[0]) else (grad, 1)
             found = ctx.go_back(scaled) * size
         if torch.is_grad_enabled():  # create_graph=True
             found = _Once.apply(found, grad, *ctx.saved_tensors)

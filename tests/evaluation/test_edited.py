@@ -130,14 +130,6 @@ def test_an_edited_class_of_a_defence_is_another_defence():
     assert "code" not in described(smooth_classifier(torch.float32))
 
 
-def test_a_number_among_the_attributes_of_somebodys_module_is_declared():
-    """In its answers it may be lost in noise; the name of a file is another elsewhere."""
-    one, other = Unseeded(0.5), Unseeded(0.25)
-    assert described(one) != described(other)
-    one.much, one.file, other.file = 0.25, "/here", "/there"
-    assert described(one) == described(other)
-
-
 class Notes(Progress):
     def __init__(self) -> None:
         self.notes: list[str] = []

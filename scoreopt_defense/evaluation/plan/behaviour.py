@@ -70,9 +70,13 @@ def behaviour(
                     }
                     for (what, of), apart in zip(one.items(), other.values(), strict=True)
                 }  # fmt: skip
-            with as_it_was(model):
-                again = _answered(partial(_classified, model), given[0])["logits"]
-            found["logits"]["repeats"] = _are_close(found["logits"]["of"], again, _rounding(model))
+            logits = found["logits"]
+            size = max(map(abs, logits["of"]), default=0.0)
+            if logits["rounding"] > 8 * _MULTIPLE * _rounding(model) * size:  # it may draw
+                with as_it_was(model):
+                    again = _answered(partial(_classified, model), given[0])["logits"]
+                if _distance(logits["of"], again) > 4 * _rounding(model) * size:
+                    logits["rounding"] = max(logits["rounding"], 2 * size)  # as far as it is large
     except Exception:  # its units record it
         return None
     return found or None
@@ -165,11 +169,6 @@ def _distance(one: list[float], other: list[float]) -> float:
     return furthest + _ROUNDING * max(map(abs, one))
 
 
-def _are_close(one: list[float], other: list[float], rounding: float) -> bool:
-    most = 4 * rounding * max(map(abs, one), default=0.0)
-    return all(abs(a - b) <= most for a, b in zip(one, other, strict=True))
-
-
 def unlike(was: Mapping[str, Any] | None, is_now: Mapping[str, Any] | None) -> str | None:
     """In which answer two behaviours differ by more than rounding, and by how much."""
     if (was is None) != (is_now is None):
@@ -189,10 +188,7 @@ def unlike(was: Mapping[str, Any] | None, is_now: Mapping[str, Any] | None) -> s
 
 
 def is_blind(found: Mapping[str, Any] | None) -> bool:
-    """Whether another defence could not be told from it.
-
-    Its answer may move as far as it is large, or is another when it is asked the same again.
-    """
+    """Whether an answer may move as far as it is large: another one could not be told from it."""
     logits = (found or {}).get("logits", {"of": []})
     spread = max(logits["of"], default=0.0) - min(logits["of"], default=0.0)
-    return not logits["of"] or logits["rounding"] >= spread > 0 or not logits.get("repeats", True)
+    return found is None or not logits["of"] or bool(logits["rounding"] >= spread > 0)

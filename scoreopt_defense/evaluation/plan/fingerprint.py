@@ -44,20 +44,10 @@ def described(model: nn.Module) -> dict[str, Any]:
 
 
 def _code_of_modules(model: nn.Module) -> dict[str, str]:
-    """A digest of the classes inside that are neither torch's nor this library's, if any is.
-
-    Of what they do, and of the numbers among their attributes: not of names, which may be those of
-    a machine's files and devices.
-    """
-    code = {kind: _code_of_class(kind) for kind in map(type, model.modules())}
-    numbers = [
-        f"{name} {value!r}"
-        for part in model.modules() if code[type(part)]
-        for name, value in sorted(vars(part).items())
-        if isinstance(value, (bool, int, float)) and name != "training" and name[0] != "_"
-    ]  # fmt: skip
-    found = [*filter(None, code.values()), *numbers]
-    return {"code": digest(*found)[:16]} if found else {}
+    """A digest of what the classes inside do, if any is neither torch's nor this library's."""
+    kinds = dict.fromkeys(type(part) for part in model.modules())
+    code = [found for found in map(_code_of_class, kinds) if found]
+    return {"code": digest(*code)[:16]} if code else {}
 
 
 def _settings(purifier: Any) -> dict[str, Any]:

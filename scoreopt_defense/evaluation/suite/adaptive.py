@@ -31,6 +31,7 @@ from scoreopt_defense.evaluation.suite.probes import (
     Bare,
     Convergence,
     Gradients,
+    check_divisible,
     check_reachable,
     gradient_modes,
     strongest_mode,
@@ -117,6 +118,7 @@ class Adaptive(Settings, Suite):
     def tasks(self, model: nn.Module, x: Tensor) -> dict[str, Task]:
         """See :class:`~scoreopt_defense.evaluation.plan.tasks.Suite`."""
         check_reachable(model)
+        check_divisible(model)
         is_random = _is_random(model, x) if self.random is None else self.random
         threat = threat_of(self.norm, self.eps, x)
         budget = _Budget(self, threat, model, is_random, _classes(model, x))

@@ -26,6 +26,7 @@ __all__ = [
     "Convergence",
     "Gradients",
     "Measurement",
+    "check_divisible",
     "check_reachable",
     "gradient_modes",
     "strongest_mode",
@@ -37,23 +38,31 @@ _STRONGEST = ("smoothed", "exact", "one-shot", "bpda", "as-it-is")
 
 
 def check_reachable(model: nn.Module) -> None:
-    """That a suite can set the modes of the model's purifier, and attack some of a batch.
+    """That a suite can set the modes of the model's purifier.
 
     Raises:
-        ValueError: of one inside another module, or whose noise goes by the place in the batch.
+        ValueError: of one inside another module.
     """
-    if isinstance(model, DefendedModel) and model.purifier.deterministic == PER_IMAGE:
-        raise ValueError(
-            "deterministic='per-image' draws by an image's place in the batch, and a suite attacks "
-            "parts of a batch, which it would purify otherwise: take deterministic=True, one draw "
-            "for all"
-        )
     if not isinstance(model, DefendedModel) and any(
         isinstance(part, Purifier) for part in model.modules()
     ):
         raise ValueError(
             f"the suite cannot set the gradient modes of a purifier inside a "
             f"{type(model).__name__}: pass the DefendedModel itself"
+        )
+
+
+def check_divisible(model: nn.Module) -> None:
+    """That some images of a batch are purified as all are.
+
+    Raises:
+        ValueError: of a purifier whose noise goes by the place in the batch.
+    """
+    if isinstance(model, DefendedModel) and model.purifier.deterministic == PER_IMAGE:
+        raise ValueError(
+            "deterministic='per-image' draws by an image's place in the batch, and a suite attacks "
+            "parts of a batch, which it would purify otherwise: take deterministic=True, one draw "
+            "for all"
         )
 
 

@@ -17,6 +17,7 @@ from scoreopt_defense.evaluation.suite.probes import (
     Bare,
     Convergence,
     Gradients,
+    check_divisible,
     check_reachable,
     gradient_modes,
     strongest_mode,
@@ -72,6 +73,7 @@ class Quick(Settings, Suite):
     def tasks(self, model: nn.Module, x: Tensor) -> dict[str, Task]:
         """See :class:`~scoreopt_defense.evaluation.plan.tasks.Suite`."""
         check_reachable(model)
+        check_divisible(model)
         library = importlib.import_module("scoreopt_defense.attacks")
         threat = threat_of(self.norm, self.eps, x)
         shared = threat | {"autocast": self.autocast}
