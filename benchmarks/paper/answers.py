@@ -200,7 +200,7 @@ def _against_denoising() -> Lines:
                _gap(("table01", OURS_N, "robust"), ("table01", name, "robust")))  # fmt: skip
     ours = "table02", OURS_N, "robust"
     twenty = "table02", "Diffusion-based purification, steps 20", "robust"
-    yield "ScoreOpt-N (16 passes) less DiffPure of 20 steps, BPDA+EOT", _gap(ours, twenty)
+    yield "ScoreOpt-N less DiffPure of 20 steps, BPDA+EOT", _gap(ours, twenty)
     yield "ScoreOpt-N less DiffPure of 20 steps, worst case", _gap(ours, twenty, worst=True)
     yield ("ScoreOpt-N less DiffPure of 10 steps, PGD+EOT",
            _gap(("table03", "Ours, ScoreOpt-N", "robust"), ("table03", DIFFPURE, "robust"),

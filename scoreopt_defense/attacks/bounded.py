@@ -30,7 +30,7 @@ from scoreopt_defense.defended import EOT
 from scoreopt_defense.gradients import Gradient, OneShotGradient
 from scoreopt_defense.settings import Options
 
-__all__ = ["LARGEST", "BoundedAttack", "ProjectedGradientAttack", "strongest"]
+__all__ = ["LARGEST", "BoundedAttack", "ProjectedGradientAttack", "check_eps", "strongest"]
 
 #: Largest eps that is no mistake of scale, images being in [0, 1]: no pixel is further than 1 from
 #: another; half the pixels of a CIFAR image, all the way, are 28 in l2, and no paper goes past 5;
@@ -91,7 +91,7 @@ class BoundedAttack(Attack):
             check_choice("autocast", self.autocast, ("auto", "bfloat16", "float32"))
         if self.autocast == "float32" or (self.autocast == "auto" and self.compares):
             self._set("autocast", None)
-        self._set("eps", _check_eps(self.eps, self.norm))
+        self._set("eps", check_eps(self.eps, self.norm))
         for count in ("eot", "steps", "restarts"):
             self._set(count, check_count(count, getattr(self, count)))
 
@@ -189,7 +189,8 @@ class ProjectedGradientAttack(BoundedAttack):
             )
 
 
-def _check_eps(eps: object, norm: str) -> float:
+def check_eps(eps: object, norm: str) -> float:
+    """A radius that is no mistake of scale."""
     number = check_positive("eps", eps)
     if number > LARGEST[norm]:
         raise ValueError(

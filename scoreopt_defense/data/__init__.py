@@ -105,7 +105,9 @@ def source(
     if str(source) == "mnist" or (str(source).lower() == "mnist" and not path.exists()):
         return _mnist(split, choose, preprocessing)
     if not path.exists():
-        raise FileNotFoundError(f"no images at {path}: expected 'mnist', a zip file or a folder")
+        raise FileNotFoundError(
+            f"there is nothing at {path}: expected 'mnist', 'hf:NAME', a folder, a zip or .npy file"
+        )
     if path.suffix.lower() == ".npy" and path.is_file():
         if not (path.parent / "labels.npy").exists():
             raise FileNotFoundError(f"no labels.npy beside {path}, which says the images' classes")
@@ -117,7 +119,7 @@ def source(
         if (path / folder).is_dir():
             return _cifar(path, classes, split, choose, preprocessing)
     if not path.is_dir() and path.suffix.lower() != ".zip":
-        raise FileNotFoundError(f"no folder at {path}")
+        raise FileNotFoundError(f"{path} is a file, but neither a zip nor a .npy file")
     return Files(path, split=split, choose=choose, preprocessing=preprocessing)
 
 

@@ -216,6 +216,8 @@ def _said(problem: Any) -> str:
         section = _SECTIONS[where[0]] if len(where) > 1 else Config
         near = get_close_matches(where[-1].lower(), section.model_fields, 1)
         hint = f": did you mean {near[0]}?" if near else ""
+        if len(where) > 1 and where[-1] in Config.model_fields:
+            hint = ": if it is meant for the whole file, put it before the first [section]"
         return f"there is no key {key}{hint}; there are {sorted(section.model_fields)}"
     if problem["type"] == "missing":
         return f"{key} is missing"

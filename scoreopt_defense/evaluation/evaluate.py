@@ -173,8 +173,10 @@ def evaluate_plan(
             progress.note(line)
         for label, defence in plan.defences.items():
             if is_blind(defence.behaviour):
-                progress.note(f"{label} does not answer alike twice, or not at all: that it was "
-                              "edited would not be seen; then forget its results")  # fmt: skip
+                progress.note(
+                    f"{label} draws what no seed repeats, or fails if it is asked: that it was "
+                    "edited would not be seen; then forget its results"
+                )
         if retry_failed:
             store.forget([r.key for r in store.read({u.key for u in plan.units()}) if r.error])
         run(plan, materials, store, crew, progress, keep=keep, view=name)

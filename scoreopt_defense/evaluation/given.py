@@ -61,6 +61,11 @@ def materials_of(
         raise TypeError(f"judging must be a Judging, got {judging!r}")
     if isinstance(defences, nn.Module):
         defences = {type(defences).__name__: defences}
+    if not isinstance(defences, Mapping):
+        raise TypeError(
+            "defences must be a module, or a mapping of names to modules, got "
+            f"{type(defences).__name__}; images come second"
+        )
     for name, model in defences.items():
         if not isinstance(model, nn.Module):
             raise TypeError(f"defence {name!r} must be a torch module, got {type(model).__name__}")

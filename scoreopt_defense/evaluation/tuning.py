@@ -120,6 +120,9 @@ def grid(
                 f"sigma must be said for a denoiser that is valid within [{low:g}, {high:g}]: "
                 f"none of {_SIGMA[variant]} is"
             )
+    for setting, tried in {"sigma": sigma, "lr": lr, "steps": steps}.items():
+        if tried is not None and not isinstance(tried, Iterable):
+            raise ValueError(f"{setting} must be several to try, as in [{tried!r}], got {tried!r}")
     points = itertools.product(steps or _STEPS, sigma, lr or _LR[variant])
     return {
         f"sigma {' to '.join(map(str, s)) if isinstance(s, tuple) else s}, lr {rate}, steps {n}":

@@ -163,6 +163,11 @@ class LossGradient:
                 )
             moved = x + shift if self.moving else x
             loss = self.loss(denoised, moved, x_a=x_a, denoised_a=denoised_a, sigma=sigma)
+            if loss.shape != x.shape[:1]:
+                raise ValueError(
+                    f"the loss must be one number an image, of shape {tuple(x.shape[:1])}, got "
+                    f"{tuple(loss.shape)}"
+                )
             if not (recorded or torch.compiler.is_compiling()):
                 # Its graph will have given up its tensors, and stays until the next step's stands:
                 # what it is made of lies among them, and keeps the C library from giving the memory

@@ -138,8 +138,8 @@ class ThirdParty(Purifier):
             left = modes(self.settings.replace(differentiable=False), differentiable=False)
             raise RuntimeError(
                 "autograd does not go through the purification, which cuts its graph by "
-                "torch.no_grad, detach or NumPy: mend that, or say differentiable=False and attack "
-                f"it in the modes {list(left)}"
+                "torch.no_grad, detach, a comparison or NumPy: mend that, or say "
+                f"differentiable=False and attack it in the modes {list(left)}"
             )
         if purified.numel():
             self._warn_of_output(*torch.stack(purified.detach().aminmax()).tolist())

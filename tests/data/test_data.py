@@ -175,7 +175,7 @@ def test_a_folder_of_splits_gives_only_the_split_that_was_asked_for(split, tmp_p
 
 class TestErrors:
     def test_nothing_there(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"no images at .*missing"):
+        with pytest.raises(FileNotFoundError, match=r"there is nothing at .*missing"):
             data.load(tmp_path / "missing")
 
     @pytest.mark.parametrize("name", ["folder", "archive.zip"])

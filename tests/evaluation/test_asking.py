@@ -11,10 +11,10 @@ from torch import nn
 from toy_evaluation import Toy, defences, images
 from toys import labels, mid_images, smooth_classifier
 
-from scoreopt_defense import DefendedModel
+from scoreopt_defense import DefendedModel, ThirdParty
 from scoreopt_defense.evaluation import Judging, evaluate
 from scoreopt_defense.evaluation.judging import judge, vote
-from scoreopt_defense.evaluation.judging.asking import answers
+from scoreopt_defense.evaluation.judging.asking import answers, check_defence
 from scoreopt_defense.evaluation.plan.behaviour import behaviour
 from scoreopt_defense.evaluation.suite.adaptive import _is_random
 from scoreopt_defense.evaluation.suite.probes import Gradients
@@ -202,3 +202,30 @@ def test_asking_changes_nothing():
         assert all(map(torch.equal, before, (*model.parameters(), *model.buffers())))
         assert modes == [part.training for part in model.modules()]
         assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_purification_that_looks_at_an_images_neighbours_is_warned_of():
+    """In halves of a batch it is another defence: attacked among some, judged among others."""
+    of_batch = ThirdParty(lambda x: (x - x.mean(0) + 0.1).clamp(0, 1))
+    drawing = ThirdParty(lambda x: (x - x.mean(0) * torch.rand(())).clamp(0, 1))
+    by_itself = ThirdParty(lambda x: (x - x.mean((1, 2, 3), keepdim=True)).clamp(0, 1))
+    x, y = images(4)
+    for purifier, said in ((of_batch, 1), (drawing, 0), (by_itself, 0)):
+        model = DefendedModel(smooth_classifier(torch.float32), purifier)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            check_defence("it", model, x, y)
+        assert sum("by its neighbours" in str(one.message) for one in told) == said
+
+
+def test_a_purification_without_the_gradient_that_it_says_is_refused_before_anything_is_attacked():
+    model = DefendedModel(smooth_classifier(torch.float32), ThirdParty(lambda x: (x > 0.5).float()))
+    with pytest.raises(ValueError, match=r"autograd does not go through .*say differentiable"):
+        evaluate({"it": model}, images(4), {})
+
+
+def test_defences_come_first():
+    with pytest.raises(
+        TypeError, match="mapping of names to modules, got tuple; images come second"
+    ):
+        evaluate(images(4), smooth_classifier(torch.float32))

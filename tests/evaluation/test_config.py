@@ -115,6 +115,10 @@ def test_a_purifier_of_another_size_than_the_classifiers(written):
             r"no key images.spl: did you mean split\?; there are \['columns', 'crop', 'n'",
         ),
         (f"{IMAGES}{BARE}x = 1", r"there is no key defences.bare.x; there are \['classifier'"),
+        (
+            f"{IMAGES}{BARE}suite = 'quick'",
+            "no key defences.bare.suite: if it is meant for the whole",
+        ),
         (f"batch = 0\n{IMAGES}{BARE}", "batch should be greater than or equal to 1, got 0"),
         (f"batch = 1.5\n{IMAGES}{BARE}", "batch should be a valid integer, got 1.5"),
         (f'seed = "1"\n{IMAGES}{BARE}', "seed should be a valid integer, got '1'"),
@@ -152,7 +156,11 @@ def test_a_wrong_file_names_the_key_the_value_and_what_is_allowed(text, said, wr
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f'[images]\nsource = "nowhere"\n{BARE}', "images: no images at nowhere"),
+        (
+            f'[images]\nsource = "nowhere"\n{BARE}',
+            "images: there is nothing at nowhere: expected 'mnist', ",
+        ),
+        (f"{IMAGES}{BARE}[suites.quick]\neps = 8", "suites.quick.eps must be .* at most 1"),
         (f'{IMAGES}[defences.a]\nclassifier = "x"', r"classifier = 'x': .*must be one of \['cifar"),
         (
             f'{IMAGES}[defences.a]\nclassifier = "file:no.safetensors"',

@@ -154,6 +154,7 @@ class Broken(torch.nn.Module):
     ("change", "kind", "said"),
     [
         ({"sigma": [3.0]}, ValueError, r"sigma must be within \[0.01, 2\]"),
+        ({"sigma": 0.5}, ValueError, r"sigma must be several to try, as in \[0.5\], got 0.5"),
         ({"lr": [-1]}, ValueError, "lr must be a finite number above 0, got -1"),
         ({"variant": "M"}, ValueError, r"variant must be one of \['O', 'N'\], got 'M'"),
         ({"sigma": []}, ValueError, "candidates must be at least one"),

@@ -129,3 +129,11 @@ def test_default_losses_are_the_published_ones(variant, default, bent_denoiser, 
     assert torch.equal(by_default, ScoreOpt(bent_denoiser, loss=default, **settings)(x, seed=1))
     other = {"diff": "noise", "noise": "diff"}[default]
     assert not torch.equal(by_default, ScoreOpt(bent_denoiser, loss=other, **settings)(x, seed=1))
+
+
+def test_a_loss_that_is_not_one_number_an_image_is_refused():
+    def mean(denoised, x, **_):
+        return (denoised - x).square().mean()
+
+    with pytest.raises(ValueError, match=r"one number an image, of shape \(4,\), got \(\)"):
+        ScoreOpt(bent(), steps=1, sigma=0.3, loss=mean)(mid_images())

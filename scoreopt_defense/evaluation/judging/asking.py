@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from scoreopt_defense._checks import check_logits
 from scoreopt_defense._foreign import as_it_was, contained, said
 from scoreopt_defense._text import where
+from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging.fresh import placed, reseeded
 from scoreopt_defense.noise import seeded
 from scoreopt_defense.normalization import wanted
+from scoreopt_defense.purifiers import ThirdParty
 
 __all__ = ["answer", "answers", "check_defence"]
 
@@ -43,14 +45,15 @@ def answers(model: nn.Module, x: Tensor, *, seed: int = 0) -> Tensor:
 def check_defence(name: str, model: nn.Module, x: Tensor, y: Tensor) -> int:
     """Ask a defence about a few images, before anything is attacked; returns its classes K.
 
-    Warns of probabilities in place of logits, and of a published network that seems to be given
-    images without its normalisation.
+    Warns of probabilities in place of logits, of a published network that seems to be given images
+    without its normalisation, and of a purification that looks at an image's neighbours.
 
     Args:
         x, y: all images and labels of the run, checked.
 
     Raises:
-        ValueError: if it fails, does not answer with logits, or a label is none of its classes.
+        ValueError: if it fails, does not answer with logits, a label is none of its classes, or
+            autograd does not go through a purification that says so.
     """
     if any(nn.parameter.is_lazy(part) for part in (*model.parameters(), *model.buffers())):
         raise ValueError(
@@ -80,6 +83,8 @@ def check_defence(name: str, model: nn.Module, x: Tensor, y: Tensor) -> int:
             "again, and their gradients all but vanish; leave its softmax out",
             stacklevel=4,
         )
+    if isinstance(model, DefendedModel) and isinstance(model.purifier, ThirdParty):
+        _check_purification(name, model, placed(model, few))
     if missing := wanted(model, classes):
         mean, std = (tuple(round(float(value), 4) for value in values) for values in missing)
         warnings.warn(
@@ -88,6 +93,31 @@ def check_defence(name: str, model: nn.Module, x: Tensor, y: Tensor) -> int:
             stacklevel=4,
         )
     return classes
+
+
+def _check_purification(name: str, model: DefendedModel, x: Tensor) -> None:
+    """Somebody's: its gradient, and that each image is purified by itself, if it draws nothing."""
+    with contained(), as_it_was(model), seeded(0):
+        if "exact" in model.purifier.modes:
+            try:
+                model.purifier.with_gradient("exact")(x.clone().requires_grad_(), seed=0)
+            except RuntimeError as error:
+                if "autograd does not go through" not in str(error):  # its units record it
+                    return
+                raise ValueError(f"the defence {name!r}: {error}") from None
+        with torch.no_grad():
+            one, other, *alone = (
+                model.purify(images.clone(), seed=seed)
+                for images, seed in ((x, 0), (x, 1), *((image, 0) for image in x.split(1)))
+            )
+    apart = (torch.cat(alone) - one).abs().amax()
+    if torch.equal(one, other) and apart > torch.finfo(one.dtype).eps ** 0.5:
+        warnings.warn(
+            f"the purification of {name!r} answers an image by its neighbours in the batch, as its "
+            "images alone are purified otherwise: it is attacked among some and judged among "
+            "others. Treat each image by itself",
+            stacklevel=5,
+        )
 
 
 def _are_probabilities(logits: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scoreopt_defense import purifiers
 from scoreopt_defense._checks import check_choice, check_count, check_flag, check_positive
 from scoreopt_defense._foreign import as_it_was, contained
-from scoreopt_defense.attacks.bounded import LARGEST
+from scoreopt_defense.attacks.bounded import LARGEST, check_eps
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging.asking import answer, answers
 from scoreopt_defense.evaluation.judging.fresh import placed
@@ -106,7 +106,7 @@ class Adaptive(Settings, Suite):
         super().__post_init__()
         check_choice("norm", self.norm, ("linf", "l2"))
         if self.eps is not None:
-            self._set("eps", check_positive("eps", self.eps))
+            self._set("eps", check_eps(self.eps, self.norm))
         for name, least in {"steps": 2, "longer": 1, "queries": 20}.items():
             self._set(name, check_count(name, getattr(self, name), least=least))
         for name in ("confirm", "probed"):

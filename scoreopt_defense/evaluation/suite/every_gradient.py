@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import check_choice, check_count, check_positive
+from scoreopt_defense._checks import check_choice, check_count
+from scoreopt_defense.attacks.bounded import check_eps
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging.asking import answer
 from scoreopt_defense.evaluation.judging.threat_model import threat_of
@@ -97,7 +98,7 @@ class EveryGradient(Settings, Suite):
         super().__post_init__()
         check_choice("norm", self.norm, ("linf", "l2"))
         if self.eps is not None:
-            self._set("eps", check_positive("eps", self.eps))
+            self._set("eps", check_eps(self.eps, self.norm))
         self._set("steps", check_count("steps", self.steps, least=2))
         self._set("votes", tuple(check_count("votes", k) for k in self.votes))
         if not self.votes:

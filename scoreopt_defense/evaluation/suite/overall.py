@@ -59,8 +59,8 @@ def near_chance(figures: Figures, defence: str) -> str | None:
     if clean.low > guess or clean.value > (1 + guess) / 2:  # of few images all may be right
         return None
     return (
-        f"clean accuracy {clean} is near chance, one in {len(classes)}: does the model normalise "
-        "images in [0, 1] itself, and are the labels those of its classes?"
+        f"clean accuracy {clean} is near chance, one in {len(classes)} classes here: does the "
+        "model normalise images in [0, 1] itself, and are the labels those of its classes?"
     )
 
 

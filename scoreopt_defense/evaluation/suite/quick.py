@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from scoreopt_defense._checks import check_choice, check_count, check_positive
-from scoreopt_defense.attacks.bounded import LARGEST
+from scoreopt_defense._checks import check_choice, check_count
+from scoreopt_defense.attacks.bounded import LARGEST, check_eps
 from scoreopt_defense.defended import DefendedModel
 from scoreopt_defense.evaluation.judging.threat_model import threat_of
 from scoreopt_defense.evaluation.plan.tasks import Attack, Clean, Judge, Probe, Suite, Task, Worst
@@ -66,7 +66,7 @@ class Quick(Settings, Suite):
         super().__post_init__()
         check_choice("norm", self.norm, ("linf", "l2"))
         if self.eps is not None:
-            self._set("eps", check_positive("eps", self.eps))
+            self._set("eps", check_eps(self.eps, self.norm))
         for name, least in {"steps": 2, "queries": 2, "confirm": 0, "probed": 0}.items():
             self._set(name, check_count(name, getattr(self, name), least=least))
 
