@@ -129,7 +129,7 @@ class Checked:
         self.y, self.of, self.classes = y, of, classes
         self.scale_free, self.by_direction = scale_free, by_direction
         self.highest = int(y.max())
-        self.divisors: Tensor | None = None
+        self.divisors: Tensor | float = 1.0
         self.default = torch.get_default_dtype()  # the model's; meanwhile it is the library's
 
     def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
@@ -147,8 +147,6 @@ class Checked:
             )
         if not (self.scale_free and logits.requires_grad and len(x) == len(self.y)):
             return logits
-        if self.divisors is None:
-            self.divisors = torch.ones_like(logits[:, :1], requires_grad=False)
         self.divisors = self.divisors * divisors(logits.detach() / self.divisors, self.y)
         if self.by_direction:
             logits = logits.view_as(logits)  # a model may keep its own
